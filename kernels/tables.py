@@ -1,0 +1,67 @@
+"""The DCT basis (T.81, A.3.3) and quantisation tables: Annex K's, scaled by quality as libjpeg scales them."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import cos, pi, sqrt
+
+import torch
+from torch import Tensor
+
+# fmt: off
+ANNEX_K_LUMA = torch.tensor([
+    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
+    [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
+    [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]], dtype=torch.int32)
+"""[8, 8] int32, T.81's table K.1, in natural order."""
+
+ANNEX_K_CHROMA = torch.tensor([
+    [17, 18, 24, 47, 99, 99, 99, 99], [18, 21, 26, 66, 99, 99, 99, 99],
+    [24, 26, 56, 99, 99, 99, 99, 99], [47, 66, 99, 99, 99, 99, 99, 99],
+    [99, 99, 99, 99, 99, 99, 99, 99], [99, 99, 99, 99, 99, 99, 99, 99],
+    [99, 99, 99, 99, 99, 99, 99, 99], [99, 99, 99, 99, 99, 99, 99, 99]], dtype=torch.int32)
+"""[8, 8] int32, T.81's table K.2, in natural order."""
+# fmt: on
+
+
+@cache
+def dct_basis(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+    """[8, 8]: the orthonormal DCT-II, row k the k-th frequency; `basis @ block @ basis.T` is the forward transform."""
+    rows = [
+        [sqrt((1 if k == 0 else 2) / 8) * cos((2 * n + 1) * k * pi / 16) for n in range(8)] for k in range(8)
+    ]
+    return torch.tensor(rows, dtype=torch.float64).to(device=device, dtype=dtype)
+
+
+@cache
+def zigzag() -> Tensor:
+    """[64] int64: position k of the zigzag scan holds the coefficient at natural index `zigzag()[k]` (T.81, A.3.6)."""
+    order = sorted(
+        ((row, column) for row in range(8) for column in range(8)),
+        key=lambda rc: (rc[0] + rc[1], rc[0] if (rc[0] + rc[1]) % 2 else rc[1]),
+    )
+    return torch.tensor([8 * row + column for row, column in order])
+
+
+def quality_to_tables(quality: int, components: int) -> Tensor:
+    """[components, 8, 8] int32: Annex K's tables at libjpeg's `quality`, 1..100, limited to 1..255 (baseline).
+
+    Raises ValueError for another quality."""
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality {quality} is not in 1..100")
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    base = torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1))
+    return ((base * scale + 50) // 100).clamp(1, 255)
+
+
+@cache
+def _luma_by_quality() -> Tensor:
+    return torch.stack([quality_to_tables(quality, 1)[0] for quality in range(1, 101)]).double().log()
+
+
+def nearest_quality(tables: Tensor) -> int:
+    """The libjpeg quality, 1..100, whose luma table is nearest to `tables[0]` ([components, 8, 8]) in mean squared
+    difference of logarithms; exact for libjpeg's own tables."""
+    distance = (_luma_by_quality() - tables[0].cpu().double().log()).square().mean(dim=(1, 2))
+    return int(distance.flip(0).argmin().neg().add(100))
