@@ -1,0 +1,215 @@
+"""The operators in plain PyTorch: the CPU path, and the oracle of the tests. float32, any device, autograd where the
+docstring says so. Equation numbers are those of arXiv 2211.11827."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.coefficients import Coefficients, Subsampling
+from kernels.colour import differences_to_rgb, rgb_to_ycc
+from kernels.mcu import (
+    Region,
+    block_dct,
+    blocks_of,
+    flat_regions,
+    from_tiles,
+    map_regions,
+    mcu_matrices,
+    put_blocks,
+    to_tiles,
+)
+
+
+def times(x: Tensor, matrix: Tensor) -> Tensor:
+    """[..., k * B] @ [B, D] → [..., k * D]: each run of B values times the matrix."""
+    return (x.unflatten(-1, (-1, matrix.shape[0])) @ matrix).flatten(-2)
+
+
+def tile_planes(tiles: Tensor) -> tuple[Tensor, ...]:
+    """[N, rows, columns, C, P] RGB or gray, 0..255 → component planes [N, rows, columns, P], less 128."""
+    if tiles.shape[3] == 1:
+        return (tiles[:, :, :, 0] - 128,)
+    return rgb_to_ycc(*tiles.unbind(3))
+
+
+def forward_dct(planes: tuple[Tensor, ...], region: Region) -> list[Tensor]:
+    """Component planes of tiles → coefficients [N, rows, columns, blocks, 64], unquantised."""
+    matrices = mcu_matrices(region.mcu, planes[0].device, planes[0].dtype)
+    maps = (matrices.luma, matrices.chroma, matrices.chroma)
+    return [times(p, m).unflatten(-1, (-1, 64)) for p, m in zip(planes, maps, strict=False)]
+
+
+def steps_of(tables: Tensor, component: int, dtype: torch.dtype) -> Tensor:
+    """One component's quantisation steps as [N, 1, 1, 1, 64], to divide tiles' coefficients by."""
+    return tables[:, component].reshape(-1, 1, 1, 1, 64).to(dtype)
+
+
+def round_half_away(x: Tensor) -> Tensor:
+    """To the nearest integer, ties away from zero, as JPEG encoders round."""
+    return torch.trunc(x + torch.copysign(torch.full_like(x, 0.5), x))
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    """Rounding whose backward pass is the identity."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return round_half_away(x)
+
+    @staticmethod
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+def empty_planes(
+    sampling: Subsampling, size: tuple[int, int], images: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Zero coefficient planes, int16."""
+    grids = (sampling.plane_blocks(component, size) for component in range(sampling.components))
+    return tuple(torch.zeros(images, *grid, 8, 8, dtype=torch.int16, device=device) for grid in grids)
+
+
+def keep_true_blocks(coefficients: Coefficients) -> Coefficients:
+    """Sets the padding blocks to zero, in place."""
+    for component, plane in enumerate(coefficients.planes):
+        rows, columns = coefficients.sampling.true_blocks(component, coefficients.size)
+        plane[:, rows:] = 0
+        plane[:, :, columns:] = 0
+    return coefficients
+
+
+def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
+    """Compresses images [N, C, H, W], 0..255, with tables [N, C, 8, 8] int32, in float32: the real-number JPEG, rounding
+    half away from zero. It differs from libjpeg's integers (kernels.libjpeg) by one step here and there."""
+    images, size = x.shape[0], (x.shape[2], x.shape[3])
+    planes = empty_planes(sampling, size, images, x.device)
+    for region in flat_regions(sampling, size, images):
+        tiles = to_tiles(x, region).float()
+        for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
+            quantised = round_half_away(dct / steps_of(tables, component, dct.dtype)).clamp(-32768, 32767)
+            put_blocks(planes[component], component, region, quantised.to(torch.int16))
+    return keep_true_blocks(Coefficients(planes, tables, sampling, size))
+
+
+def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
+    """JPEG_Q of the paper's section 3.1: compress and decompress [N, C, H, W], 0..255, with box (repetition) upsampling.
+
+    Gradient: straight through the rounding; zero where a decoded plane or the final colour leaves 0..255 (the clamp's
+    own). Any float dtype; computed in at least float32 and returned in the input's dtype."""
+    images, size = x.shape[0], (x.shape[2], x.shape[3])
+
+    def one(region: Region) -> Tensor:
+        tiles = to_tiles(x, region)
+        tiles = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
+        idct = block_dct(tiles.device, tiles.dtype).T
+        decoded = []
+        for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
+            steps = steps_of(tables, component, dct.dtype)
+            quantised = _RoundStraightThrough.apply(dct / steps)
+            plane = (quantised * steps @ idct).clamp(-128, 127)
+            decoded.append(repeat_chroma(plane, region) if component else plane.flatten(-2))
+        return from_tiles(to_rgb(decoded, 3).to(x.dtype), region)
+
+    return map_regions(one, sampling, size, images, banded=not x.requires_grad)
+
+
+def repeat_chroma(plane: Tensor, region: Region) -> Tensor:
+    """A chroma block for each MCU, [N, rows, columns, 1, 64] → its samples repeated over the tile [N, rows, columns, P]."""
+    vertical, horizontal = region.mcu.sampling.factors
+    x = plane.reshape(*plane.shape[:3], vertical, 8 // vertical, 1, horizontal, 8 // horizontal, 1)
+    x = x.expand(*x.shape[:5], vertical, horizontal, 8 // horizontal, horizontal)
+    return x.movedim(6, 4).flatten(3)
+
+
+def to_rgb(planes: list[Tensor], dim: int) -> Tensor:
+    """Component planes less 128 → an image, 0..255, with its channels at `dim`."""
+    luma = planes[0] + 128
+    channels = (luma,) if len(planes) == 1 else differences_to_rgb(luma, planes[1], planes[2])
+    return torch.stack(channels, dim=dim).clamp_(0, 255)
+
+
+def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
+    """Equation 11: the image nearest to x ([N, C, H, W], 0..255) in YCbCr whose coefficients lie in c's intervals, each
+    end drawn in by `margin` (0..0.5) of a step. float32 (float64 for float64); not limited to 0..255.
+
+    Inside the image that is exact in one pass; MCUs over its edge average the correction over the places that repeat a
+    pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps)."""
+
+    def one(region: Region) -> Tensor:
+        tiles = to_tiles(x, region)
+        tiles = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
+        matrices = mcu_matrices(region.mcu, tiles.device, tiles.dtype)
+        backs = (matrices.luma_back, matrices.chroma_back, matrices.chroma_back)
+        changes = []
+        for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
+            steps = steps_of(c.tables, component, dct.dtype)
+            centre = blocks_of(c.planes[component], component, region).to(dct.dtype) * steps
+            half = (0.5 - margin) * steps
+            nearest = torch.minimum(torch.maximum(dct, centre - half), centre + half)
+            changes.append(times((nearest - dct).flatten(-2), backs[component]))
+        if len(changes) == 1:
+            return from_tiles(tiles + changes[0][:, :, :, None], region)
+        return from_tiles(tiles + torch.stack(differences_to_rgb(*changes), dim=3), region)
+
+    return map_regions(one, c.sampling, c.size, len(c), banded=not x.requires_grad)
+
+
+def decode(c: Coefficients) -> Tensor:
+    """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to 0..255
+    after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
+    chroma = [_component(c, component, 0, c.planes[component].shape[1]) for component in range(1, c.sampling.components)]
+    vertical = c.sampling.factors[0]
+    bands = []
+    band_rows = max(1, (1 << 17) // (8 * vertical * c.size[1] * len(c)))
+    for top in range(0, c.planes[0].shape[1] // vertical, band_rows):
+        luma = _component(c, 0, top * vertical, (top + band_rows) * vertical)
+        first = 8 * vertical * top
+        planes = [luma] + [upsample_rows(x, c, first, first + luma.shape[1]) for x in chroma]
+        bands.append(to_rgb(planes, 1))
+    return torch.cat(bands, dim=2)
+
+
+def _component(c: Coefficients, component: int, top: int, bottom: int) -> Tensor:
+    """Rows of blocks `top` to `bottom` of a component, decoded: [N, rows, columns] samples less 128, cut to its size."""
+    height, width = c.sampling.component_size(component, c.size)
+    blocks = c.planes[component][:, top:bottom].float().flatten(3) * c.tables[:, component].reshape(-1, 1, 1, 64)
+    samples = (blocks @ block_dct(c.device).T).clamp_(-128, 127).unflatten(3, (8, 8))
+    plane = samples.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return plane[:, : height - 8 * top, :width]
+
+
+def upsample_rows(plane: Tensor, c: Coefficients, top: int, bottom: int) -> Tensor:
+    """Rows `top` to `bottom` of the full-size plane that the triangle filter makes of a chroma plane [N, h, w]: three
+    quarters of the nearer sample and a quarter of the farther, across and down; the ends repeat. A plane two samples
+    wide or narrower is repeated across, and then (4:2:0) also down."""
+    vertical, horizontal = c.sampling.factors
+    smooth = horizontal == 1 or plane.shape[2] > 2
+    if vertical == 2:
+        first, last = top // 2, -(-bottom // 2)
+        near = plane[:, first:last]
+        if smooth:
+            rows = torch.arange(first - 1, last + 1, device=plane.device).clamp(0, plane.shape[1] - 1)
+            far = plane[:, rows]
+            near = torch.stack((_blend(near, far[:, :-2]), _blend(near, far[:, 2:])), dim=2).flatten(1, 2)
+        else:
+            near = near.repeat_interleave(2, dim=1)
+        plane = near[:, : bottom - top]
+    else:
+        plane = plane[:, top:bottom]
+    if horizontal == 1:
+        return plane
+    if not smooth:
+        return plane.repeat_interleave(2, dim=2)[:, :, : c.size[1]]
+    padded = F.pad(plane, (1, 1), mode="replicate")
+    pair = torch.stack((_blend(plane, padded[..., :-2]), _blend(plane, padded[..., 2:])), dim=3)
+    return pair.flatten(2)[:, :, : c.size[1]]
+
+
+def _blend(near: Tensor, far: Tensor) -> Tensor:
+    return torch.lerp(near, far, 0.25)
