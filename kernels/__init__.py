@@ -1,0 +1,25 @@
+"""JPEG on tensors: five operators, alike on every device.
+
+    decode(c)                      Coefficients → RGB, as libjpeg-turbo decodes
+    encode(x, tables, sampling)    RGB → Coefficients, in real numbers
+    roundtrip(x, tables, sampling) compress and decompress, differentiable
+    project(x, c)                  the nearest image whose coefficients lie in c's intervals, differentiable
+    project_exact(x, c)            an 8-bit image that libjpeg-turbo compresses to exactly c, and a certificate
+"""
+
+from kernels.coefficients import Coefficients, Subsampling
+from kernels.exact import project_exact
+from kernels.tables import nearest_quality, quality_to_tables
+from kernels.torch_ops import decode, encode, project, roundtrip
+
+__all__ = [
+    "Coefficients",
+    "Subsampling",
+    "decode",
+    "encode",
+    "nearest_quality",
+    "project",
+    "project_exact",
+    "quality_to_tables",
+    "roundtrip",
+]

@@ -1,0 +1,122 @@
+"""libjpeg-turbo's forward path, bit for bit: colour conversion, downsampling, the `islow` integer DCT and quantisation.
+
+Every value is an integer held in a float: float32 where all partial sums stay below 2^24, float64 in the DCT's second
+pass. `floor(x / 2^n)` is C's arithmetic shift. Source: the behaviour of libjpeg-turbo's default encoder (section 5 of the
+tests' oracle is Pillow's copy of it); the DCT is Loeffler, Ligtenberg and Moschytz's with 13-bit constants.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from kernels.coefficients import Coefficients, Subsampling
+from kernels.mcu import Mcu, flat_regions, put_blocks, to_tiles
+from kernels.torch_ops import empty_planes, keep_true_blocks, steps_of
+
+
+@cache
+def integer_basis() -> Tensor:
+    """[8, 8] float64 of integers: one pass of the transform, its constants rounded to 13 bits; row k is frequency k."""
+    x = torch.eye(8, dtype=torch.float64)
+    even, odd = x[:4] + x[[7, 6, 5, 4]], x[:4] - x[[7, 6, 5, 4]]
+    sums, differences = even[:2] + even[[3, 2]], even[:2] - even[[3, 2]]
+    z1 = (differences[0] + differences[1]) * 4433
+    t4, t5, t6, t7 = odd[3], odd[2], odd[1], odd[0]
+    z5 = (t4 + t6 + t5 + t7) * 9633
+    y1, y2 = (t4 + t7) * -7373, (t5 + t6) * -20995
+    y3, y4 = (t4 + t6) * -16069 + z5, (t5 + t7) * -3196 + z5
+    return torch.stack(
+        (
+            (sums[0] + sums[1]) * 8192,
+            t7 * 12299 + y1 + y4,
+            z1 + differences[0] * 6270,
+            t6 * 25172 + y2 + y3,
+            (sums[0] - sums[1]) * 8192,
+            t5 * 16819 + y2 + y4,
+            z1 - differences[1] * 15137,
+            t4 * 2446 + y1 + y3,
+        )
+    )
+
+
+@cache
+def _passes(device: torch.device) -> tuple[Tensor, Tensor]:
+    """[64, 64] each: the transform of a flattened block's rows, scaled for the shift after it, and of its columns."""
+    identity = torch.eye(8, dtype=torch.float64)
+    rows = torch.kron(identity, integer_basis()).T / 2**11
+    columns = torch.kron(integer_basis(), identity).T / 2**15
+    return rows.float().contiguous().to(device), columns.contiguous().to(device)
+
+
+def integer_dct(blocks: Tensor) -> Tensor:
+    """[..., 64] samples less 128 (integers in float32) → 8 times their orthonormal DCT, rounded as libjpeg rounds; float64.
+
+    Scaling the matrices by a power of two is exact, and so is adding a half before the floor."""
+    rows, columns = _passes(blocks.device)
+    first = (blocks @ rows).add_(0.5).floor_()
+    return (first.double() @ columns).add_(0.5).floor_()
+
+
+def integer_ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[..., 3, P] → three [..., P]: Y, Cb, Cr, 0..255, in 16-bit fixed point; all sums stay below 2^24."""
+    red, green, blue = rgb.unbind(-2)
+
+    def weigh(r: int, g: int, b: int, offset: int) -> Tensor:
+        total = (red * (r / 65536)).add_(green, alpha=g / 65536).add_(blue, alpha=b / 65536)
+        return total.add_(offset / 65536).floor_()
+
+    return (
+        weigh(19595, 38470, 7471, 32768),
+        weigh(-11059, -21709, 32768, 8388608 + 32767),
+        weigh(32768, -27439, -5329, 8388608 + 32767),
+    )
+
+
+@cache
+def _downsampling(mcu: Mcu, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sums of pixels under each chroma sample over their number, [P, 64], and what is added before the floor, [64]."""
+    vertical, horizontal = mcu.sampling.factors
+    count = vertical * horizontal
+    odd = (torch.arange(64) % 2).float()
+    bias = {1: 0 * odd, 2: odd if horizontal == 2 else odd * 0 + 1, 4: 1 + odd}[count]
+    return (mcu.chroma_sums() / count).to(device), (bias / count).to(device)
+
+
+@cache
+def _luma_source(mcu: Mcu, device: torch.device) -> Tensor:
+    return mcu.luma_source().to(device)
+
+
+def integer_forward(tiles: Tensor, mcu: Mcu) -> list[Tensor]:
+    """MCUs [..., C, P] of integers 0..255 (float32) → for each component [..., blocks, 64], 8 times the DCT (float64).
+
+    Blocks beyond the image hold what the repeated edge gives; they are padding."""
+    planes = integer_ycc(tiles) if tiles.shape[-2] == 3 else (tiles[..., 0, :],)
+    luma = planes[0] if mcu.whole else planes[0][..., _luma_source(mcu, tiles.device)]
+    result = [integer_dct(luma.unflatten(-1, (-1, 64)) - 128)]
+    if len(planes) == 3:
+        sums, bias = _downsampling(mcu, tiles.device)
+        for plane in planes[1:]:
+            result.append(integer_dct((plane @ sums).add_(bias).floor_().sub_(128).unsqueeze(-2)))
+    return result
+
+
+def quantise(dct: Tensor, steps: Tensor) -> Tensor:
+    """8 times the DCT and steps Q → sign(c) ((|c| + 4 Q) // 8 Q), exact: quotients that are no integers lie far from one."""
+    return torch.copysign(((dct.abs() + 4 * steps) / (8 * steps)).floor_(), dct)
+
+
+def compress(image: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
+    """What libjpeg-turbo's default encoder (`islow`) makes of uint8 images [N, C, H, W] with tables [N, C, 8, 8] int32."""
+    if image.dtype != torch.uint8:
+        raise ValueError(f"image: expected uint8, got {image.dtype}")
+    images, size = image.shape[0], (image.shape[2], image.shape[3])
+    planes = empty_planes(sampling, size, images, image.device)
+    for region in flat_regions(sampling, size, images):
+        for component, dct in enumerate(integer_forward(to_tiles(image, region).float(), region.mcu)):
+            quantised = quantise(dct, steps_of(tables, component, dct.dtype))
+            put_blocks(planes[component], component, region, quantised.to(torch.int16))
+    return keep_true_blocks(Coefficients(planes, tables, sampling, size))

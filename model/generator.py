@@ -1,0 +1,158 @@
+"""The generator: decoded image + quantisation tables (+ noise) → restored image.
+
+A residual trunk on a 4x pixel-unshuffled image, FiLM-conditioned on the tables (DESIGN: the paper conditions on a
+quality number), with the paper's noise injection. It knows where it is in the JPEG grid: a learned bias for each
+position in a 16x16 MCU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.coefficients import Subsampling
+from model.noise import gaussian
+
+SCALE = 4
+"""Pixels of one side of a trunk position (pixel unshuffle)."""
+
+ALIGNMENT = 16
+"""Pixels to which inputs must be aligned, in size and in place: the grid of the largest MCU."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """features: width of the trunk. blocks: residual blocks at a quarter of the resolution, half of them before and half
+    after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). noise: inject it."""
+
+    features: int = 64
+    blocks: int = 8
+    inner_features: int = 128
+    inner_blocks: int = 0
+    embedding: int = 64
+    noise: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Which noise to inject: seeds [N] int64 and the image position [N, 2] (y, x), in pixels, of each input's corner."""
+
+    seeds: Tensor
+    origins: Tensor
+
+
+def three_tables(tables: Tensor) -> Tensor:
+    """Gray's [N, 1, 8, 8] → [N, 3, 8, 8], steps of one standing for the chroma tables that it lacks."""
+    return F.pad(tables, (0, 0, 0, 0, 0, 3 - tables.shape[1]), value=1)
+
+
+class Conditioning(nn.Module):
+    """log2 of all table entries and the sampling → an embedding [N, embedding]."""
+
+    def __init__(self, embedding: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(3 * 64 + len(Subsampling), embedding),
+            nn.SiLU(),
+            nn.Linear(embedding, embedding),
+            nn.SiLU(),
+        )
+
+    def forward(self, tables: Tensor, sampling: Tensor) -> Tensor:
+        """tables: [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`."""
+        logs = three_tables(tables).float().log2().flatten(1) / 4 - 1
+        return self.layers(torch.cat((logs, F.one_hot(sampling, len(Subsampling)).float()), dim=1))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(film(conv(x) + noise)))."""
+
+    def __init__(self, features: int, embedding: int, noise_layer: int | None) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(features, features, 3, padding=1)
+        self.second = nn.Conv2d(features, features, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * features)
+        self.noise_layer = noise_layer
+        if noise_layer is not None:
+            self.noise_weight = nn.Parameter(torch.full((features, 1, 1), 0.1))
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        with torch.no_grad():
+            self.second.weight.mul_(0.2)
+
+    def forward(self, x: Tensor, embedded: Tensor, noise: Noise | None, scale: int) -> Tensor:
+        gain, shift = self.film(embedded)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
+        h = self.first(x)
+        if self.noise_layer is not None and noise is not None:
+            z = gaussian(noise.seeds, self.noise_layer, noise.origins // scale, (h.shape[2], h.shape[3]))
+            h = torch.addcmul(h, z.to(h.dtype), self.noise_weight.to(h.dtype))
+        h = F.relu(torch.addcmul(shift, h, 1 + gain), inplace=True)
+        return x + self.second(h)
+
+
+class Generator(nn.Module):
+    """See the module. `config.noise` False makes it deterministic (a regression network)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = 3 * SCALE**2
+        self.conditioning = Conditioning(config.embedding)
+        self.head = nn.Conv2d(channels, config.features, 3, padding=1)
+        self.place = nn.Parameter(torch.zeros(1, config.features, ALIGNMENT // SCALE, ALIGNMENT // SCALE))
+        layers = iter(range(config.blocks + config.inner_blocks))
+
+        def stage(features: int, blocks: int) -> nn.ModuleList:
+            numbers = [next(layers) for _ in range(blocks)]
+            return nn.ModuleList(
+                ResidualBlock(features, config.embedding, n if config.noise else None) for n in numbers
+            )
+
+        self.before = stage(config.features, config.blocks // 2)
+        self.inner = stage(config.inner_features, config.inner_blocks)
+        self.after = stage(config.features, config.blocks - config.blocks // 2)
+        if config.inner_blocks:
+            self.down = nn.Conv2d(config.features, config.inner_features, 2, stride=2)
+            self.up = nn.Conv2d(config.inner_features, 4 * config.features, 1)
+        self.tail = nn.Conv2d(config.features, channels, 3, padding=1)
+        self.gain = nn.Linear(config.embedding, 1)
+        with torch.no_grad():
+            self.tail.weight.mul_(0.1)
+        for parameter in (self.tail.bias, self.gain.weight, self.gain.bias):
+            nn.init.zeros_(parameter)
+
+    def convolve_in(self, dtype: torch.dtype) -> Generator:
+        """For inference: convolutions (and their inputs) in `dtype`, channels last; the conditioning stays as it is."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype=dtype, memory_format=torch.channels_last)
+        return self
+
+    def forward(self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None) -> Tensor:
+        """decoded: [N, 3, H, W], 0..1, H and W multiples of 16, its corner on the MCU grid. tables: [N, 1 or 3, 8, 8].
+        sampling: [N] int64, positions in `Subsampling`. Returns [N, 3, H, W] in the input's dtype, not limited to 0..1.
+
+        Raises ValueError when the size is not aligned, or when noise is missing or not wanted."""
+        n, _, height, width = decoded.shape
+        if height % ALIGNMENT or width % ALIGNMENT:
+            raise ValueError(f"the generator takes multiples of {ALIGNMENT} pixels, got {height}x{width}")
+        if self.config.noise != (noise is not None):
+            raise ValueError("a noisy generator needs noise, a deterministic one takes none")
+        embedded = self.conditioning(tables, sampling)
+        x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
+        x = self.head(x)
+        x = x + self.place.to(x.dtype).repeat(1, 1, height // ALIGNMENT, width // ALIGNMENT)
+        for block in self.before:
+            x = block(x, embedded, noise, SCALE)
+        if self.config.inner_blocks:
+            y = self.down(x)
+            for block in self.inner:
+                y = block(y, embedded, noise, 2 * SCALE)
+            x = x + F.pixel_shuffle(self.up(y), 2)
+        for block in self.after:
+            x = block(x, embedded, noise, SCALE)
+        change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
+        return decoded + F.pixel_shuffle(change, SCALE).to(decoded.dtype)

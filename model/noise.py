@@ -1,0 +1,57 @@
+"""Counter-based Gaussian noise: a pure function of (seed, layer, y, x), so that an image gets the same noise whatever the
+tile, batch or device. The counter is Philox-4x32-10 (Salmon et al., SC11), the shape Box and Muller's."""
+
+from __future__ import annotations
+
+import hashlib
+from math import pi
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = 0xFFFFFFFF
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Four 32-bit counter words and two key words (int64 tensors that broadcast, values 0..2^32 - 1) → four random words.
+
+    Integer arithmetic only, so that every device gives the same words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of a 32-bit product; 16-bit halves keep every step inside a signed 64-bit integer."""
+    low, high = a * (b & 0xFFFF), a * (b >> 16)
+    middle = high + (low >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def gaussian(seeds: Tensor, layer: int, origins: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, 1, h, w] float32 standard normal noise.
+
+    seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first sample in the layer's own grid.
+    """
+    y = origins[:, 0].reshape(-1, 1, 1) + torch.arange(size[0], device=seeds.device).reshape(1, -1, 1)
+    x = origins[:, 1].reshape(-1, 1, 1) + torch.arange(size[1], device=seeds.device)
+    zero = torch.zeros((), dtype=torch.int64, device=seeds.device)
+    seeds = seeds.reshape(-1, 1, 1)
+    key = (seeds & _LOW, (seeds >> 32) & _LOW)
+    first, second, _, _ = philox((x & _LOW, y & _LOW, zero + layer, zero), key)
+    radius = torch.sqrt(-2 * torch.log((first.double() + 0.5) / 2**32))
+    return (radius * torch.cos((second.double() + 0.5) * (2 * pi / 2**32))).float().unsqueeze(1)
+
+
+def derive_seed(seed: int, key: str, sample: int) -> int:
+    """The noise seed, a signed 64-bit integer, of one sample of one file: a hash of the user's seed, the file's key and
+    the sample's number, so that no file's noise depends on its neighbours."""
+    digest = hashlib.blake2b(f"{seed}\0{sample}\0{key}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

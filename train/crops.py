@@ -1,0 +1,61 @@
+"""Clean images held in memory, and random crops of them: those of a step are a pure function of (seed, step), so that a
+resumed run sees the very crops that an uninterrupted one would."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.source import Item, list_sources, read
+
+
+def load_images(paths: Iterable[str], smallest: int) -> list[Tensor]:
+    """Every JPEG under `paths` (tar shards, folders, files) that is at least `smallest` pixels each way, as
+    [3, H, W] uint8. Raises ValueError when there is none, and for one that cannot be decoded, naming it."""
+    images = []
+    for path in paths:
+        for item in tqdm(read(list_sources(Path(path))), desc=f"loading {Path(path).name}", unit="img", leave=False):
+            if isinstance(item, Item):
+                image = _decode(item)
+                if min(image.shape[1:]) >= smallest:
+                    images.append(image)
+    if not images:
+        raise ValueError(f"no image of at least {smallest}x{smallest} pixels in {list(paths)}")
+    return images
+
+
+def _decode(item: Item) -> Tensor:
+    if item.data is None:
+        raise ValueError(f"{item.source}: {item.error}")
+    try:
+        pixels = np.asarray(Image.open(io.BytesIO(item.data)).convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{item.source}: {error}") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random generator of one training step."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def random_crops(images: list[Tensor], crop: int, count: int, random: torch.Generator) -> Tensor:
+    """[count, 3, crop, crop] uint8: places uniform over all pixels of all images, turned and flipped at random."""
+    areas = torch.tensor([image.shape[1] * image.shape[2] for image in images], dtype=torch.float64)
+    chosen = torch.multinomial(areas, count, replacement=True, generator=random).tolist()
+    crops = []
+    for index, place in zip(chosen, torch.rand(count, 3, generator=random).tolist(), strict=True):
+        image = images[index]
+        top, left = (int(p * (size - crop + 1)) for p, size in zip(place, image.shape[1:], strict=False))
+        patch = image[:, top : top + crop, left : left + crop]
+        turn = int(place[2] * 8)
+        patch = patch.rot90(turn % 4, (1, 2))
+        crops.append(patch.flip(2) if turn >= 4 else patch)
+    return torch.stack(crops)

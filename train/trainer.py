@@ -1,0 +1,204 @@
+"""The training loop: one step after another, averaged weights, atomic checkpoints, exact resume.
+
+Everything random in a step is drawn from (seed, step), so a checkpoint needs no generator's state."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kernels import Subsampling, quality_to_tables
+from model.generator import Generator, three_tables
+from model.weights import save
+from train.config import Config, as_tree
+from train.crops import load_images, random_crops, step_generator
+from train.degradation import Pair, compress, degrade
+from train.losses import LOSSES
+
+CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "generator.safetensors"
+VALIDATION_QUALITIES = (10, 20, 40)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and what was kept."""
+
+
+@dataclass
+class State:
+    """All that a checkpoint holds, besides the configuration."""
+
+    generator: Generator
+    average: Generator
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+
+def new_state(config: Config) -> State:
+    torch.manual_seed(config.run.seed)
+    generator = Generator(config.model).to(config.run.device, memory_format=torch.channels_last)
+    average = Generator(config.model).to(config.run.device, memory_format=torch.channels_last)
+    average.load_state_dict(generator.state_dict())
+    optimiser = torch.optim.Adam(generator.parameters(), lr=0.0, betas=config.optimiser.betas, fused=True)
+    return State(generator, average.requires_grad_(False).eval(), optimiser)
+
+
+def save_checkpoint(state: State, config: Config, folder: Path) -> None:
+    """Written whole or not at all: a killed run leaves the last whole one. The averaged weights go beside it."""
+    content = {
+        "config": as_tree(config),
+        "step": state.step,
+        "generator": state.generator.state_dict(),
+        "average": state.average.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+    }
+    temporary = folder / f"{CHECKPOINT}.part"
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / CHECKPOINT)
+    save(state.average, folder / WEIGHTS, note=f"{state.step} steps")
+
+
+def load_checkpoint(state: State, config: Config, folder: Path) -> None:
+    """Raises TrainingError when the checkpoint was made with another model, data or schedule."""
+    content = torch.load(folder / CHECKPOINT, weights_only=True, map_location=config.run.device)
+    differing = _differences(content["config"], as_tree(config))
+    if differing:
+        raise TrainingError(
+            f"{folder / CHECKPOINT} was made with another {', '.join(differing)}: "
+            "give the same configuration to go on, or another run.output to start afresh"
+        )
+    state.step = content["step"]
+    state.generator.load_state_dict(content["generator"])
+    state.average.load_state_dict(content["average"])
+    state.optimiser.load_state_dict(content["optimiser"])
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys that decide what is learnt and differ; where and how often to write may change between runs."""
+    free = {"run.output", "run.threads", "run.log_every", "run.validate_every", "run.save_every", "data.validation"}
+    names = ((section, key) for section in new for key in new[section])
+    return [f"{s}.{k}" for s, k in names if f"{s}.{k}" not in free and old.get(s, {}).get(k) != new[s][k]]
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up, then a cosine from the first rate to the last."""
+    optimiser = config.optimiser
+    if step < optimiser.warmup:
+        return optimiser.learning_rate * (step + 1) / optimiser.warmup
+    progress = (step - optimiser.warmup) / max(1, optimiser.steps - optimiser.warmup)
+    span = optimiser.learning_rate - optimiser.final_learning_rate
+    return optimiser.final_learning_rate + span * (1 + cos(pi * min(1.0, progress))) / 2
+
+
+def autocast(config: Config) -> AbstractContextManager[Any]:
+    return torch.autocast(torch.device(config.run.device).type, torch.bfloat16, enabled=config.run.bfloat16)
+
+
+def restore(generator: Generator, pairs: list[Pair], config: Config) -> Tensor:
+    """One pass over the crops of all pairs: [N, 3, h, w] float32, 0..1."""
+    decoded = torch.cat([pair.decoded for pair in pairs]) / 255
+    tables = torch.cat([three_tables(pair.coefficients.tables) for pair in pairs])
+    with autocast(config):
+        restored: Tensor = generator(decoded, tables, torch.cat([pair.sampling_index() for pair in pairs]))
+    return restored.float()
+
+
+def train_step(state: State, images: list[Tensor], config: Config) -> float:
+    """One update; returns the loss. Raises TrainingError when it is not finite."""
+    random = step_generator(config.run.seed, state.step)
+    clean = random_crops(images, config.data.crop, config.data.batch, random).to(config.run.device).float()
+    pairs = degrade(clean, config.degradation, random)
+    truth = torch.cat([pair.clean for pair in pairs]) / 255
+    loss = LOSSES[config.optimiser.loss](restore(state.generator, pairs, config), truth)
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(config, state.step)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.generator.parameters(), config.optimiser.clip)
+    value = loss.item()
+    if value != value or abs(value) == float("inf"):
+        raise TrainingError(f"the loss is {value} at step {state.step}; the last checkpoint is sound")
+    state.optimiser.step()
+    update_average(state, config.optimiser.ema)
+    state.step += 1
+    return value
+
+
+@torch.no_grad()
+def update_average(state: State, decay: float) -> None:
+    """Exponential moving average, faster in the first steps."""
+    decay = min(decay, (1 + state.step) / (10 + state.step))
+    averages, currents = list(state.average.parameters()), list(state.generator.parameters())
+    torch._foreach_lerp_(averages, currents, 1 - decay)
+
+
+@torch.no_grad()
+def validate(generator: Generator, images: list[Tensor], config: Config) -> dict[str, float]:
+    """PSNR gain over plain decode, dB, 4:2:0, on the middle of each image, at three qualities; before projection."""
+    side = min(160, *(min(image.shape[1:]) // 16 * 16 for image in images))
+    middles = [i[:, (i.shape[1] - side) // 2 :, (i.shape[2] - side) // 2 :][:, :side, :side] for i in images]
+    gains = {}
+    for quality in VALIDATION_QUALITIES:
+        gain = []
+        for clean in torch.stack(middles).split(16):
+            tables = quality_to_tables(quality, 3).expand(len(clean), -1, -1, -1).to(config.run.device)
+            pair = compress(clean.to(config.run.device).float(), tables, Subsampling.S420)
+            restored = (restore(generator, [pair], config) * 255).clamp(0, 255)
+            before, after = ((x - pair.clean).square().flatten(1).mean(1) for x in (pair.decoded, restored))
+            gain.append(10 * torch.log10(before / after))
+        gains[f"gain_{quality}"] = round(float(torch.cat(gain).mean()), 4)
+    return gains
+
+
+def train(config: Config) -> Path:
+    """Trains to the end, going on from a checkpoint in `run.output` when there is one. Returns the weights' path."""
+    folder = Path(config.run.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    state = new_state(config)
+    if (folder / CHECKPOINT).exists():
+        load_checkpoint(state, config, folder)
+        tqdm.write(f"going on from step {state.step}")
+    images = load_images(config.data.train, config.data.crop)
+    held_out = load_images([config.data.validation], 128) if config.data.validation else []
+    with (folder / "metrics.jsonl").open("a") as metrics:
+        _loop(state, images, held_out, config, folder, metrics)
+    return folder / WEIGHTS
+
+
+def _loop(
+    state: State, images: list[Tensor], held_out: list[Tensor], config: Config, folder: Path, metrics: TextIO
+) -> None:
+    run, losses, since = config.run, [], time.monotonic()
+    progress = tqdm(total=config.optimiser.steps, initial=state.step, unit="step", smoothing=0.05)
+    while state.step < config.optimiser.steps:
+        losses.append(train_step(state, images, config))
+        progress.update()
+        last = state.step == config.optimiser.steps
+        line: dict[str, float] = {}
+        if state.step % run.log_every == 0 or last:
+            now = time.monotonic()
+            line = {"loss": sum(losses) / len(losses), "seconds_per_step": (now - since) / len(losses)}
+            losses, since = [], now
+        if held_out and (state.step % run.validate_every == 0 or last):
+            line |= validate(state.average, held_out, config)
+        if line:
+            progress.set_postfix({k: f"{v:.3f}" for k, v in line.items()})
+            print(json.dumps({"step": state.step, "lr": learning_rate(config, state.step), **line}), file=metrics, flush=True)
+        if state.step % run.save_every == 0 or last:
+            save_checkpoint(state, config, folder)
+    progress.close()
