@@ -87,8 +87,10 @@ def load_checkpoint(state: State, config: Config, folder: Path) -> None:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The keys that decide what is learnt and differ; where and how often to write may change between runs."""
-    free = {"run.output", "run.threads", "run.log_every", "run.validate_every", "run.save_every", "data.validation"}
+    """The keys that decide what is learnt and differ. Where and how often to write may change between runs, and so may
+    the number of steps: the schedule is then stretched or cut short from here on."""
+    free = {"run.output", "run.threads", "run.log_every", "run.validate_every", "run.save_every"}
+    free |= {"data.validation", "optimiser.steps"}
     names = ((section, key) for section in new for key in new[section])
     return [f"{s}.{k}" for s, k in names if f"{s}.{k}" not in free and old.get(s, {}).get(k) != new[s][k]]
 

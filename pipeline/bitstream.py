@@ -1,0 +1,269 @@
+"""Bytes of a JPEG file → its coefficients and metadata, or a typed error. Nothing in the bytes is trusted.
+
+The header is checked in `markers`; the entropy-coded data (T.81, F.2 and G.2) are libjpeg-turbo's, through jpeglib.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from struct import pack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.coefficients import Coefficients, Subsampling
+from kernels.tables import nearest_quality
+from pipeline.markers import (
+    DQT,
+    EOI,
+    MAX_DIMENSION,
+    SOS,
+    BitstreamError,
+    Component,
+    Header,
+    JpegError,
+    UnsupportedJpeg,
+    quantisation_tables,
+    read_header,
+    scan_components,
+    segment,
+)
+
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SCANS",
+    "Bitstream",
+    "BitstreamError",
+    "Component",
+    "Header",
+    "JpegError",
+    "UnsupportedJpeg",
+    "read_bitstream",
+    "read_header",
+]
+
+MAX_PIXELS = 178_956_970
+"""The size above which Pillow refuses a file as a decompression bomb; the limit where the caller sets none."""
+
+MAX_SCANS = 500
+"""Each scan walks the whole image, however few bytes it has; real progressive files have about ten."""
+
+_VERSION = "turbo210"
+# A marker that libjpeg refuses at any place after the header. It follows the data, so that libjpeg fails where it would
+# otherwise make up an end of image; more than 65,535 bytes of it, so that no segment's length reaches beyond.
+_SENTINEL = b"\xff\xc0" * 32800
+_MARKER = re.compile(rb"\xff([^\x00-\xbf\xd0-\xd7\xff])")
+
+Plane = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Bitstream:
+    """One file's coefficients, and what is carried over to the restored image.
+
+    coefficients: of N = 1 image, on the CPU; padding blocks zero whatever the file has there.
+    icc: the ICC profile, or None.
+    exif: the EXIF payload as Pillow's `exif=` takes it, or None.
+    progressive: whether the file was progressive.
+    quality: the libjpeg quality, 1..100, whose luma table is nearest.
+    """
+
+    coefficients: Coefficients
+    icc: bytes | None
+    exif: bytes | None
+    progressive: bool
+    quality: int
+
+
+def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
+    """What a JPEG file says: the first image in `data`, which may be followed by others or by garbage.
+
+    Damage inside the scans is read as libjpeg-turbo reads it, to whatever coefficients it recovers; a file that does
+    not reach its end-of-image marker is refused. `max_pixels` bounds the size before memory is taken (None:
+    MAX_PIXELS); at most 18 bytes per pixel are used, a third of them kept on return.
+
+    Raises BitstreamError when the file is broken or larger than `max_pixels`, UnsupportedJpeg when it is of a kind that
+    is not modelled; no other exception for any bytes. Safe to call from several threads. libjpeg reports damage with a
+    line on standard error; nothing here can prevent that.
+    """
+    header = read_header(data)
+    _check_size(header, MAX_PIXELS if max_pixels is None else max_pixels)
+    if data.rfind(b"\xff\xd9", header.scan_offset) < 0:
+        raise BitstreamError("truncated: the file has no end-of-image marker")
+    sampling = _sampling(header)
+    _check_scans(header, data)
+    tables = _component_tables(header, data)
+    planes = _read_planes(header, data, sampling)
+    coefficients = Coefficients(
+        planes=tuple(torch.from_numpy(plane) for plane in planes),
+        tables=torch.tensor(tables, dtype=torch.int32).reshape(1, -1, 8, 8),
+        sampling=sampling,
+        size=header.size,
+    )
+    return Bitstream(coefficients, header.icc, header.exif, header.process == "progressive", _quality(tables[0]))
+
+
+def _check_size(header: Header, max_pixels: int) -> None:
+    height, width = header.size
+    if height * width > max_pixels:
+        raise BitstreamError(
+            f"the header claims {width}x{height} = {height * width} pixels, more than the limit of {max_pixels}"
+        )
+    if (height + 15) * (width + 15) >= 2**31:  # jpeglib counts coefficients in 32 bits
+        raise UnsupportedJpeg(f"{width}x{height} pixels are more than 2^31 coefficients")
+
+
+def _may_have_scans(header: Header) -> bool:
+    """Whether more scans may follow the first. libjpeg refuses them after a sequential one of all components."""
+    return header.process == "progressive" or len(header.first_scan) < len(header.components)
+
+
+def _check_scans(header: Header, data: bytes) -> None:
+    if _may_have_scans(header) and data.count(b"\xff\xda", header.scan_offset) >= MAX_SCANS:
+        raise UnsupportedJpeg(f"the file has more than {MAX_SCANS} scans")
+
+
+def _sampling(header: Header) -> Subsampling:
+    """The layout of the file's components, factors compared by ratio. Raises UnsupportedJpeg when it is another one."""
+    if header.process not in ("baseline", "extended", "progressive"):
+        raise UnsupportedJpeg(f"{header.process} coding is not modelled")
+    if header.precision != 8:
+        raise UnsupportedJpeg(f"{header.precision}-bit samples are not modelled")
+    if len(header.components) == 1:
+        return Subsampling.GRAY
+    if len(header.components) != 3:
+        kind = " (CMYK or YCCK)" if len(header.components) == 4 else ""
+        raise UnsupportedJpeg(f"{len(header.components)} colour components{kind} are not modelled")
+    if _is_rgb(header):
+        raise UnsupportedJpeg("RGB components are not modelled, only YCbCr")
+    luma, *chroma = ((c.vertical, c.horizontal) for c in header.components)
+    for sampling in (Subsampling.S444, Subsampling.S422, Subsampling.S440, Subsampling.S420):
+        vertical, horizontal = sampling.factors
+        if all(luma == (vertical * v, horizontal * h) for v, h in chroma):
+            return sampling
+    factors = ", ".join(f"{c.horizontal}x{c.vertical}" for c in header.components)
+    raise UnsupportedJpeg(f"sampling factors {factors} are not modelled")
+
+
+def _is_rgb(header: Header) -> bool:
+    """libjpeg's guess at the colour space of three components: JFIF decides, then Adobe, then their identifiers."""
+    if header.jfif:
+        return False
+    if header.adobe_transform is not None:
+        return header.adobe_transform == 0
+    return bytes(c.identifier for c in header.components) == b"RGB"
+
+
+def _component_tables(header: Header, data: bytes) -> list[tuple[int, ...]]:
+    """Each component's quantisation steps: those that its selector names when its first scan begins, as libjpeg takes
+    them. Raises BitstreamError for a missing table or a step of 0 (T.81, B.2.4.1), UnsupportedJpeg when a component has
+    no scan."""
+    latched: dict[int, tuple[int, ...]] = {}
+    available, scan, position = dict(header.tables), header.first_scan, header.scan_offset
+    while True:
+        for index in scan:
+            latched.setdefault(index, _selected(header.components[index], available))
+        scan = ()
+        found = _MARKER.search(data, position) if len(latched) < len(header.components) else None
+        if found is None or found[1][0] == EOI:
+            break
+        payload, position = segment(data, found.end(), found[1][0])
+        if found[1][0] == DQT:
+            available.update(quantisation_tables(payload))
+        elif found[1][0] == SOS:
+            scan = scan_components(payload, header.components)
+    for index, component in enumerate(header.components):
+        if index not in latched:
+            raise UnsupportedJpeg(f"component {component.identifier} has no scan")
+    return [latched[index] for index in range(len(header.components))]
+
+
+def _selected(component: Component, tables: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    table = tables.get(component.table)
+    if table is None:
+        raise BitstreamError(f"component {component.identifier} uses quantisation table {component.table}, not defined")
+    if 0 in table:
+        raise BitstreamError(f"quantisation table {component.table} holds a step of 0")
+    return table
+
+
+@lru_cache(maxsize=256)
+def _quality(luma: tuple[int, ...]) -> int:
+    return nearest_quality(torch.tensor(luma, dtype=torch.int32).reshape(1, 8, 8))
+
+
+def _read_planes(header: Header, data: bytes, sampling: Subsampling) -> list[Plane]:
+    """[1, rows, columns, 8, 8] int16 planes in our geometry, padding blocks zero."""
+    true = [sampling.true_blocks(component, header.size) for component in range(sampling.components)]
+    whole = [sampling.plane_blocks(component, header.size) for component in range(sampling.components)]
+    planes = [np.zeros((1, *blocks, 8, 8), np.int16) for blocks in whole]
+    segments = _in_whole_mcus(header, sampling)
+    if segments or true == whole:
+        _read_blocks(segments or header.segments, data, header.scan_offset, planes)
+        for plane, (rows, columns) in zip(planes, true, strict=True):
+            plane[0, rows:] = 0
+            plane[0, :, columns:] = 0
+    else:
+        unpadded = [np.empty((*blocks, 8, 8), np.int16) for blocks in true]
+        _read_blocks(header.segments, data, header.scan_offset, unpadded)
+        for plane, read in zip(planes, unpadded, strict=True):
+            plane[0, : read.shape[0], : read.shape[1]] = read
+    return planes
+
+
+def _in_whole_mcus(header: Header, sampling: Subsampling) -> bytes | None:
+    """The header's segments for an image that fills its last MCUs: libjpeg then writes planes in our geometry itself.
+
+    None where that image would have other blocks: scans of one component leave the padding out (T.81, A.2.2)."""
+    (rows, columns), (height, width) = sampling.mcu_grid(header.size), sampling.mcu
+    size = rows * height, columns * width
+    if _may_have_scans(header) or max(size) > MAX_DIMENSION:
+        return None
+    before, after = header.segments[: header.size_offset], header.segments[header.size_offset + 4 :]
+    return before + pack(">HH", *size) + after
+
+
+def _read_blocks(segments: bytes, data: bytes, scan_offset: int, blocks: list[Plane]) -> None:
+    """Fills `blocks`, an array for each component with room for just the blocks that `segments` makes of it.
+
+    jpeglib cannot survive an error before the first scan, and trusts the caller with the arrays' sizes. So it is given
+    the header that was checked here, not the file's own. Its Python layer is left out: it decodes each file twice, goes
+    through a temporary file, and keeps its choice of libjpeg in a global variable."""
+    pointers = [block.ctypes.data for block in blocks] + [None] * (4 - len(blocks))
+    descriptor = os.memfd_create("jpeg")
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        file.write(segments)
+        file.write(memoryview(data)[scan_offset:])
+        file.write(_SENTINEL)
+        file.flush()
+        complete = _libjpeg()(b"/proc/self/fd/%d" % descriptor, *pointers, None, None)
+    if not complete:
+        raise BitstreamError(
+            "truncated or damaged: libjpeg-turbo could not read on to an end-of-image marker (it says why on stderr)"
+        )
+
+
+@cache
+def _libjpeg() -> ctypes._NamedFuncPointer:
+    """jpeglib's `read_jpeg_dct(path, Y, Cb, Cr, K, tables, selectors)` → 1, or 0 after an error.
+
+    Raises RuntimeError when the installed jpeglib is not one whose function has this signature."""
+    installed, spec = version("jpeglib"), find_spec("jpeglib")
+    folders = spec.submodule_search_locations if spec else None
+    if not installed.startswith("1.0.") or not folders:
+        raise RuntimeError(f"jpeglib {installed} is installed, expected 1.0.x: pip install 'jpeglib>=1.0.2,<1.1'")
+    libraries = sorted(Path(folders[0]).glob(f"cjpeglib/cjpeglib_{_VERSION}.*"))
+    if not libraries:
+        raise RuntimeError(f"this build of jpeglib has no {_VERSION}: reinstall it from a wheel")
+    function = ctypes.CDLL(str(libraries[0])).read_jpeg_dct
+    function.restype = ctypes.c_int
+    function.argtypes = [ctypes.c_char_p] + [ctypes.c_void_p] * 6
+    return function

@@ -1,0 +1,153 @@
+"""The command line: `python -m pipeline.restore --input-dir shards --output-dir restored`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from PIL import Image
+
+from model.weights import WeightsError
+from pipeline.engine import Job, run
+from pipeline.manifest import SinkError
+from pipeline.restorer import DEFAULT_WEIGHTS, MODES, Options, Restorer
+from pipeline.sink import Format
+from pipeline.source import SourceError
+
+FINISHED, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
+
+EPILOG = """\
+Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in OUTPUT/manifest.jsonl: restored
+(with its certificate: `mismatches` of 0 means that libjpeg-turbo compresses the output to the very same coefficients),
+passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was stopped
+goes on when the same command is given again.
+
+exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 interrupted
+
+examples:
+  python -m pipeline.restore --input-dir photos --output-dir restored
+  python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
+"""
+
+
+class UsageError(ValueError):
+    """Options that cannot be used; the message names the option."""
+
+
+def parser() -> argparse.ArgumentParser:
+    defaults = Options()
+    result = argparse.ArgumentParser(
+        prog="python -m pipeline.restore",
+        description="Restore JPEG files: draw the most natural image that each could have come from, and prove that it could.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--input-dir", type=Path, metavar="PATH", help="a folder, a tar shard or a single file")
+    add("--output-dir", type=Path, metavar="DIR", help="where images and manifest.jsonl go; made when missing")
+    add("--weights", default=DEFAULT_WEIGHTS, metavar="NAME|PATH", help="shipped weights or a file [%(default)s]")
+    add("--mode", choices=MODES, default=defaults.mode, help="regress, draw samples, or average them [%(default)s]")
+    add("--samples", type=int, default=1, metavar="K", help="draws for each file, in modes sample and mean [%(default)s]")
+    add("--seed", type=int, default=0, metavar="N", help="the noise depends on it, on the file's key and no more [0]")
+    add("--format", choices=get_args(Format), default="png", help="lossless image format [%(default)s]")
+    add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[%(default)s: a GPU when there is one]")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the network's convolutions [auto]")
+    add("--tile", type=int, default=defaults.tile, metavar="N", help="pixels, a multiple of 16 [%(default)s]")
+    add("--batch", type=int, default=defaults.batch, metavar="N", help="tiles at a time on a GPU [%(default)s]")
+    add("--workers", type=int, default=0, metavar="N", help="threads that read and write files beside the network [0]")
+    add("--max-pixels", type=int, default=defaults.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
+    add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
+    add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
+    add("--config", type=Path, metavar="FILE.yaml", help="options in a file, by the names above; the command line wins")
+    add("--quiet", action="store_true", help="no progress bar and no summary")
+    return result
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line over the configuration file over the defaults. Raises UsageError."""
+    commands = parser()
+    given = commands.parse_args(arguments)
+    if given.config is not None:
+        commands.set_defaults(**_configuration(given.config, commands))
+        given = commands.parse_args(arguments)
+    for name in ("input_dir", "output_dir"):
+        if getattr(given, name) is None:
+            raise UsageError(f"--{name.replace('_', '-')} is missing (see --help)")
+    for name, least in (("batch", 1), ("workers", 0), ("max_pixels", 1), ("samples", 1)):
+        if getattr(given, name) < least:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(given, name)}: expected at least {least}")
+    return given
+
+
+def _configuration(path: Path, commands: argparse.ArgumentParser) -> dict[str, Any]:
+    """Options by name, checked as argparse would check them."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"--config {path}: expected lines like `tile: 512`")
+    actions = {action.dest: action for action in commands._actions if action.dest not in ("help", "config")}
+    values = {}
+    for key, value in tree.items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None:
+            raise UsageError(f"--config {path}: no option {key!r}; there are {', '.join(actions)}")
+        values[action.dest] = _typed(action, value, path)
+    return values
+
+
+def _typed(action: argparse.Action, value: object, path: Path) -> object:
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"--config {path}: {action.dest} is true or false, not {value!r}")
+        return value
+    try:
+        typed = action.type(str(value)) if callable(action.type) else str(value)
+    except ValueError as error:
+        raise UsageError(f"--config {path}: {action.dest}: {value!r} is not a number") from error
+    if action.choices is not None and typed not in action.choices:
+        raise UsageError(f"--config {path}: {action.dest}: {value!r} is not one of {', '.join(action.choices)}")
+    return typed
+
+
+
+
+def prepare(given: argparse.Namespace) -> Job:
+    """Loads the weights and says what is to be done. Raises the errors that `main` reports."""
+    options = Options(given.mode, given.samples, given.tile, given.batch, given.max_pixels)
+    restorer = Restorer.from_pretrained(given.weights, given.device, given.dtype, options)
+    return Job(
+        restorer=restorer,
+        input=given.input_dir,
+        output=given.output_dir,
+        seed=given.seed,
+        format=given.format,
+        shards=given.output_shards,
+        workers=given.workers,
+        overwrite=given.overwrite,
+        verify=given.verify,
+        quiet=given.quiet,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Restores and returns the exit code; see --help."""
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit here, checked on the header
+    try:
+        failed = run(prepare(parse(arguments)))
+    except KeyboardInterrupt:
+        print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+    except (UsageError, WeightsError, SourceError, SinkError, ValueError) as error:
+        print(f"restore: {error}", file=sys.stderr)
+        return STOPPED
+    return SOME_FAILED if failed else FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,380 @@
+"""Folders, single files and tar shards as one stream of items, always in the same order.
+
+    sources = list_sources(Path("photos"), exclude=Path("photos/restored"))
+    for item in read(sources):
+        ...                       # item.data, or item.error that says why there is none
+
+Inside a folder come its JPEG files, then its tar shards, then its sub folders, each sorted by name. Nothing here trusts
+a name or a size that it finds in an archive, and no more than one file's bytes are held at a time.
+"""
+
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SIZE_LIMIT = 2 << 30
+_HEADER_LIMIT = 1 << 20
+
+
+class SourceError(Exception):
+    """The input as a whole cannot be used: it is missing, unreadable, or holds nothing to restore."""
+
+
+class UnsafeNameError(ValueError):
+    """A name that is absolute, climbs out of its folder, or cannot be a file's name."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input file.
+
+    `key` is its path without the last extension: below the input folder, or inside its tar. `source` is unique in a
+    run: the path below the input folder, a tar counting as a folder; later members of the same name get `#2`, `#3`, ….
+    `shard` is the tar's path below the input folder. `error` says why `data` could not be had; when both are None the
+    file was not read because the caller said that it is finished.
+    """
+
+    key: str
+    source: str
+    data: bytes | None
+    shard: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SideMember:
+    """A member of a tar that is no JPEG (`.json`, `.txt`, …), to be carried along to the output shard."""
+
+    name: str
+    source: str
+    data: bytes
+    shard: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or a shard on disk; `name` is its path below the input folder. `error` is set for an unreadable folder."""
+
+    path: Path
+    name: str
+    shard: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an input holds. Iterating walks the disk anew, so that no list of all files is ever kept."""
+
+    root: Path
+    files: int
+    shards: int
+    single: Entry | None = None
+    exclude: Path | None = None
+
+    @property
+    def count(self) -> int | None:
+        """Number of items, for a progress bar; None when there are tars, whose members are not counted beforehand."""
+        return None if self.shards else self.files
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter((self.single,)) if self.single is not None else _walk(self.root, self.exclude)
+
+
+def list_sources(path: Path, exclude: Path | None = None) -> Sources:
+    """Find what `path`, a folder, a JPEG file or a tar, holds; no file is opened.
+
+    `exclude` is a folder below `path` to leave out: the output folder of a run that writes into its own input folder.
+    Raises SourceError if there is nothing to restore.
+    """
+    wanted = "expected a folder, a JPEG file (" + " ".join(sorted(JPEG_SUFFIXES)) + ") or a tar shard"
+    wanted += " (" + " ".join(SHARD_SUFFIXES) + ")"
+    try:
+        is_folder = path.is_dir()
+        path.stat()
+        if is_folder:
+            os.scandir(path).close()
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}; {wanted}") from error
+    if not is_folder:
+        shard = is_shard(path.name)
+        if not (shard or is_jpeg(path.name)) or not path.is_file():
+            raise SourceError(f"{path}: not a kind of file that can be restored; {wanted}")
+        return Sources(path.parent, int(not shard), int(shard), single=Entry(path, path.name, shard))
+    files = shards = 0
+    for entry in _walk(path, exclude):
+        shards += entry.shard
+        files += not entry.shard
+    if not files + shards:
+        raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {wanted}")
+    return Sources(path, files, shards, exclude=exclude)
+
+
+def read(
+    entries: Iterable[Entry],
+    finished: Callable[[str], bool] = lambda source: False,
+    whole: Callable[[str], bool] = lambda shard: False,
+    side_members: bool = False,
+    limit: int = SIZE_LIMIT,
+) -> Iterator[Item | SideMember]:
+    """Every input once, in order, one at a time in memory.
+
+    An item whose source is `finished` comes without data, so that its key is still known; a shard that is `whole` is
+    not opened and yields nothing. Members that are no JPEG come only with `side_members`. A file or member of more than
+    `limit` bytes is an error item and never read. Nothing is raised for bad input.
+    """
+    for entry in entries:
+        if entry.error is not None:
+            yield Item(entry.name, entry.name, None, error=entry.error)
+        elif not entry.shard:
+            yield _read_file(entry, finished, limit)
+        elif not whole(entry.name):
+            yield from _read_shard(entry, finished, side_members, limit)
+
+
+def is_jpeg(name: str) -> bool:
+    """Whether the extension says JPEG, in either case."""
+    return PurePosixPath(name).suffix.lower() in JPEG_SUFFIXES
+
+
+def is_shard(name: str) -> bool:
+    """Whether the extension says tar, in either case."""
+    return name.lower().endswith(SHARD_SUFFIXES)
+
+
+def safe_name(name: str) -> str:
+    """The relative path `name` without `./` and doubled slashes.
+
+    Raises UnsafeNameError for a path that is absolute, has a `..` or a NUL character, or is empty: such a name is
+    refused, not mended, because what it would be mended to may be another file's name.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/"):
+        raise UnsafeNameError(f"{name!r} is an absolute path")
+    if ".." in parts:
+        raise UnsafeNameError(f"{name!r} leads out of its folder")
+    if "\0" in name or not parts:
+        raise UnsafeNameError(f"{name!r} cannot be the name of a file")
+    return "/".join(parts)
+
+
+def digest(text: str) -> bytes:
+    """A 12-byte stand-in for a name: millions fit in a set, and two of ten million agree with a chance of 1e-15."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+class Keys:
+    """The keys taken so far, about 130 bytes each however long they are; not thread-safe.
+
+    Output files are named by key, so a second item of the same key would overwrite the first. Claim every item in
+    reading order, finished and unreadable ones too: who is first then does not depend on where an earlier run stopped.
+    """
+
+    def __init__(self, per_shard: bool = False) -> None:
+        """`per_shard`: keys have to differ only within a shard, as with tar output, and are forgotten after it."""
+        self._per_shard = per_shard
+        self._shard: str | None = None
+        self._taken: dict[bytes, int] = {}
+        # A source is its shard, its key and its extension: to name the first owner, a number for the pair is enough.
+        self._origins: list[tuple[str, str]] = []
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    def claim(self, item: Item) -> str | None:
+        """Take the item's key. Returns None if it was free, else the source of the item that has it."""
+        if self._per_shard and item.shard != self._shard:
+            self._shard = item.shard
+            self._taken.clear()
+        head = "" if item.shard is None else item.shard + "/"
+        stem = head + item.key
+        if not item.source.startswith(stem + "."):
+            return None  # reports on a folder, a shard or an unsafe name: no output will bear this key
+        origin = (head, item.source[len(stem) :])
+        number = self._numbers.setdefault(origin, len(self._origins))
+        if number == len(self._origins):
+            self._origins.append(origin)
+        first = self._taken.setdefault(digest(item.key), number)
+        if first == number:
+            return None
+        first_head, first_extension = self._origins[first]
+        return first_head + item.key + first_extension
+
+
+def _walk(root: Path, exclude: Path | None) -> Iterator[Entry]:
+    """Depth first. Linked folders are entered, except into a folder that the walk is already inside of."""
+    excluded = _identity(exclude) if exclude is not None else None
+    inside_root = _identity(root)
+    if excluded == inside_root:
+        excluded = None
+    stack: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
+    while stack:
+        folder, prefix, above = stack.pop()
+        here = _identity(folder)
+        if here is not None and (here in above or here == excluded):
+            continue
+        try:
+            files, shards, folders = _listing(folder)
+        except OSError as error:
+            yield Entry(folder, prefix.rstrip("/"), error=f"folder cannot be listed: {error.strerror}")
+            continue
+        yield from (Entry(folder / name, prefix + name) for name in files)
+        yield from (Entry(folder / name, prefix + name, shard=True) for name in shards)
+        inside = above if here is None else above | {here}
+        stack.extend((folder / name, f"{prefix}{name}/", inside) for name in reversed(folders))
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Sorted names of a folder's JPEG files, tar shards and folders."""
+    files: list[str] = []
+    shards: list[str] = []
+    folders: list[str] = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself, for one; reading it will tell
+                is_folder = False
+            if is_folder:
+                folders.append(entry.name)
+            elif is_jpeg(entry.name):
+                files.append(entry.name)
+            elif is_shard(entry.name):
+                shards.append(entry.name)
+    return sorted(files), sorted(shards), sorted(folders)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _key(name: str) -> str:
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Item:
+    data = error = None
+    if not finished(entry.name):
+        try:
+            data, error = _contents(entry.path, limit)
+        except OSError as failure:
+            error = f"cannot be read: {failure.strerror}"
+    return Item(_key(entry.name), entry.name, data, error=error)
+
+
+def _contents(path: Path, limit: int) -> tuple[bytes | None, str | None]:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return None, "not a regular file"  # opening a pipe would wait for ever
+    if status.st_size > limit:
+        return None, _too_large(status.st_size, limit)
+    return path.read_bytes(), None
+
+
+def _too_large(size: int, limit: int) -> str:
+    return f"{size} bytes are more than the limit of {limit}"
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header that makes damage an error, where tarfile would take it for the end of the archive or believe it."""
+
+    _EXTENSIONS = (
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    )
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the end mark
+            raise tarfile.ReadError(f"no end mark, but: {error}" if buf else "no end mark, it was cut") from error
+        if header.size < 0 or (header.type in cls._EXTENSIONS and header.size > _HEADER_LIMIT):
+            raise tarfile.ReadError(f"a header claims {header.size} bytes")
+        return header
+
+
+def _read_shard(
+    entry: Entry, finished: Callable[[str], bool], side_members: bool, limit: int
+) -> Iterator[Item | SideMember]:
+    count = 0
+    try:
+        if not entry.path.is_file():
+            raise tarfile.ReadError("not a regular file or gone")
+        with entry.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Header) as archive:
+            repeats: dict[bytes, int] = {}
+            for count, member in enumerate(_members(archive), 1):  # noqa: B007
+                found = _read_member(
+                    archive, member, entry.name, repeats, finished=finished, side_members=side_members, limit=limit
+                )
+                if found is not None:
+                    yield found
+    except Exception as error:  # tarfile and the decompressors raise a dozen types over damaged input
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if count:
+            reason = f"the tar is damaged or cut off after {count} members: {what}"
+        else:
+            reason = f"not a tar archive that can be read: {what}"
+        yield Item(entry.name, entry.name, None, entry.name, reason)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    end = -1
+    while (member := archive.next()) is not None:
+        if member.size < 0 or archive.offset <= end:
+            raise tarfile.ReadError("a header leads backwards")
+        end = archive.offset
+        archive.members = []  # type: ignore[attr-defined]  # else it keeps every member, for the sake of links
+        yield member
+
+
+def _read_member(
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    shard: str,
+    repeats: dict[bytes, int],
+    *,
+    finished: Callable[[str], bool],
+    side_members: bool,
+    limit: int,
+) -> Item | SideMember | None:
+    image = is_jpeg(member.name)
+    if member.isdir() or not (image or side_members):
+        return None
+    error = None
+    try:
+        name = safe_name(member.name)
+        key = _key(name) if image else name
+    except UnsafeNameError as refusal:
+        key = name = member.name
+        error = f"unsafe name: {refusal}"
+    if not member.isreg():
+        error = error or "a link or special file in a tar, which is not followed"
+    elif member.size > limit:
+        error = error or _too_large(member.size, limit)
+    times = repeats[digest(name)] = repeats.get(digest(name), 0) + 1
+    source = f"{shard}/{name}" + (f"#{times}" if times > 1 else "")
+    if not image and error is None:
+        return SideMember(name, source, _member_data(archive, member), shard)
+    data = None if error is not None or finished(source) else _member_data(archive, member)
+    return Item(key, source, data, shard, error)
+
+
+def _member_data(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # only of members that are no regular files
+    with file:
+        return file.read()

@@ -1,0 +1,50 @@
+"""The certificate checked from outside: compress an output again with a real libjpeg-turbo and compare coefficients."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import jpeglib
+import numpy as np
+from PIL import Image
+
+from kernels import Subsampling
+from pipeline.bitstream import Bitstream, read_bitstream
+
+TURBO = "turbo210"
+"""jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow cannot."""
+
+
+def recompress(pixels: np.ndarray, tables: np.ndarray, sampling: Subsampling) -> bytes:
+    """[H, W, 3] or [H, W] uint8 → a JPEG file with the given tables [components, 8, 8] and sampling, by Pillow's
+    libjpeg-turbo (4:4:0: jpeglib's)."""
+    if sampling is Subsampling.S440:
+        return _recompress_440(pixels, tables)
+    subsampling = {} if sampling is Subsampling.GRAY else {"subsampling": sampling.label}
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", qtables=[t.flatten().tolist() for t in tables], **subsampling)
+    return stream.getvalue()
+
+
+def _recompress_440(pixels: np.ndarray, tables: np.ndarray) -> bytes:
+    descriptor = os.memfd_create("recompressed", os.MFD_CLOEXEC)
+    path = f"/proc/self/fd/{descriptor}"
+    try:
+        with jpeglib.version(TURBO):
+            image = jpeglib.from_spatial(np.ascontiguousarray(pixels))
+            image.samp_factor = "4:4:0"
+            image.write_spatial(path, qt=tables.astype(np.uint16))
+        return Path(path).read_bytes()
+    finally:
+        os.close(descriptor)
+
+
+def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
+    """How many coefficients of an output image file (PNG or WebP), compressed again as the input was, differ from it."""
+    c = bitstream.coefficients
+    image = Image.open(io.BytesIO(encoded))
+    pixels = np.asarray(image.convert("L" if c.sampling is Subsampling.GRAY else "RGB"))
+    again = read_bitstream(recompress(pixels, c.tables[0].numpy(), c.sampling)).coefficients
+    return int(again.mismatches(c))

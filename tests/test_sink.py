@@ -1,0 +1,412 @@
+"""Outputs appear whole or not at all, whatever happens: bad names, a full disk, kill -9 at any moment."""
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.manifest import MANIFEST, PARTIAL, Manifest, Record, RunIdentity, SinkError
+from pipeline.sink import EncodeError, FolderSink, OutputNameError, ShardSink, encode_image, output_names
+from pipeline.source import Item, SideMember, list_sources, read
+
+RUN = RunIdentity(weights="abc", mode="mmse")
+FORK = multiprocessing.get_context("fork")
+
+
+def noise(channels: int = 3, height: int = 37, width: int = 53) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (channels, height, width), dtype=np.uint8)
+
+
+def restored(key: str, shard: str | None = None) -> tuple[Item, Record]:
+    source = f"{shard}/{key}.jpg" if shard else f"{key}.jpg"
+    return Item(key, source, b"", shard), Record(key, source, "restored")
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / MANIFEST).read_bytes().splitlines()]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder; the manifest's lines in sorted order."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found[MANIFEST] = b"\n".join(sorted(found[MANIFEST].splitlines()))
+    return found
+
+
+def members(path: Path) -> list[tuple[str, bytes]]:
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("format", ["png", "webp"])
+def test_image_comes_back_with_its_metadata(channels, format):
+    image = noise(channels)
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tags = Image.Exif()
+    tags[0x0112] = 6  # orientation: turned by 90 degrees
+    tags[0x010F] = "maker"
+    loaded = Image.open(io.BytesIO(encode_image(image, format, icc, tags.tobytes())))
+    pixels = np.asarray(loaded)
+    assert loaded.format == format.upper()
+    assert loaded.mode == ("L" if channels == 1 and format == "png" else "RGB")
+    assert np.array_equal(
+        pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1),
+        image.squeeze(0) if pixels.ndim == 2 else np.broadcast_to(image, (3, *image.shape[1:])),
+    )
+    assert loaded.info["icc_profile"] == icc
+    assert dict(loaded.getexif()) == {0x0112: 6, 0x010F: "maker"}
+    plain = Image.open(io.BytesIO(encode_image(image, format)))
+    assert "icc_profile" not in plain.info
+    assert not plain.getexif()
+
+
+def test_image_that_webp_cannot_hold():
+    with pytest.raises(EncodeError, match="16384x2 pixels cannot be written as webp"):
+        encode_image(np.zeros((1, 2, 16384), np.uint8), "webp")
+    assert Image.open(io.BytesIO(encode_image(np.zeros((1, 2, 16384), np.uint8)))).size == (16384, 2)
+
+
+def test_output_names():
+    assert output_names("a/b.c", 1, 1, "png") == ("a/b.c.png",)
+    assert output_names("a", 3, 3, "webp") == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
+    assert output_names("a", 1, 3, "png") == ("a.s0.png",)
+    assert output_names("a", 0, 1, "png") == ()
+    for key in ("../a", "/a", "a/../../b", "a\0"):
+        with pytest.raises(OutputNameError):
+            output_names(key, 1, 1, "png")
+
+
+def test_files_then_lines(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest) as sink:
+        assert sink.write(*restored("a/b/c.d"), [b"image"]).outputs == ("a/b/c.d.png",)
+        item, _ = restored("bad")
+        failed = Record("bad", "bad.jpg", "failed", "not a JPEG")
+        assert sink.write(item, failed, []) == failed
+    assert (tmp_path / "a/b/c.d.png").read_bytes() == b"image"
+    assert [(line["key"], line["status"], line["outputs"]) for line in lines(tmp_path)] == [
+        ("a/b/c.d", "restored", ["a/b/c.d.png"]),
+        ("bad", "failed", []),
+    ]
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest) as sink:
+        assert sink.finished("a/b/c.d.jpg")
+        assert sink.finished("bad.jpg")
+    assert not (tmp_path / PARTIAL).exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("../out", "leads out of its folder"),
+        ("/tmp/abs", "absolute path"),
+        ("x" * 252, "File name too long"),
+        ("y/" * 2100, "File name too long"),
+        ("taken.png/b", "Not a directory|File exists"),
+        ("folder", "Is a directory"),
+        (PARTIAL + "/a", "unfinished outputs"),
+    ],
+)
+def test_name_that_cannot_be_fails_alone(tmp_path, key, reason):
+    out = tmp_path / "out"
+    with Manifest.open(out, RUN) as manifest, FolderSink(manifest) as sink:
+        sink.write(*restored("taken"), [b"1"])
+        sink.write(*restored("folder.png/b"), [b"2"])
+        record = sink.write(*restored(key), [b"3"])
+        sink.write(*restored("x" * 251), [b"4"])
+    assert (record.status, record.outputs) == ("failed", ())
+    assert any(part in record.reason for part in reason.split("|"))
+    assert [line["status"] for line in lines(out)] == ["restored", "restored", "failed", "restored"]
+    assert sorted(data for data in tree(out).values() if len(data) == 1) == [b"1", b"2", b"4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_samples_are_placed_all_or_none(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, samples=3) as sink:
+        (tmp_path / "b.s2.png").mkdir()
+        sink.write(*restored("a"), [b"0", b"1", b"2"])
+        assert sink.write(*restored("b"), [b"0", b"1", b"2"]).status == "failed"
+    assert sorted(path.name for path in tmp_path.glob("*.png") if path.is_file()) == [f"a.s{k}.png" for k in range(3)]
+
+
+def test_folder_sink_takes_many_threads(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest) as sink:
+
+        def work(first: int) -> None:
+            for number in range(first, 200, 4):
+                sink.write(*restored(f"{number % 7}/{number}"), [str(number).encode()])
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(lines(tmp_path)) == 200
+    for number in range(200):
+        assert (tmp_path / f"{number % 7}/{number}.png").read_bytes() == str(number).encode()
+
+
+def test_shards_mirror_their_input(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+        sink.write(*restored("top"), [b"loose"])
+        sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
+        sink.write(*restored("a", "x/s.tar"), [b"A"])
+        sink.write(Item("b", "x/s.tar/b.jpg", b"", "x/s.tar"), Record("b", "x/s.tar/b.jpg", "failed", "no"), [])
+        sink.write(*restored("é/" + "long" * 60, "x/s.tar"), [b"C"])
+        assert not (tmp_path / "x").exists()
+        assert len(lines(tmp_path)) == 1
+        sink.write(*restored("a", "x/t.tar.gz"), [b"D"])
+        sink.write(*restored("x/y/loose"), [b"E"])
+    assert members(tmp_path / "x/s.tar") == [("a.json", b"{}"), ("a.png", b"A"), ("é/" + "long" * 60 + ".png", b"C")]
+    assert (tmp_path / "x/t.tar.gz").read_bytes()[:2] == b"\x1f\x8b"
+    assert members(tmp_path / "x/t.tar.gz") == [("a.png", b"D")]
+    assert members(tmp_path / "files.tar") == [("top.png", b"loose")]
+    assert members(tmp_path / "x/y/files.tar") == [("x/y/loose.png", b"E")]
+    assert [(line["source"], line["shard"], line["shard_lines"]) for line in lines(tmp_path)][:4] == [
+        ("top.jpg", "files.tar", 1),
+        ("x/s.tar/a.jpg", "x/s.tar", None),
+        ("x/s.tar/b.jpg", "x/s.tar", None),
+        (f"x/s.tar/é/{'long' * 60}.jpg", "x/s.tar", 3),
+    ]
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+        assert [sink.whole(name) for name in ("x/s.tar", "x/t.tar.gz", "x/u.tar")] == [True, True, False]
+        assert sink.finished("top.jpg")
+
+
+def test_two_members_of_one_name_are_reported(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+        sink.carry(SideMember("a.png", "s.tar/a.png", b"side", "s.tar"))
+        assert sink.write(*restored("a", "s.tar"), [b"A"]).status == "failed"
+        sink.write(*restored("b", "s.tar"), [b"B"])
+        sink.carry(SideMember("b.png", "s.tar/b.png", b"side", "s.tar"))
+    assert members(tmp_path / "s.tar") == [("a.png", b"side"), ("b.png", b"B")]
+    assert [(line["source"], line["status"]) for line in lines(tmp_path)] == [
+        ("s.tar/a.jpg", "failed"),
+        ("s.tar/b.jpg", "restored"),
+        ("s.tar/b.png", "failed"),
+    ]
+
+
+def test_shard_whose_name_cannot_be_fails_alone(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+        (tmp_path / "s.tar").mkdir()
+        for shard in ("s.tar", "t.tar"):
+            for key in ("a", "b"):
+                sink.write(*restored(key, shard), [b"1"])
+    assert [(line["source"], line["status"]) for line in lines(tmp_path)] == [
+        ("s.tar/a.jpg", "failed"),
+        ("s.tar/b.jpg", "failed"),
+        ("t.tar/a.jpg", "restored"),
+        ("t.tar/b.jpg", "restored"),
+    ]
+    assert not (tmp_path / PARTIAL).exists()
+
+
+def test_shards_are_never_written_over_their_input(tmp_path):
+    with Manifest.open(tmp_path, RUN) as manifest, pytest.raises(SinkError, match="replace the input's"):
+        ShardSink(manifest, tmp_path / "." / "")
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "files.tar").write_bytes(b"a shard of this name")
+    with Manifest.open(tmp_path / "out", RUN) as manifest, ShardSink(manifest, source) as sink:
+        assert "the input has a shard" in sink.write(*restored("a"), [b"1"]).reason
+
+
+def test_file_that_joins_a_finished_shard_does_not_replace_it(tmp_path):
+    for names in (("a", "b"), ("c",)):
+        with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+            for name in names:
+                sink.write(*restored(name), [b"1"])
+    assert [name for name, _ in members(tmp_path / "files.tar")] == ["a.png", "b.png"]
+    assert [(line["key"], line["status"]) for line in lines(tmp_path)] == [
+        ("a", "restored"),
+        ("b", "restored"),
+        ("c", "failed"),
+    ]
+
+
+def test_interrupted_shard_leaves_nothing_and_is_begun_again(tmp_path):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Manifest.open(tmp_path, RUN) as manifest,
+        ShardSink(manifest, tmp_path / "in") as sink,
+    ):
+        sink.write(*restored("a", "s.tar"), [b"1"])
+        raise KeyboardInterrupt
+    assert lines(tmp_path) == []
+    assert not (tmp_path / "s.tar").exists()
+    assert not (tmp_path / PARTIAL).exists()
+
+
+# A run of sorts: 6 shards of 8 members and 24 loose files, "restored" by repeating their bytes.
+
+
+def make_input(folder: Path) -> None:
+    rng = random.Random(3)
+    folder.mkdir()
+    for number in range(24):
+        (folder / f"{number:02}.jpg").write_bytes(rng.randbytes(rng.randrange(1, 60_000)))
+    for number in range(6):
+        with tarfile.open(folder / f"s{number}.tar", "w") as tar:
+            for member in range(16):
+                data = rng.randbytes(rng.randrange(1, 30_000))
+                header = tarfile.TarInfo(f"{member // 2}{'.json' if member % 2 else '.jpg'}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+
+
+def run(source: Path, out: Path, shards: bool, log: Path | None = None) -> None:
+    with Manifest.open(out, RUN) as manifest:
+        with ShardSink(manifest, source) if shards else FolderSink(manifest) as sink:
+            for item in read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries):
+                if isinstance(item, SideMember):
+                    sink.carry(item)
+                elif not sink.finished(item.source):
+                    assert item.data is not None
+                    if log is not None:
+                        with log.open("a") as file:
+                            file.write(item.source + "\n")
+                    sink.write(item, Record(item.key, item.source, "restored"), [item.data * 3])
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_killed_at_any_moment_and_started_again_gives_the_same(tmp_path, shards):
+    source, log = tmp_path / "in", tmp_path / "log"
+    make_input(source)
+    if not shards:  # keys of two shards would be the same
+        for number in range(1, 6):
+            (source / f"s{number}.tar").unlink()
+    started = time.perf_counter()
+    run(source, tmp_path / "straight", shards)
+    seconds = time.perf_counter() - started
+    expected = tree(tmp_path / "straight")
+    half_done = 0
+    for attempt in range(20):
+        out = tmp_path / f"out{attempt}"
+        process = FORK.Process(target=run, args=(source, out, shards))
+        process.start()
+        time.sleep(seconds * (attempt + 1) / 20)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        path = out / MANIFEST
+        torn = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        done = [json.loads(line) for line in torn if line.endswith(b"\n")]
+        half_done += 0 < len(done) < 24
+        for line in done:
+            assert all((out / (line["shard"] or name)).exists() for name in line["outputs"])
+        log.write_text("")
+        run(source, out, shards, log)
+        again = set(log.read_text().splitlines())
+        ends = {line["shard"] for line in done if line["shard_lines"]}
+        assert not again & {line["source"] for line in done if not shards or line["shard"] in ends}
+        assert tree(out) == expected
+    assert half_done
+
+
+@contextmanager
+def small_disk(tmp_path: Path, size: int) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a small disk needs root; the limit on file sizes is tested all the same")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_full_disk_stops_the_run_and_a_later_one_completes_it(tmp_path, shards):
+    source = tmp_path / "in"
+    make_input(source)
+    for number in range(1, 6):
+        (source / f"s{number}.tar").unlink()
+    (source / "big").mkdir()
+    (source / "big" / "big.jpg").write_bytes(bytes(300_000))
+    run(source, tmp_path / "straight", shards)
+    expected = tree(tmp_path / "straight")
+    size = sum(map(len, expected.values()))
+    with small_disk(tmp_path, size * 2 // 3) as disk:
+        out = disk / "out"
+        with pytest.raises(SinkError, match="No space left on device"):
+            run(source, out, shards)
+        done = lines(out)
+        assert 0 < len(done) < len(lines(tmp_path / "straight"))
+        assert not (out / PARTIAL).exists()
+        assert {name: data for name, data in tree(out).items() if name != MANIFEST}.items() <= expected.items()
+        with pytest.raises(SinkError, match="No space left on device"):
+            run(source, out, shards)
+        assert lines(out)[: len(done)] == done
+        subprocess.run(["mount", "-o", f"remount,size={size * 2}", str(disk)], check=True)
+        run(source, out, shards)
+        assert tree(out) == expected
+
+
+def test_disk_full_to_the_last_byte_never_leaves_half_a_line(tmp_path):
+    with small_disk(tmp_path, 256 << 10) as disk:
+        with Manifest.open(disk, RUN) as manifest:
+            (disk / "ballast").write_bytes(bytes((256 << 10) - (40 << 10)))
+            with pytest.raises(SinkError, match="No space left"):
+                for number in range(10_000):
+                    manifest.append([Record(str(number), f"{number}.jpg", "failed", "no")])
+        found = lines(disk)
+        assert [line["key"] for line in found] == [str(number) for number in range(len(found))]
+        with pytest.raises(SinkError, match="No space left"):
+            Manifest.open(disk, RUN, overwrite=False).append([Record("x" * 9000, "y", "failed")])
+        (disk / "ballast").unlink()
+        with Manifest.open(disk, RUN) as manifest:
+            assert manifest.counts == {"failed": len(found)}
+
+
+def in_a_child(work: Callable[[], None]) -> None:
+    process = FORK.Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_write_that_fails_midway_leaves_no_partial_file(tmp_path, shards):
+    out = tmp_path / "out"
+
+    def work() -> None:
+        with Manifest.open(out, RUN) as manifest:
+            with ShardSink(manifest, tmp_path / "in") if shards else FolderSink(manifest) as sink:
+                sink.write(*restored("small", "s.tar"), [b"1"])
+                resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+                with pytest.raises(SinkError, match="File too large"):
+                    sink.write(*restored("large", "t.tar"), [bytes(100_000)])
+        assert not (out / PARTIAL).exists()
+
+    in_a_child(work)
+    outputs = {"s.tar"} if shards else {"small.png"}
+    assert set(tree(out)) - {MANIFEST, "manifest.run.json", ".manifest.lock"} == outputs
+    assert [line["key"] for line in lines(out)] == ["small"]
+
+
+def test_folder_that_becomes_read_only(tmp_path):
+    with small_disk(tmp_path, 1 << 20) as disk:
+        with Manifest.open(disk / "out", RUN) as manifest, FolderSink(manifest) as sink:
+            sink.write(*restored("a"), [b"1"])
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(SinkError, match="Read-only file system"):
+            Manifest.open(disk / "out", RUN)
+        with pytest.raises(SinkError, match="Read-only file system"):
+            Manifest.open(disk / "new", RUN)
