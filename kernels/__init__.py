@@ -1,10 +1,10 @@
 """JPEG on tensors: five operators, alike on every device.
 
-    decode(c)                      Coefficients → RGB, as libjpeg-turbo decodes
-    encode(x, tables, sampling)    RGB → Coefficients, in real numbers
-    roundtrip(x, tables, sampling) compress and decompress, differentiable
-    project(x, c)                  the nearest image whose coefficients lie in c's intervals, differentiable
-    project_exact(x, c)            an 8-bit image that libjpeg-turbo compresses to exactly c, and a certificate
+decode(c)                      Coefficients → RGB, as libjpeg-turbo decodes
+encode(x, tables, sampling)    RGB → Coefficients, in real numbers
+roundtrip(x, tables, sampling) compress and decompress, differentiable
+project(x, c)                  the nearest image whose coefficients lie in c's intervals, differentiable
+project_exact(x, c)            an 8-bit image that libjpeg-turbo compresses to exactly c, and a certificate
 """
 
 from kernels.coefficients import Coefficients, Subsampling

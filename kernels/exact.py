@@ -107,9 +107,7 @@ def begin(x: Tensor, c: Coefficients, region: Region) -> Search:
 def examine(search: Search, candidate: Tensor, mcu: Mcu) -> tuple[list[Tensor], list[Tensor]]:
     """The candidate's coefficients by libjpeg's own arithmetic, times 8, and which are wrong. Keeps the better image."""
     found = [dct.float() for dct in integer_forward(candidate, mcu)]
-    errors = [
-        (dct < low) | (dct > high) for dct, low, high in zip(found, search.lowest, search.highest, strict=True)
-    ]
+    errors = [(dct < low) | (dct > high) for dct, low, high in zip(found, search.lowest, search.highest, strict=True)]
     wrong = torch.stack([error.flatten(1).sum(1) for error in errors]).sum(0)
     better = wrong < search.wrong
     search.best = torch.where(better[:, None, None], candidate.to(torch.uint8), search.best)

@@ -103,20 +103,24 @@ class McuMatrices:
     chroma_back: Tensor
 
 
+def repetition_inverse(spread: Tensor) -> Tensor:
+    """The pseudo-inverse of a 0/1 matrix [pixels, places] that shows each pixel at some places: the mean over them."""
+    return spread.T / spread.sum(1).clamp(min=1)
+
+
 @cache
 def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
-    """Averages and their pseudo-inverses. Inside the image the latter is repetition; at an edge it averages a
-    correction over all the places that repeat a pixel. Columns of pixels beyond the image are zero."""
+    """Places beyond the image and blocks of padding have rows and columns of zeros."""
     dct = block_dct("cpu", torch.float64)
     average = mcu.chroma_sums().double() / (mcu.sampling.factors[0] * mcu.sampling.factors[1])
-    chroma, chroma_back = average @ dct, dct.T @ torch.linalg.pinv(average)
-    luma = dct
+    luma, luma_back = dct, dct.T
     if not mcu.whole:
-        spread = F.one_hot(mcu.luma_source(), mcu.pixels).double().T
-        blocks = torch.block_diag(*(dct * true for true in mcu.true_luma_blocks))
-        luma = spread @ blocks
-    luma_back = torch.linalg.pinv(luma)
-    return McuMatrices(*(m.to(device, dtype).contiguous() for m in (luma, luma_back, chroma, chroma_back)))
+        blocks = torch.block_diag(*[dct] * len(mcu.true_luma_blocks))
+        shown = torch.tensor(mcu.true_luma_blocks).repeat_interleave(64)
+        spread = F.one_hot(mcu.luma_source(), mcu.pixels).double().T * shown
+        luma, luma_back = spread @ blocks, blocks.T @ repetition_inverse(spread)
+    matrices = (luma, luma_back, average @ dct, dct.T @ torch.linalg.pinv(average))
+    return McuMatrices(*(m.to(device, dtype).contiguous() for m in matrices))
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ ANNEX_K_CHROMA = torch.tensor([
 @cache
 def dct_basis(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """[8, 8]: the orthonormal DCT-II, row k the k-th frequency; `basis @ block @ basis.T` is the forward transform."""
-    rows = [
-        [sqrt((1 if k == 0 else 2) / 8) * cos((2 * n + 1) * k * pi / 16) for n in range(8)] for k in range(8)
-    ]
+    rows = [[sqrt((1 if k == 0 else 2) / 8) * cos((2 * n + 1) * k * pi / 16) for n in range(8)] for k in range(8)]
     return torch.tensor(rows, dtype=torch.float64).to(device=device, dtype=dtype)
 
 

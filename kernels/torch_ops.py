@@ -67,9 +67,7 @@ class _RoundStraightThrough(torch.autograd.Function):
         return gradient
 
 
-def empty_planes(
-    sampling: Subsampling, size: tuple[int, int], images: int, device: torch.device
-) -> tuple[Tensor, ...]:
+def empty_planes(sampling: Subsampling, size: tuple[int, int], images: int, device: torch.device) -> tuple[Tensor, ...]:
     """Zero coefficient planes, int16."""
     grids = (sampling.plane_blocks(component, size) for component in range(sampling.components))
     return tuple(torch.zeros(images, *grid, 8, 8, dtype=torch.int16, device=device) for grid in grids)
@@ -163,7 +161,9 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
 def decode(c: Coefficients) -> Tensor:
     """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to 0..255
     after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
-    chroma = [_component(c, component, 0, c.planes[component].shape[1]) for component in range(1, c.sampling.components)]
+    chroma = [
+        _component(c, component, 0, c.planes[component].shape[1]) for component in range(1, c.sampling.components)
+    ]
     vertical = c.sampling.factors[0]
     bands = []
     band_rows = max(1, (1 << 17) // (8 * vertical * c.size[1] * len(c)))

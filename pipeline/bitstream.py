@@ -8,16 +8,19 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from struct import pack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
 
 from kernels.coefficients import Coefficients, Subsampling
 from kernels.tables import nearest_quality
@@ -60,7 +63,8 @@ _VERSION = "turbo210"
 # A marker that libjpeg refuses at any place after the header. It follows the data, so that libjpeg fails where it would
 # otherwise make up an end of image; more than 65,535 bytes of it, so that no segment's length reaches beyond.
 _SENTINEL = b"\xff\xc0" * 32800
-_MARKER = re.compile(rb"\xff([^\x00-\xbf\xd0-\xd7\xff])")
+_MARKER = re.compile(rb"\xff([^\x00-\xbf\xd0-\xd7\xff])")  # neither invalid nor a restart marker
+_ANY_MARKER = re.compile(rb"\xff[^\x00\xff]")
 
 Plane = NDArray[np.int16]
 
@@ -86,18 +90,16 @@ class Bitstream:
 def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
     """What a JPEG file says: the first image in `data`, which may be followed by others or by garbage.
 
-    Damage inside the scans is read as libjpeg-turbo reads it, to whatever coefficients it recovers; a file that does
-    not reach its end-of-image marker is refused. `max_pixels` bounds the size before memory is taken (None:
-    MAX_PIXELS); at most 18 bytes per pixel are used, a third of them kept on return.
+    Damage inside the scans is read as libjpeg-turbo reads it, to whatever coefficients it recovers; a file that ends
+    before its image does is refused. `max_pixels` bounds the size before memory is taken (None: MAX_PIXELS); at most 18
+    bytes per pixel are taken, 6 of them kept on return.
 
     Raises BitstreamError when the file is broken or larger than `max_pixels`, UnsupportedJpeg when it is of a kind that
-    is not modelled; no other exception for any bytes. Safe to call from several threads. libjpeg reports damage with a
-    line on standard error; nothing here can prevent that.
+    is not modelled, which does not vouch for the rest of the file; no other exception for any bytes. Safe to call from
+    several threads. libjpeg reports damage with a line on standard error; nothing here can prevent that.
     """
     header = read_header(data)
     _check_size(header, MAX_PIXELS if max_pixels is None else max_pixels)
-    if data.rfind(b"\xff\xd9", header.scan_offset) < 0:
-        raise BitstreamError("truncated: the file has no end-of-image marker")
     sampling = _sampling(header)
     _check_scans(header, data)
     tables = _component_tables(header, data)
@@ -207,13 +209,13 @@ def _read_planes(header: Header, data: bytes, sampling: Subsampling) -> list[Pla
     planes = [np.zeros((1, *blocks, 8, 8), np.int16) for blocks in whole]
     segments = _in_whole_mcus(header, sampling)
     if segments or true == whole:
-        _read_blocks(segments or header.segments, data, header.scan_offset, planes)
+        _read_blocks(header, segments or header.segments, data, planes)
         for plane, (rows, columns) in zip(planes, true, strict=True):
             plane[0, rows:] = 0
             plane[0, :, columns:] = 0
     else:
         unpadded = [np.empty((*blocks, 8, 8), np.int16) for blocks in true]
-        _read_blocks(header.segments, data, header.scan_offset, unpadded)
+        _read_blocks(header, header.segments, data, unpadded)
         for plane, read in zip(planes, unpadded, strict=True):
             plane[0, : read.shape[0], : read.shape[1]] = read
     return planes
@@ -231,8 +233,30 @@ def _in_whole_mcus(header: Header, sampling: Subsampling) -> bytes | None:
     return before + pack(">HH", *size) + after
 
 
-def _read_blocks(segments: bytes, data: bytes, scan_offset: int, blocks: list[Plane]) -> None:
-    """Fills `blocks`, an array for each component with room for just the blocks that `segments` makes of it.
+def _read_blocks(header: Header, segments: bytes, data: bytes, blocks: list[Plane]) -> None:
+    """Fills `blocks` from the scans of `data`. Raises BitstreamError when the image is not complete.
+
+    A file that may have more scans is complete at its end-of-image marker. One of a single scan is complete, for every
+    decoder that reads on demand, when its last block is, whatever follows: so if no such marker does, Pillow decides.
+    """
+    scans = memoryview(data)[header.scan_offset :]
+    if data.rfind(b"\xff\xd9", header.scan_offset) >= 0:
+        if _libjpeg_reads((segments, scans, _SENTINEL), blocks):
+            return
+        reason = "truncated or damaged: libjpeg-turbo could not read to an end-of-image marker (it says why on stderr)"
+    else:
+        reason = "truncated: the file has no end-of-image marker"
+    if _may_have_scans(header) or not _pillow_loads(data):
+        raise BitstreamError(reason)
+    # What follows the scan must not matter. Any marker ends it, except that a decoder looking for the next restart
+    # marker passes over invalid ones.
+    end = (_MARKER if header.restart_interval else _ANY_MARKER).search(scans)
+    if not _libjpeg_reads((segments, scans[: end.start()] if end else scans, b"\xff\xd9", _SENTINEL), blocks):
+        raise BitstreamError(reason)
+
+
+def _libjpeg_reads(stream: Iterable[bytes | memoryview], blocks: list[Plane]) -> bool:
+    """Whether libjpeg reads `stream` without an error. Fills `blocks`, an array for each component, of just its size.
 
     jpeglib cannot survive an error before the first scan, and trusts the caller with the arrays' sizes. So it is given
     the header that was checked here, not the file's own. Its Python layer is left out: it decodes each file twice, goes
@@ -240,19 +264,25 @@ def _read_blocks(segments: bytes, data: bytes, scan_offset: int, blocks: list[Pl
     pointers = [block.ctypes.data for block in blocks] + [None] * (4 - len(blocks))
     descriptor = os.memfd_create("jpeg")
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-        file.write(segments)
-        file.write(memoryview(data)[scan_offset:])
-        file.write(_SENTINEL)
+        file.writelines(stream)
         file.flush()
-        complete = _libjpeg()(b"/proc/self/fd/%d" % descriptor, *pointers, None, None)
-    if not complete:
-        raise BitstreamError(
-            "truncated or damaged: libjpeg-turbo could not read on to an end-of-image marker (it says why on stderr)"
-        )
+        path = b"/proc/self/fd/%d" % descriptor
+        if _libjpeg()(path, *pointers, None, None):
+            return True
+        os.close(os.open(path, os.O_RDONLY))  # raises OSError if that was why: too many open files, or no /proc
+        return False
+
+
+def _pillow_loads(data: bytes) -> bool:
+    try:
+        JpegImageFile(BytesIO(data)).load()
+    except Exception:  # of any type: Pillow's readers of metadata do not guard theirs
+        return False
+    return True
 
 
 @cache
-def _libjpeg() -> ctypes._NamedFuncPointer:
+def _libjpeg() -> Callable[..., int]:
     """jpeglib's `read_jpeg_dct(path, Y, Cb, Cr, K, tables, selectors)` → 1, or 0 after an error.
 
     Raises RuntimeError when the installed jpeglib is not one whose function has this signature."""

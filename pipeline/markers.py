@@ -132,6 +132,9 @@ def read_header(data: bytes) -> Header:
         code, position = _next_marker(data, position)
         if code in RESTARTS:
             continue
+        if code not in _SEGMENTS:
+            name = {SOI: "a second start of image", EOI: "an end of image"}.get(code, f"marker ff {code:02x}")
+            raise BitstreamError(f"{name} stands where a header segment was expected")
         payload, end = segment(data, position, code)
         if code == SOS:
             first_scan = scan_components(payload, draft.components)
@@ -222,11 +225,8 @@ def _read_segment(draft: _Draft, code: int, payload: bytes) -> None:
     elif code in SKIPPED:
         _APPLICATION_READERS.get(code, _ignore)(draft, payload)
         return
-    elif code in _TABLE_READERS:
-        _TABLE_READERS[code](draft, payload)
     else:
-        name = {SOI: "a second start of image", EOI: "an end of image"}.get(code, f"marker ff {code:02x}")
-        raise BitstreamError(f"{name} stands where a header segment was expected")
+        _TABLE_READERS[code](draft, payload)
     draft.segments.append(bytes((0xFF, code)) + (len(payload) + 2).to_bytes(2, "big") + payload)
 
 
@@ -339,6 +339,7 @@ _APPLICATION_READERS: dict[int, _Reader] = {
     0xE2: _read_profile_chunk,
     0xEE: _read_adobe,
 }
+_SEGMENTS = frozenset({SOS, *PROCESSES, *SKIPPED, *_TABLE_READERS})
 
 
 def _finish(draft: _Draft, first_scan: tuple[int, ...], scan_offset: int) -> Header:

@@ -50,7 +50,13 @@ def parser() -> argparse.ArgumentParser:
     add("--output-dir", type=Path, metavar="DIR", help="where images and manifest.jsonl go; made when missing")
     add("--weights", default=DEFAULT_WEIGHTS, metavar="NAME|PATH", help="shipped weights or a file [%(default)s]")
     add("--mode", choices=MODES, default=defaults.mode, help="regress, draw samples, or average them [%(default)s]")
-    add("--samples", type=int, default=1, metavar="K", help="draws for each file, in modes sample and mean [%(default)s]")
+    add(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="K",
+        help="draws for each file, in modes sample and mean [%(default)s]",
+    )
     add("--seed", type=int, default=0, metavar="N", help="the noise depends on it, on the file's key and no more [0]")
     add("--format", choices=get_args(Format), default="png", help="lossless image format [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
@@ -113,8 +119,6 @@ def _typed(action: argparse.Action, value: object, path: Path) -> object:
     if action.choices is not None and typed not in action.choices:
         raise UsageError(f"--config {path}: {action.dest}: {value!r} is not one of {', '.join(action.choices)}")
     return typed
-
-
 
 
 def prepare(given: argparse.Namespace) -> Job:

@@ -1,19 +1,21 @@
 """The engine: JPEG bytes in, certified 8-bit images out.
 
-    restorer = Restorer.from_pretrained()
-    restored = restorer.restore(Path("photo.jpg").read_bytes())
-    Image.fromarray(restored.pixels()).save("photo.png")
+restorer = Restorer.from_pretrained()
+restored = restorer.restore(Path("photo.jpg").read_bytes())
+Image.fromarray(restored.pixels()).save("photo.png")
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -74,14 +76,26 @@ class Restored:
     def certified(self) -> bool:
         return not any(self.mismatches)
 
-    def pixels(self, sample: int = 0) -> np.ndarray:
+    def pixels(self, sample: int = 0) -> NDArray[np.uint8]:
         """[H, W, 3] or, gray, [H, W] uint8, as Pillow takes it."""
         return as_pixels(self.images[sample])
 
 
-def as_pixels(image: Tensor) -> np.ndarray:
+def as_pixels(image: Tensor) -> NDArray[np.uint8]:
     """[C, H, W] uint8 → [H, W, 3] or [H, W]."""
     return image[0].numpy() if image.shape[0] == 1 else np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """The JPEG operators' tensors are too small to share out on a CPU: threads would wait for one another."""
+    threads = torch.get_num_threads()
+    try:
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -182,14 +196,14 @@ class Restorer:
     def _restore_tiles(
         self, c: Coefficients, tiles: list[tiling.Tile], seeds: list[int], images: list[Tensor], mismatches: list[int]
     ) -> None:
-        with self.stopwatch("decode"):
+        with self.stopwatch("decode"), one_thread(self.device):
             decoded = [decode(tiling.tile_coefficients(c, tile).to(self.device)) for tile in tiles]
         drawn = [self._network(c, decoded, tiles, seed) for seed in seeds]
         if self.options.mode == "mean":
             drawn = [[torch.stack(draws).mean(0) for draws in zip(*drawn, strict=True)]]
         for output, restored in enumerate(drawn):
             for tile, x in zip(tiles, restored, strict=True):
-                with self.stopwatch("project"):
+                with self.stopwatch("project"), one_thread(self.device):
                     core, wrong = project_exact(x, tiling.core_coefficients(c, tile).to(self.device))
                     tiling.paste(images[output], core[0].cpu(), tile)
                     mismatches[output] += int(wrong)
@@ -215,7 +229,9 @@ def check_mode(generator: Generator, name: str, options: Options) -> None:
     if options.samples < 1:
         raise ModeError(f"samples {options.samples}: expected at least 1")
     if options.mode == "mmse" and generator.config.noise:
-        raise ModeError(f"weights {name!r} draw samples: mode mmse wants a regression network, such as {DEFAULT_WEIGHTS!r}")
+        raise ModeError(
+            f"weights {name!r} draw samples: mode mmse wants a regression network, such as {DEFAULT_WEIGHTS!r}"
+        )
     if options.mode != "mmse" and not generator.config.noise:
         raise ModeError(
             f"weights {name!r} are deterministic, trained with MSE: mode {options.mode} has nothing to draw. "

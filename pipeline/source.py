@@ -12,7 +12,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -125,17 +125,19 @@ def read(
 ) -> Iterator[Item | SideMember]:
     """Every input once, in order, one at a time in memory.
 
-    An item whose source is `finished` comes without data, so that its key is still known; a shard that is `whole` is
-    not opened and yields nothing. Members that are no JPEG come only with `side_members`. A file or member of more than
-    `limit` bytes is an error item and never read. Nothing is raised for bad input.
+    An item whose source is `finished` comes without data or error, so that its key is still known; a shard that is
+    `whole` is not opened and yields nothing. Members that are no JPEG come only with `side_members`. A file or member
+    of more than `limit` bytes is an error item and never read. Nothing is raised for bad input.
     """
     for entry in entries:
-        if entry.error is not None:
-            yield Item(entry.name, entry.name, None, error=entry.error)
-        elif not entry.shard:
+        if not entry.shard:
             yield _read_file(entry, finished, limit)
         elif not whole(entry.name):
-            yield from _read_shard(entry, finished, side_members, limit)
+            for item in _read_shard(entry, finished, side_members, limit):
+                if isinstance(item, Item) and item.error is not None and finished(item.source):
+                    yield replace(item, error=None)
+                else:
+                    yield item
 
 
 def is_jpeg(name: str) -> bool:
@@ -261,6 +263,8 @@ def _key(name: str) -> str:
 
 
 def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Item:
+    if entry.error is not None:
+        return Item(entry.name, entry.name, None, error=None if finished(entry.name) else entry.error)
     data = error = None
     if not finished(entry.name):
         try:

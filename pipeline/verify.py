@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jpeglib
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from kernels import Subsampling
@@ -17,7 +18,7 @@ TURBO = "turbo210"
 """jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow cannot."""
 
 
-def recompress(pixels: np.ndarray, tables: np.ndarray, sampling: Subsampling) -> bytes:
+def recompress(pixels: NDArray[np.uint8], tables: NDArray[np.int32], sampling: Subsampling) -> bytes:
     """[H, W, 3] or [H, W] uint8 → a JPEG file with the given tables [components, 8, 8] and sampling, by Pillow's
     libjpeg-turbo (4:4:0: jpeglib's)."""
     if sampling is Subsampling.S440:
@@ -28,7 +29,7 @@ def recompress(pixels: np.ndarray, tables: np.ndarray, sampling: Subsampling) ->
     return stream.getvalue()
 
 
-def _recompress_440(pixels: np.ndarray, tables: np.ndarray) -> bytes:
+def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> bytes:
     descriptor = os.memfd_create("recompressed", os.MFD_CLOEXEC)
     path = f"/proc/self/fd/{descriptor}"
     try:

@@ -86,34 +86,70 @@ def insert(data: bytes, code: int, payload: bytes, at: int = 2) -> bytes:
     return data[:at] + bytes((0xFF, code)) + (len(payload) + 2).to_bytes(2, "big") + payload + data[at:]
 
 
+def one_scan_each(planes: list[Pixels], sampling: str, qualities: list[int], number: int = 0, **options: Any) -> bytes:
+    """A file with a scan of its own for each component, each with the tables of its own `quality`, all of them defined
+    as table `number` just before their scan: spliced from gray files of the planes, which Pillow writes."""
+    grays = [encode(p, "gray", quality, **options) for p, quality in zip(planes, qualities, strict=True)]
+    vertical, horizontal = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:4:0": (2, 1), "4:2:0": (2, 2)}[sampling]
+    spliced = [b"\xff\xd8"]
+    for index, gray in enumerate(grays):
+        for code, offset, end in segments(gray):
+            payload = bytearray(gray[offset + 4 : end])
+            if code == 0xDB:
+                payload[0] = number
+            elif code in (0xC0, 0xC2):
+                if index:
+                    continue
+                factors = (16 * horizontal + vertical, 0x11, 0x11)
+                payload[5:] = bytes([3, *(byte for i in range(3) for byte in (i + 1, factors[i], number))])
+            elif code not in (0xC4, 0xDA, 0xDD):
+                continue
+            if code == 0xDA:
+                break
+            spliced.append(insert(b"", code, bytes(payload), 0))
+        spliced.append(re.sub(rb"\xff\xda\0\x08\x01\x01", bytes((0xFF, 0xDA, 0, 8, 1, index + 1)), gray[offset:-2]))
+    return b"".join(spliced) + b"\xff\xd9"
+
+
+def _flip(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    data[at] ^= 1 << int(generator.integers(8))
+
+
+def _overwrite(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    telling = (0, 1, 2, 3, 4, 0x11, 0x12, 0x21, 0x22, 0x7F, 0x80, 0xFF, int(generator.integers(256)))
+    data[at] = telling[generator.integers(len(telling))]
+
+
+def _remove(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    del data[at : at + int(generator.integers(1, 40))]
+
+
+def _repeat(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    data[at:at] = data[at : at + int(generator.integers(1, 40))]
+
+
+def _add(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    data[at:at] = generator.bytes(int(generator.integers(1, 40)))
+
+
+def _mark(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    data[at : at + 1] = bytes((0xFF, int(generator.integers(0xC0, 0xFF))))
+
+
+def _cut(data: bytearray, at: int, generator: np.random.Generator) -> None:
+    if generator.random() < 0.3:
+        del data[at:]
+
+
 def mutate(data: bytes, generator: np.random.Generator) -> bytes:
-    """One to three random injuries: bits and bytes changed, stretches removed, repeated, swapped, cut off; most of them
-    anywhere, every other near a marker, where they hurt."""
+    """One to three random injuries, half of them anywhere and half near a marker, where they hurt."""
     mutated = bytearray(data)
+    injuries = (_flip, _overwrite, _remove, _repeat, _add, _mark, _cut)
     for _ in range(int(generator.integers(1, 4))):
-        if len(mutated) < 8:
-            break
         position = int(generator.integers(len(mutated)))
         if generator.random() < 0.5:
             markers = [match.start() for match in re.finditer(rb"\xff[^\0]", bytes(mutated))] or [0]
             position = min(len(mutated) - 1, markers[generator.integers(len(markers))] + int(generator.integers(24)))
-        length = int(generator.integers(1, 40))
-        match int(generator.integers(8)):
-            case 0:
-                mutated[position] ^= 1 << int(generator.integers(8))
-            case 1:
-                mutated[position] = int(generator.integers(256))
-            case 2:
-                del mutated[position : position + length]
-            case 3:
-                mutated[position:position] = mutated[position : position + length]
-            case 4:
-                mutated[position:position] = generator.bytes(length)
-            case 5:
-                mutated[position : position + 1] = bytes((0xFF, int(generator.integers(0xC0, 0xFF))))
-            case 6:
-                mutated[position] = int(generator.choice([0, 1, 2, 3, 4, 0x11, 0x22, 0x12, 0x21, 0x7F, 0x80, 0xFF]))
-            case 7:
-                if generator.random() < 0.3:
-                    del mutated[position:]
+        injuries[generator.integers(len(injuries))](mutated, position, generator)
+        mutated = mutated or bytearray(1)
     return bytes(mutated)

@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 
 from pipeline.manifest import IDENTITY, MANIFEST, PARTIAL, Manifest, Record, RunIdentity, SinkError
 
@@ -253,3 +255,29 @@ def test_output_folder_that_cannot_be_made(tmp_path, name):
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(SinkError, match=f"{name}: cannot be made or written"):
         Manifest.open(tmp_path / name, RUN)
+
+
+def test_disk_full_to_the_last_byte_never_leaves_half_a_line(tmp_path):
+    with small_disk(tmp_path, 256 << 10) as disk:
+        with Manifest.open(disk, RUN) as manifest:
+            (disk / "ballast").write_bytes(bytes((256 << 10) - (40 << 10)))
+            with pytest.raises(SinkError, match="No space left"):
+                for number in range(10_000):
+                    manifest.append([Record(str(number), f"{number}.jpg", "failed", "no")])
+        found = lines(disk)
+        assert [line["key"] for line in found] == [str(number) for number in range(len(found))]
+        with Manifest.open(disk, RUN) as manifest, pytest.raises(SinkError, match="No space left"):
+            manifest.append([Record("x" * 9000, "y", "failed")])
+        (disk / "ballast").unlink()
+        with Manifest.open(disk, RUN) as manifest:
+            assert manifest.counts == {"failed": len(found)}
+
+
+def test_folder_that_becomes_read_only(tmp_path):
+    with small_disk(tmp_path, 1 << 20) as disk:
+        fill(disk / "out", 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(SinkError, match="Read-only file system"):
+            Manifest.open(disk / "out", RUN)
+        with pytest.raises(SinkError, match="Read-only file system"):
+            Manifest.open(disk / "new", RUN)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import small_disk
 from PIL import Image, ImageCms
 
 from pipeline.manifest import MANIFEST, PARTIAL, Manifest, Record, RunIdentity, SinkError
-from pipeline.sink import EncodeError, FolderSink, OutputNameError, ShardSink, encode_image, output_names
+from pipeline.sink import EncodeError, FolderSink, OutputNameError, ShardSink, Sink, encode_image, output_names
 from pipeline.source import Item, SideMember, list_sources, read
 
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -64,10 +65,8 @@ def test_image_comes_back_with_its_metadata(channels, format):
     pixels = np.asarray(loaded)
     assert loaded.format == format.upper()
     assert loaded.mode == ("L" if channels == 1 and format == "png" else "RGB")
-    assert np.array_equal(
-        pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1),
-        image.squeeze(0) if pixels.ndim == 2 else np.broadcast_to(image, (3, *image.shape[1:])),
-    )
+    planes = np.atleast_3d(pixels).transpose(2, 0, 1)
+    assert np.array_equal(planes, np.broadcast_to(image, planes.shape))
     assert loaded.info["icc_profile"] == icc
     assert dict(loaded.getexif()) == {0x0112: 6, 0x010F: "maker"}
     plain = Image.open(io.BytesIO(encode_image(image, format)))
@@ -268,44 +267,54 @@ def make_input(folder: Path) -> None:
                 tar.addfile(header, io.BytesIO(data))
 
 
+@contextmanager
+def opened(out: Path, source: Path, shards: bool) -> Iterator[Sink]:
+    with Manifest.open(out, RUN) as manifest, ShardSink(manifest, source) if shards else FolderSink(manifest) as sink:
+        yield sink
+
+
 def run(source: Path, out: Path, shards: bool, log: Path | None = None) -> None:
-    with Manifest.open(out, RUN) as manifest:
-        with ShardSink(manifest, source) if shards else FolderSink(manifest) as sink:
-            for item in read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries):
-                if isinstance(item, SideMember):
-                    sink.carry(item)
-                elif not sink.finished(item.source):
-                    assert item.data is not None
-                    if log is not None:
-                        with log.open("a") as file:
-                            file.write(item.source + "\n")
-                    sink.write(item, Record(item.key, item.source, "restored"), [item.data * 3])
+    with opened(out, source, shards) as sink:
+        for item in read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries):
+            if isinstance(item, SideMember):
+                sink.carry(item)
+            elif not sink.finished(item.source):
+                assert item.data is not None
+                if log is not None:
+                    with log.open("a") as file:
+                        file.write(item.source + "\n")
+                sink.write(item, Record(item.key, item.source, "restored"), [item.data * 3])
+
+
+def kill_at(log: Path, progress: float, delay: float, work: Callable[..., None], *arguments) -> None:
+    """Run `work` in a process and kill it when the log has so many lines, and the delay in seconds is over."""
+    log.write_text("")
+    process = FORK.Process(target=work, args=(*arguments, log))
+    process.start()
+    while process.is_alive() and len(log.read_text().splitlines()) < progress:
+        time.sleep(0.0005)
+    time.sleep(delay)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 @pytest.mark.parametrize("shards", [False, True])
 def test_killed_at_any_moment_and_started_again_gives_the_same(tmp_path, shards):
-    source, log = tmp_path / "in", tmp_path / "log"
+    source, log, rng = tmp_path / "in", tmp_path / "log", random.Random(11)
     make_input(source)
     if not shards:  # keys of two shards would be the same
         for number in range(1, 6):
             (source / f"s{number}.tar").unlink()
-    started = time.perf_counter()
     run(source, tmp_path / "straight", shards)
-    seconds = time.perf_counter() - started
-    expected = tree(tmp_path / "straight")
+    expected, total = tree(tmp_path / "straight"), len(lines(tmp_path / "straight"))
     half_done = 0
     for attempt in range(20):
         out = tmp_path / f"out{attempt}"
-        process = FORK.Process(target=run, args=(source, out, shards))
-        process.start()
-        time.sleep(seconds * (attempt + 1) / 20)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        path = out / MANIFEST
-        torn = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kill_at(log, total * attempt / 20, rng.random() * 0.002, run, source, out, shards)
+        half_done += 0 < len(log.read_text().splitlines()) < total
+        torn = (out / MANIFEST).read_bytes().splitlines(keepends=True) if (out / MANIFEST).exists() else []
         done = [json.loads(line) for line in torn if line.endswith(b"\n")]
-        half_done += 0 < len(done) < 24
         for line in done:
             assert all((out / (line["shard"] or name)).exists() for name in line["outputs"])
         log.write_text("")
@@ -314,22 +323,7 @@ def test_killed_at_any_moment_and_started_again_gives_the_same(tmp_path, shards)
         ends = {line["shard"] for line in done if line["shard_lines"]}
         assert not again & {line["source"] for line in done if not shards or line["shard"] in ends}
         assert tree(out) == expected
-    assert half_done
-
-
-@contextmanager
-def small_disk(tmp_path: Path, size: int) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting a small disk needs root; the limit on file sizes is tested all the same")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    assert half_done >= 5
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -359,22 +353,6 @@ def test_full_disk_stops_the_run_and_a_later_one_completes_it(tmp_path, shards):
         assert tree(out) == expected
 
 
-def test_disk_full_to_the_last_byte_never_leaves_half_a_line(tmp_path):
-    with small_disk(tmp_path, 256 << 10) as disk:
-        with Manifest.open(disk, RUN) as manifest:
-            (disk / "ballast").write_bytes(bytes((256 << 10) - (40 << 10)))
-            with pytest.raises(SinkError, match="No space left"):
-                for number in range(10_000):
-                    manifest.append([Record(str(number), f"{number}.jpg", "failed", "no")])
-        found = lines(disk)
-        assert [line["key"] for line in found] == [str(number) for number in range(len(found))]
-        with pytest.raises(SinkError, match="No space left"):
-            Manifest.open(disk, RUN, overwrite=False).append([Record("x" * 9000, "y", "failed")])
-        (disk / "ballast").unlink()
-        with Manifest.open(disk, RUN) as manifest:
-            assert manifest.counts == {"failed": len(found)}
-
-
 def in_a_child(work: Callable[[], None]) -> None:
     process = FORK.Process(target=work)
     process.start()
@@ -387,26 +365,14 @@ def test_write_that_fails_midway_leaves_no_partial_file(tmp_path, shards):
     out = tmp_path / "out"
 
     def work() -> None:
-        with Manifest.open(out, RUN) as manifest:
-            with ShardSink(manifest, tmp_path / "in") if shards else FolderSink(manifest) as sink:
-                sink.write(*restored("small", "s.tar"), [b"1"])
-                resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-                with pytest.raises(SinkError, match="File too large"):
-                    sink.write(*restored("large", "t.tar"), [bytes(100_000)])
+        with opened(out, tmp_path / "in", shards) as sink:
+            sink.write(*restored("small", "s.tar"), [b"1"])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+            with pytest.raises(SinkError, match="File too large"):
+                sink.write(*restored("large", "t.tar"), [bytes(100_000)])
         assert not (out / PARTIAL).exists()
 
     in_a_child(work)
     outputs = {"s.tar"} if shards else {"small.png"}
     assert set(tree(out)) - {MANIFEST, "manifest.run.json", ".manifest.lock"} == outputs
     assert [line["key"] for line in lines(out)] == ["small"]
-
-
-def test_folder_that_becomes_read_only(tmp_path):
-    with small_disk(tmp_path, 1 << 20) as disk:
-        with Manifest.open(disk / "out", RUN) as manifest, FolderSink(manifest) as sink:
-            sink.write(*restored("a"), [b"1"])
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(SinkError, match="Read-only file system"):
-            Manifest.open(disk / "out", RUN)
-        with pytest.raises(SinkError, match="Read-only file system"):
-            Manifest.open(disk / "new", RUN)

@@ -214,6 +214,17 @@ def test_unsafe_names_are_reported_and_never_mended(tmp_path):
     assert not any(Keys().claim(item) for item in found)
 
 
+def test_what_was_reported_once_is_not_reported_again(tmp_path):
+    """A continued run has a line for it already."""
+    make_tar(tmp_path / "s.tar", [("../up.jpg", b"1"), ("big.jpg", b"1" * 200)])
+    put(tmp_path / "fake.tar", b"no tar")
+    (tmp_path / "broken.jpg").symlink_to("nowhere")
+    first = items(tmp_path, limit=100)
+    assert len(errors(first)) == len(first) == 4
+    again = items(tmp_path, limit=100, finished=errors(first).__contains__)
+    assert [(item.source, item.data, item.error) for item in again] == [(item.source, None, None) for item in first]
+
+
 def test_safe_name():
     assert safe_name("./a//b.jpg") == "a/b.jpg"
     assert safe_name("...jpg") == "...jpg"

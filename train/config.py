@@ -102,8 +102,10 @@ def build(kind: type, tree: Any, where: str) -> Any:
     values = {}
     for key, value in tree.items():
         hint = hints[key]
-        values[key] = build(hint, value, f"{where}{key}.") if dataclasses.is_dataclass(hint) else _check(
-            value, hint, f"{where}{key}"
+        values[key] = (
+            build(hint, value, f"{where}{key}.")
+            if dataclasses.is_dataclass(hint)
+            else _check(value, hint, f"{where}{key}")
         )
     return kind(**values)
 

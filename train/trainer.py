@@ -27,6 +27,7 @@ from train.losses import LOSSES
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "generator.safetensors"
+METRICS = "metrics.jsonl"
 VALIDATION_QUALITIES = (10, 20, 40)
 
 
@@ -177,9 +178,17 @@ def train(config: Config) -> Path:
         tqdm.write(f"going on from step {state.step}")
     images = load_images(config.data.train, config.data.crop)
     held_out = load_images([config.data.validation], 128) if config.data.validation else []
-    with (folder / "metrics.jsonl").open("a") as metrics:
+    keep_lines_up_to(folder / METRICS, state.step)
+    with (folder / METRICS).open("a") as metrics:
         _loop(state, images, held_out, config, folder, metrics)
     return folder / WEIGHTS
+
+
+def keep_lines_up_to(path: Path, step: int) -> None:
+    """Drops what a killed run wrote after its last checkpoint: those steps come again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def _loop(
@@ -200,7 +209,11 @@ def _loop(
             line |= validate(state.average, held_out, config)
         if line:
             progress.set_postfix({k: f"{v:.3f}" for k, v in line.items()})
-            print(json.dumps({"step": state.step, "lr": learning_rate(config, state.step), **line}), file=metrics, flush=True)
+            print(
+                json.dumps({"step": state.step, "lr": learning_rate(config, state.step), **line}),
+                file=metrics,
+                flush=True,
+            )
         if state.step % run.save_every == 0 or last:
             save_checkpoint(state, config, folder)
     progress.close()
