@@ -70,6 +70,32 @@ class Subsampling(Enum):
         return (rows, columns) if component else (rows * vertical, columns * horizontal)
 
 
+def _images_of(tables: Tensor, sampling: Subsampling) -> int:
+    """N, when tables are [N, components, 8, 8] int32 and N is at least 1. Raises ValueError otherwise."""
+    n = tables.shape[0] if tables.ndim else 0
+    if n < 1 or tuple(tables.shape) != (n, sampling.components, 8, 8) or tables.dtype != torch.int32:
+        raise ValueError(
+            f"tables: expected [N, {sampling.components}, 8, 8] int32 for {sampling.label}, N at least 1, "
+            f"got {list(tables.shape)} {tables.dtype}"
+        )
+    return n
+
+
+def check_images(x: Tensor, tables: Tensor, sampling: Subsampling, size: tuple[int, int] | None = None) -> None:
+    """Raises ValueError unless `x` are images that go with `tables` and `sampling` (and have `size`, where given):
+    [N, components, H, W], floating point or uint8, on the tables' device."""
+    n, components = _images_of(tables, sampling), sampling.components
+    height, width = size or (tuple(x.shape[2:]) if x.ndim == 4 and x.numel() else ("H", "W"))
+    if list(x.shape) != [n, components, height, width]:
+        raise ValueError(
+            f"images: expected [{n}, {components}, {height}, {width}] for {n} x {sampling.label}, got {list(x.shape)}"
+        )
+    if not x.is_floating_point() and x.dtype != torch.uint8:
+        raise ValueError(f"images: expected floating point or uint8, got {x.dtype}")
+    if x.device != tables.device:
+        raise ValueError(f"images are on {x.device}, the tables on {tables.device}")
+
+
 @dataclass(frozen=True)
 class Coefficients:
     """Quantised DCT coefficients of N images that share sampling and geometry.
@@ -89,14 +115,10 @@ class Coefficients:
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
-        sampling, n = self.sampling, self.tables.shape[0]
+        sampling = self.sampling
         if self.size[0] < 1 or self.size[1] < 1:
             raise ValueError(f"image size {self.size} is empty")
-        if tuple(self.tables.shape) != (n, sampling.components, 8, 8) or self.tables.dtype != torch.int32:
-            raise ValueError(
-                f"tables: expected [N, {sampling.components}, 8, 8] int32 for {sampling.label}, "
-                f"got {list(self.tables.shape)} {self.tables.dtype}"
-            )
+        n = _images_of(self.tables, sampling)
         if len(self.planes) != sampling.components:
             raise ValueError(f"{sampling.label} has {sampling.components} planes, got {len(self.planes)}")
         for component, plane in enumerate(self.planes):

@@ -1,13 +1,13 @@
 """project_exact in PyTorch: from a restored image to an 8-bit one that libjpeg-turbo compresses to the very same file.
 
 Equation 11 gives a float image inside the intervals; rounding it to 8 bits pushes some coefficients out. The search
-feeds each rounding error back (as sigma-delta modulators do), so that corrections too small to flip a pixel add up until
-they do. It works on MCUs, and only those still wrong take another pass.
+feeds each rounding error back (as sigma-delta modulators do), so that corrections too small to flip a pixel add up
+until they do. It works on MCUs, and only those still wrong take another pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -16,169 +16,168 @@ from kernels.coefficients import Coefficients
 from kernels.colour import differences_to_rgb
 from kernels.libjpeg import integer_forward
 from kernels.mcu import Mcu, Region, blocks_of, from_tiles, mcu_matrices, regions, to_tiles
-from kernels.torch_ops import forward_dct, steps_of, tile_planes, times
+from kernels.torch_ops import forward_dct, tile_planes, times
 
 PASSES = 200
 """Most passes over an MCU; the common ones need a handful."""
 
+NEARLY, PATIENCE_NEARLY, PATIENCE = 4, 60, 8
+"""A whole MCU is left as it is after so many passes without progress: 60 while at most 4 coefficients are wrong, 8
+with more, for then its steps are too fine (1 or 2 gray levels) for this search. MCUs at an edge are few, and tried to
+the end."""
+
 SHRINK_FIRST = 0.3
 SHRINK_AGAIN = 0.04
-"""How far the intervals' ends are drawn in: at first by 0.3 of a step or 0.3 gray levels, whichever is less, and by 0.04
-of a step more for each pass that finds the coefficient wrong."""
+"""How far the intervals' ends are drawn in: at first by 0.3 of a step or 0.3 gray levels, whichever is less, and by
+0.04 of a step more for each pass that finds the coefficient wrong."""
 
 
 @dataclass
 class Search:
-    """MCUs of one kind that are not done. All lists have an entry a component.
+    """K MCUs of one kind that are not done yet; B blocks of all components each, luma's first.
 
-    accumulated: [K, C, P] the image with all feedback so far. best: [K, C, P] uint8 and wrong: [K], the 8-bit candidate
-    with the fewest wrong coefficients and their number. centres, steps: [K, blocks, 64], intervals' middles and widths.
-    margins: how far each interval is drawn in, in steps. lowest, highest: the integers of `integer_forward` that
-    quantise to the wanted coefficient. where: [K] positions in the image's list of MCUs."""
+    accumulated: [K, C, P] the image with all feedback so far. centre, step: [K, B, 64] the intervals' middles, widths.
+    margin: [K, B, 64] how far each interval is drawn in, in steps. best: [K, C, P] uint8 and wrong: [K], the candidate
+    with the fewest wrong coefficients, and how many. where: [K] places in the list of all MCUs of the kind. stale: [K]
+    passes since `best` was found."""
 
     accumulated: Tensor
+    centre: Tensor
+    step: Tensor
+    margin: Tensor
     best: Tensor
     wrong: Tensor
-    centres: list[Tensor]
-    steps: list[Tensor]
-    margins: list[Tensor]
-    lowest: list[Tensor]
-    highest: list[Tensor]
     where: Tensor
+    stale: Tensor
 
     def take(self, index: Tensor) -> Search:
-        return Search(
-            *(
-                [entry[index] for entry in value] if isinstance(value, list) else value[index]
-                for value in vars(self).values()
-            )
-        )
+        return Search(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @staticmethod
+    def merge(searches: list[Search]) -> Search:
+        return Search(*(torch.cat([getattr(search, f.name) for search in searches]) for f in fields(Search)))
 
 
-def accepted_range(centre: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest integer (8 times a coefficient) that libjpeg quantises to centre / steps: 4 steps each way, the
-    end nearer to zero included, the farther not."""
-    eight = 8 * centre
-    return eight - 4 * steps + (centre <= 0).to(steps.dtype), eight + 4 * steps - (centre >= 0).to(steps.dtype)
+def blocks_a_component(mcu: Mcu, components: int) -> list[int]:
+    return [len(mcu.true_luma_blocks), 1, 1][:components]
 
 
-def to_pixels(changes: list[Tensor], mcu: Mcu) -> Tensor:
-    """Changes of coefficients, [..., blocks, 64] a component → the least change of RGB pixels [..., C, P] with that effect."""
-    matrices = mcu_matrices(mcu, changes[0].device)
+def drawn_in(value: Tensor, centre: Tensor, step: Tensor, margin: Tensor) -> Tensor:
+    """What brings a coefficient into its interval, the ends drawn in by `margin` of a step."""
+    half = (0.5 - margin) * step
+    return torch.minimum(torch.maximum(value, centre - half), centre + half).sub_(value)
+
+
+def to_pixels(change: Tensor, mcu: Mcu, components: int) -> Tensor:
+    """A change of coefficients [..., B, 64] → the least change of RGB pixels [..., C, P] that has it."""
+    matrices = mcu_matrices(mcu, change.device)
     backs = (matrices.luma_back, matrices.chroma_back, matrices.chroma_back)
-    planes = [times(change.flatten(-2), back) for change, back in zip(changes, backs, strict=False)]
-    return planes[0].unsqueeze(-2) if len(planes) == 1 else torch.stack(differences_to_rgb(*planes), dim=-2)
+    parts = torch.split(change, blocks_a_component(mcu, components), dim=-2)
+    planes = [times(part.flatten(-2), back) for part, back in zip(parts, backs, strict=False)]
+    return planes[0].unsqueeze(-2) if components == 1 else torch.stack(differences_to_rgb(*planes), dim=-2)
+
+
+def find(candidate: Tensor, mcu: Mcu) -> Tensor:
+    """[..., C, P] integers 0..255 → [..., B, 64], 8 times the coefficients by libjpeg's own arithmetic."""
+    return torch.cat(integer_forward(candidate, mcu), dim=-2).float()
+
+
+def is_wrong(found: Tensor, centre: Tensor, step: Tensor, mcu: Mcu) -> Tensor:
+    """Whether libjpeg quantises to something else than centre / step. It rounds half away from zero, so of an interval
+    4 steps each way the end nearer to zero belongs to it and the farther does not. Padding blocks are never wrong."""
+    offset = found.sub(centre, alpha=8).add_(centre.sign(), alpha=0.5).abs_()
+    wrong = offset > 4 * step - 0.5
+    if not mcu.whole:
+        luma = torch.tensor(mcu.true_luma_blocks, device=found.device)
+        wrong[..., : len(luma), :] &= luma[:, None]
+    return wrong
 
 
 def eight_bits(accumulated: Tensor) -> Tensor:
     return accumulated.round().clamp_(0, 255)
 
 
-def begin(x: Tensor, c: Coefficients, region: Region) -> Search:
-    """Equation 11 with shrunken intervals for all MCUs of a region, flattened to [N * rows * columns]."""
+def kept_in_range(accumulated: Tensor) -> Tensor:
+    return accumulated.clamp_(-0.49, 255.49)
+
+
+def first_pass(x: Tensor, c: Coefficients, region: Region) -> Search:
+    """Equation 11 with intervals drawn in, rounded and examined, for all MCUs of a region while they are in cache."""
+    mcu, components = region.mcu, c.sampling.components
     tiles = to_tiles(x, region).float()
-    centres, steps, margins, lowest, highest, changes = [], [], [], [], [], []
-    for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
-        step = steps_of(c.tables, component, torch.float32)
-        centre = blocks_of(c.planes[component], component, region).float() * step
-        margin = SHRINK_FIRST / step.clamp(min=1)
-        half = (0.5 - margin) * step
-        changes.append(torch.minimum(torch.maximum(dct, centre - half), centre + half) - dct)
-        ends = accepted_range(centre, step)
-        if component == 0 and not region.mcu.whole:
-            padding = ~torch.tensor(region.mcu.true_luma_blocks, device=x.device)[:, None]
-            ends = (ends[0].masked_fill(padding, -torch.inf), ends[1].masked_fill(padding, torch.inf))
-        for entries, value in (
-            (centres, centre),
-            (steps, step.expand_as(centre)),
-            (margins, margin.expand_as(centre)),
-            (lowest, ends[0]),
-            (highest, ends[1]),
-        ):
-            entries.append(value.flatten(0, 2))
-    accumulated = (tiles + to_pixels(changes, region.mcu)).clamp_(-0.49, 255.49).flatten(0, 2)
-    count = len(accumulated)
-    best = eight_bits(accumulated).to(torch.uint8)
-    wrong = torch.full((count,), 1 << 30, device=x.device)
-    where = torch.arange(count, device=x.device)
-    return Search(accumulated, best, wrong, centres, steps, margins, lowest, highest, where)
+    centre, step = intervals(c, region)
+    margin = SHRINK_FIRST / step.clamp(min=1)
+    value = torch.cat(forward_dct(tile_planes(tiles), region), dim=-2)
+    accumulated = kept_in_range(tiles + to_pixels(drawn_in(value, centre, step, margin), mcu, components))
+    candidate = eight_bits(accumulated)
+    wrong = is_wrong(find(candidate, mcu), centre, step, mcu).flatten(3).sum(3)
+    flat = [
+        entry.expand(*tiles.shape[:3], *entry.shape[3:]).flatten(0, 2)
+        for entry in (accumulated, centre, step, margin, candidate.to(torch.uint8), wrong)
+    ]
+    where = torch.arange(len(flat[0]), device=x.device)
+    return Search(*flat, where, torch.zeros_like(where))  # type: ignore[call-arg]
 
 
-def examine(search: Search, candidate: Tensor, mcu: Mcu) -> tuple[list[Tensor], list[Tensor]]:
-    """The candidate's coefficients by libjpeg's own arithmetic, times 8, and which are wrong. Keeps the better image."""
-    found = [dct.float() for dct in integer_forward(candidate, mcu)]
-    errors = [(dct < low) | (dct > high) for dct, low, high in zip(found, search.lowest, search.highest, strict=True)]
-    wrong = torch.stack([error.flatten(1).sum(1) for error in errors]).sum(0)
-    better = wrong < search.wrong
-    search.best = torch.where(better[:, None, None], candidate.to(torch.uint8), search.best)
-    search.wrong = torch.where(better, wrong, search.wrong)
-    return found, errors
-
-
-def feed_back(search: Search, found: list[Tensor], errors: list[Tensor], mcu: Mcu) -> None:
-    """Adds what would bring the found coefficients into their intervals, drawn in further where they were wrong."""
-    changes = []
-    for k, (dct, error) in enumerate(zip(found, errors, strict=True)):
-        search.margins[k] = torch.where(error, (search.margins[k] + SHRINK_AGAIN).clamp(max=0.5), search.margins[k])
-        half = (0.5 - search.margins[k]) * search.steps[k]
-        value = dct / 8
-        changes.append(torch.minimum(torch.maximum(value, search.centres[k] - half), search.centres[k] + half) - value)
-    search.accumulated = (search.accumulated + to_pixels(changes, mcu)).clamp_(-0.49, 255.49)
+def intervals(c: Coefficients, region: Region) -> tuple[Tensor, Tensor]:
+    """The intervals' middles [N, rows, columns, B, 64] and widths [N, 1, 1, B, 64] of a region's coefficients."""
+    counts = torch.tensor(blocks_a_component(region.mcu, c.sampling.components), device=c.device)
+    step = c.tables.flatten(2).float().repeat_interleave(counts, dim=1)[:, None, None]
+    blocks = [blocks_of(plane, component, region) for component, plane in enumerate(c.planes)]
+    return torch.cat(blocks, dim=3).float().mul_(step), step
 
 
 def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
     """Runs the search to its end, writing images into `best` and counts into `wrong` at `search.where`."""
+    components = search.accumulated.shape[1]
     for _ in range(PASSES):
         if not len(search.where):
             return
-        found, errors = examine(search, eight_bits(search.accumulated), mcu)
+        candidate = eight_bits(search.accumulated)
+        found = find(candidate, mcu)
+        errors = is_wrong(found, search.centre, search.step, mcu)
+        count = errors.flatten(1).sum(1)
+        better = count < search.wrong
+        search.best[better], search.wrong[better] = candidate[better].to(torch.uint8), count[better]
         best[search.where], wrong[search.where] = search.best, search.wrong
-        search, found, errors = drop_certified(search, found, errors)
-        feed_back(search, found, errors, mcu)
+        search.stale = torch.where(better, 0, search.stale + 1)
+        left = is_promising(search, mcu).nonzero().flatten()
+        if len(left) < len(search.where):
+            search, found, errors = search.take(left), found[left], errors[left]
+        search.margin = (search.margin + SHRINK_AGAIN * errors).clamp_(max=0.5)
+        change = drawn_in(found / 8, search.centre, search.step, search.margin)
+        search.accumulated = kept_in_range(search.accumulated + to_pixels(change, mcu, components))
 
 
-def drop_certified(
-    search: Search, found: list[Tensor], errors: list[Tensor]
-) -> tuple[Search, list[Tensor], list[Tensor]]:
-    left = search.wrong.nonzero().flatten()
-    if len(left) == len(search.where):
-        return search, found, errors
-    return search.take(left), [f[left] for f in found], [e[left] for e in errors]
+def is_promising(search: Search, mcu: Mcu) -> Tensor:
+    """[K] bool: not certified, and worth another pass."""
+    if not mcu.whole:
+        return search.wrong > 0
+    patience = torch.where(search.wrong > NEARLY, PATIENCE, PATIENCE_NEARLY)
+    return (search.wrong > 0) & (search.stale < patience)
 
 
 def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor, Tensor]:
-    """All MCUs of one kind, region after region: their 8-bit images [K, C, P] and wrong coefficients [K]. One pass over
-    each region while it is in cache; what is left of all of them goes on together."""
+    """All MCUs of one kind, region after region: their 8-bit images [K, C, P] and wrong coefficients [K]. What the
+    first pass leaves of all of them goes on together."""
     bests, wrongs, rest, offset = [], [], [], 0
     for region in kind:
-        search = begin(x, c, region)
-        found, errors = examine(search, eight_bits(search.accumulated), region.mcu)
+        search = first_pass(x, c, region)
         bests.append(search.best)
         wrongs.append(search.wrong)
-        search, found, errors = drop_certified(search, found, errors)
-        feed_back(search, found, errors, region.mcu)
-        search.where = search.where + offset
-        offset += len(wrongs[-1])
-        rest.append(search)
+        left = search.take(search.wrong.nonzero().flatten())
+        left.where += offset
+        offset += len(search.where)
+        rest.append(left)
     best, wrong = torch.cat(bests), torch.cat(wrongs)
-    settle(merge(rest), kind[0].mcu, best, wrong)
+    settle(Search.merge(rest), kind[0].mcu, best, wrong)
     return best, wrong
-
-
-def merge(searches: list[Search]) -> Search:
-    columns = zip(*(vars(search).values() for search in searches), strict=True)
-    return Search(
-        *(
-            [torch.cat(part) for part in zip(*entry, strict=True)] if isinstance(entry[0], list) else torch.cat(entry)
-            for entry in columns
-        )
-    )
 
 
 @torch.no_grad()
 def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
-    """The 8-bit image near x ([N, C, H, W], 0..255) that libjpeg-turbo's default encoder, given c's tables and sampling,
-    compresses to exactly c.
+    """The 8-bit image near x ([N, C, H, W], 0..255) that libjpeg-turbo's default encoder, given c's tables and
+    sampling, compresses to exactly c.
 
     Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified)."""
     grid = regions(c.sampling, c.size, len(c))
@@ -193,6 +192,6 @@ def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
             shape = (len(c), region.bottom - region.top, region.right - region.left)
             count = shape[0] * shape[1] * shape[2]
             mismatches += wrong[:count].reshape(len(c), -1).sum(1)
-            parts[region] = from_tiles(best[:count].unflatten(0, shape), region)
+            parts[region] = from_tiles(best[:count].reshape(*shape, *best.shape[1:]), region)
             best, wrong = best[count:], wrong[count:]
     return torch.cat([torch.cat([parts[region] for region in row], dim=3) for row in grid], dim=2), mismatches

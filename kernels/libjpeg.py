@@ -1,8 +1,8 @@
 """libjpeg-turbo's forward path, bit for bit: colour conversion, downsampling, the `islow` integer DCT and quantisation.
 
 Every value is an integer held in a float: float32 where all partial sums stay below 2^24, float64 in the DCT's second
-pass. `floor(x / 2^n)` is C's arithmetic shift. Source: the behaviour of libjpeg-turbo's default encoder (section 5 of the
-tests' oracle is Pillow's copy of it); the DCT is Loeffler, Ligtenberg and Moschytz's with 13-bit constants.
+pass. `floor(x / 2^n)` is C's arithmetic shift. Source: the behaviour of libjpeg-turbo's default encoder (the tests'
+oracle is Pillow's copy of it); the DCT is Loeffler, Ligtenberg and Moschytz's with 13-bit constants.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kernels.coefficients import Coefficients, Subsampling
+from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.mcu import Mcu, flat_regions, put_blocks, to_tiles
 from kernels.torch_ops import empty_planes, keep_true_blocks, steps_of
 
@@ -52,7 +52,7 @@ def _passes(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def integer_dct(blocks: Tensor) -> Tensor:
-    """[..., 64] samples less 128 (integers in float32) → 8 times their orthonormal DCT, rounded as libjpeg rounds; float64.
+    """[..., 64] samples less 128 (integers in float32) → 8 times their DCT, rounded as libjpeg rounds; float64.
 
     Scaling the matrices by a power of two is exact, and so is adding a half before the floor."""
     rows, columns = _passes(blocks.device)
@@ -105,14 +105,17 @@ def integer_forward(tiles: Tensor, mcu: Mcu) -> list[Tensor]:
 
 
 def quantise(dct: Tensor, steps: Tensor) -> Tensor:
-    """8 times the DCT and steps Q → sign(c) ((|c| + 4 Q) // 8 Q), exact: quotients that are no integers lie far from one."""
+    """8 times the DCT and steps Q → sign(c) ((|c| + 4 Q) // 8 Q), exact: a quotient is an integer or far from one."""
     return torch.copysign(((dct.abs() + 4 * steps) / (8 * steps)).floor_(), dct)
 
 
 def compress(image: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
-    """What libjpeg-turbo's default encoder (`islow`) makes of uint8 images [N, C, H, W] with tables [N, C, 8, 8] int32."""
+    """What libjpeg-turbo's default encoder (`islow`) makes of uint8 images [N, C, H, W] with tables [N, C, 8, 8] int32.
+
+    Raises ValueError for other shapes or dtypes."""
     if image.dtype != torch.uint8:
-        raise ValueError(f"image: expected uint8, got {image.dtype}")
+        raise ValueError(f"images: expected uint8, got {image.dtype}")
+    check_images(image, tables, sampling)
     images, size = image.shape[0], (image.shape[2], image.shape[3])
     planes = empty_planes(sampling, size, images, image.device)
     for region in flat_regions(sampling, size, images):

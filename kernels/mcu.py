@@ -72,7 +72,7 @@ class Mcu:
         return tile_index[self._block_order(row[:, None] * width + column)]
 
     def chroma_sums(self) -> Tensor:
-        """[P, 64] float32 of 0 and 1 (more where an edge repeats): pixels → sums of the pixels under a chroma sample."""
+        """[P, 64] float32 of 0 and 1 (more where an edge repeats): pixels → their sums under each chroma sample."""
         height, width = self.sampling.mcu
         vertical, horizontal = self.sampling.factors
         row, column = torch.arange(height) // vertical, torch.arange(width) // horizontal
@@ -90,7 +90,7 @@ def block_dct(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
 
 @dataclass(frozen=True)
 class McuMatrices:
-    """The linear maps of one kind of MCU between pixels and coefficients, as matrices to multiply tiles by from the right.
+    """The linear maps of one kind of MCU between pixels and coefficients, matrices to multiply tiles by from the right.
 
     luma [B, B], luma_back [B, B]: pixels → coefficients and the least-squares way back, B = 64 for a whole MCU (block
         by block) and P for one at an edge.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.coefficients import Coefficients, Subsampling
+from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.colour import differences_to_rgb, rgb_to_ycc
 from kernels.mcu import (
     Region,
@@ -24,7 +24,8 @@ from kernels.mcu import (
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:
     """[..., k * B] @ [B, D] → [..., k * D]: each run of B values times the matrix."""
-    return (x.unflatten(-1, (-1, matrix.shape[0])) @ matrix).flatten(-2)
+    product: Tensor = x.unflatten(-1, (-1, matrix.shape[0])) @ matrix
+    return product.flatten(-2)
 
 
 def tile_planes(tiles: Tensor) -> tuple[Tensor, ...]:
@@ -63,7 +64,7 @@ class _RoundStraightThrough(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -83,8 +84,12 @@ def keep_true_blocks(coefficients: Coefficients) -> Coefficients:
 
 
 def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
-    """Compresses images [N, C, H, W], 0..255, with tables [N, C, 8, 8] int32, in float32: the real-number JPEG, rounding
-    half away from zero. It differs from libjpeg's integers (kernels.libjpeg) by one step here and there."""
+    """Compresses images [N, C, H, W], 0..255, with tables [N, C, 8, 8] int32, in float32: the real-number JPEG,
+    rounding half away from zero. It differs from libjpeg's integers (kernels.libjpeg) by one step here and there, by
+    two where the steps are as small as libjpeg's own rounding.
+
+    Raises ValueError for images that are neither floating point nor uint8, and for other shapes."""
+    check_images(x, tables, sampling)
     images, size = x.shape[0], (x.shape[2], x.shape[3])
     planes = empty_planes(sampling, size, images, x.device)
     for region in flat_regions(sampling, size, images):
@@ -96,10 +101,14 @@ def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
 
 
 def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
-    """JPEG_Q of the paper's section 3.1: compress and decompress [N, C, H, W], 0..255, with box (repetition) upsampling.
+    """JPEG_Q of the paper's section 3.1: compress and decompress [N, C, H, W], 0..255, chroma upsampled by repetition.
 
     Gradient: straight through the rounding; zero where a decoded plane or the final colour leaves 0..255 (the clamp's
-    own). Any float dtype; computed in at least float32 and returned in the input's dtype."""
+    own). Computed in at least float32 and returned in the input's dtype (float32 for uint8).
+
+    Raises ValueError for images that are neither floating point nor uint8, and for other shapes."""
+    check_images(x, tables, sampling)
+    dtype = x.dtype if x.is_floating_point() else torch.float32
     images, size = x.shape[0], (x.shape[2], x.shape[3])
 
     def one(region: Region) -> Tensor:
@@ -109,16 +118,16 @@ def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
         decoded = []
         for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
             steps = steps_of(tables, component, dct.dtype)
-            quantised = _RoundStraightThrough.apply(dct / steps)
+            quantised = _RoundStraightThrough.apply(dct / steps)  # type: ignore[no-untyped-call]
             plane = (quantised * steps @ idct).clamp(-128, 127)
             decoded.append(repeat_chroma(plane, region) if component else plane.flatten(-2))
-        return from_tiles(to_rgb(decoded, 3).to(x.dtype), region)
+        return from_tiles(to_rgb(decoded, 3).to(dtype), region)
 
     return map_regions(one, sampling, size, images, banded=not x.requires_grad)
 
 
 def repeat_chroma(plane: Tensor, region: Region) -> Tensor:
-    """A chroma block for each MCU, [N, rows, columns, 1, 64] → its samples repeated over the tile [N, rows, columns, P]."""
+    """A chroma block for each MCU, [N, rows, columns, 1, 64] → its samples repeated over it [N, rows, columns, P]."""
     vertical, horizontal = region.mcu.sampling.factors
     x = plane.reshape(*plane.shape[:3], vertical, 8 // vertical, 1, horizontal, 8 // horizontal, 1)
     x = x.expand(*x.shape[:5], vertical, horizontal, 8 // horizontal, horizontal)
@@ -137,7 +146,12 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     end drawn in by `margin` (0..0.5) of a step. float32 (float64 for float64); not limited to 0..255.
 
     Inside the image that is exact in one pass; MCUs over its edge average the correction over the places that repeat a
-    pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps)."""
+    pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps).
+
+    Raises ValueError for another margin, images that are neither floating point nor uint8, and for other shapes."""
+    check_images(x, c.tables, c.sampling, c.size)
+    if not 0 <= margin <= 0.5:
+        raise ValueError(f"margin: expected 0..0.5 of a step, got {margin}")
 
     def one(region: Region) -> Tensor:
         tiles = to_tiles(x, region)
@@ -159,8 +173,8 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
 
 
 def decode(c: Coefficients) -> Tensor:
-    """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to 0..255
-    after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
+    """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to
+    0..255 after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
     chroma = [
         _component(c, component, 0, c.planes[component].shape[1]) for component in range(1, c.sampling.components)
     ]
@@ -176,11 +190,11 @@ def decode(c: Coefficients) -> Tensor:
 
 
 def _component(c: Coefficients, component: int, top: int, bottom: int) -> Tensor:
-    """Rows of blocks `top` to `bottom` of a component, decoded: [N, rows, columns] samples less 128, cut to its size."""
+    """Rows of blocks `top` to `bottom` of a component: [N, rows, columns] decoded samples less 128, cut to its size."""
     height, width = c.sampling.component_size(component, c.size)
     blocks = c.planes[component][:, top:bottom].float().flatten(3) * c.tables[:, component].reshape(-1, 1, 1, 64)
     samples = (blocks @ block_dct(c.device).T).clamp_(-128, 127).unflatten(3, (8, 8))
-    plane = samples.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    plane: Tensor = samples.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return plane[:, : height - 8 * top, :width]
 
 

@@ -25,8 +25,9 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """features: width of the trunk. blocks: residual blocks at a quarter of the resolution, half of them before and half
-    after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). noise: inject it."""
+    """features: width of the trunk. blocks: residual blocks at a quarter of the resolution, half of them before and
+    half after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). embedding: width of
+    the conditioning. noise: inject it."""
 
     features: int = 64
     blocks: int = 8
@@ -38,7 +39,8 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class Noise:
-    """Which noise to inject: seeds [N] int64 and the image position [N, 2] (y, x), in pixels, of each input's corner."""
+    """Which noise to inject: seeds [N] int64 and the place [N, 2] int64 (y, x), in pixels, of each input's corner in
+    its image, on the MCU grid like the inputs themselves."""
 
     seeds: Tensor
     origins: Tensor
@@ -64,7 +66,8 @@ class Conditioning(nn.Module):
     def forward(self, tables: Tensor, sampling: Tensor) -> Tensor:
         """tables: [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`."""
         logs = three_tables(tables).float().log2().flatten(1) / 4 - 1
-        return self.layers(torch.cat((logs, F.one_hot(sampling, len(Subsampling)).float()), dim=1))
+        embedded: Tensor = self.layers(torch.cat((logs, F.one_hot(sampling, len(Subsampling)).float()), dim=1))
+        return embedded
 
 
 class ResidualBlock(nn.Module):
@@ -90,7 +93,8 @@ class ResidualBlock(nn.Module):
             z = gaussian(noise.seeds, self.noise_layer, noise.origins // scale, (h.shape[2], h.shape[3]))
             h = torch.addcmul(h, z.to(h.dtype), self.noise_weight.to(h.dtype))
         h = F.relu(torch.addcmul(shift, h, 1 + gain), inplace=True)
-        return x + self.second(h)
+        change: Tensor = self.second(h)
+        return x + change
 
 
 class Generator(nn.Module):
@@ -122,23 +126,26 @@ class Generator(nn.Module):
         with torch.no_grad():
             self.tail.weight.mul_(0.1)
         for parameter in (self.tail.bias, self.gain.weight, self.gain.bias):
+            assert parameter is not None
             nn.init.zeros_(parameter)
 
     def convolve_in(self, dtype: torch.dtype) -> Generator:
         """For inference: convolutions (and their inputs) in `dtype`, channels last; the conditioning stays as it is."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                module.to(dtype=dtype, memory_format=torch.channels_last)
+                module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         return self
 
     def forward(self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None) -> Tensor:
         """decoded: [N, 3, H, W], 0..1, H and W multiples of 16, its corner on the MCU grid. tables: [N, 1 or 3, 8, 8].
         sampling: [N] int64, positions in `Subsampling`. Returns [N, 3, H, W] in the input's dtype, not limited to 0..1.
 
-        Raises ValueError when the size is not aligned, or when noise is missing or not wanted."""
-        n, _, height, width = decoded.shape
-        if height % ALIGNMENT or width % ALIGNMENT:
-            raise ValueError(f"the generator takes multiples of {ALIGNMENT} pixels, got {height}x{width}")
+        Raises ValueError for other shapes, and when noise is missing or not wanted."""
+        height, width = decoded.shape[-2:]
+        if decoded.dim() != 4 or decoded.shape[1] != 3 or height % ALIGNMENT or width % ALIGNMENT:
+            raise ValueError(
+                f"the generator takes [N, 3, H, W], H and W multiples of {ALIGNMENT} pixels, got {list(decoded.shape)}"
+            )
         if self.config.noise != (noise is not None):
             raise ValueError("a noisy generator needs noise, a deterministic one takes none")
         embedded = self.conditioning(tables, sampling)

@@ -1,5 +1,5 @@
-"""Counter-based Gaussian noise: a pure function of (seed, layer, y, x), so that an image gets the same noise whatever the
-tile, batch or device. The counter is Philox-4x32-10 (Salmon et al., SC11), the shape Box and Muller's."""
+"""Counter-based Gaussian noise: a pure function of (seed, layer, y, x), so that an image gets the same noise whatever
+the tile, batch or device. The counter is Philox-4x32-10 (Salmon et al., SC11), the shape Box and Muller's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOW = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Four 32-bit counter words and two key words (int64 tensors that broadcast, values 0..2^32 - 1) → four random words.
+    """Four 32-bit counter words and two key words (int64 tensors that broadcast, 0..2^32 - 1) → four random words.
 
     Integer arithmetic only, so that every device gives the same words."""
     c0, c1, c2, c3 = counter
@@ -52,6 +52,6 @@ def gaussian(seeds: Tensor, layer: int, origins: Tensor, size: tuple[int, int]) 
 
 def derive_seed(seed: int, key: str, sample: int) -> int:
     """The noise seed, a signed 64-bit integer, of one sample of one file: a hash of the user's seed, the file's key and
-    the sample's number, so that no file's noise depends on its neighbours."""
-    digest = hashlib.blake2b(f"{seed}\0{sample}\0{key}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    the sample's number, so that no file's noise depends on its neighbours. Keys need not be UTF-8."""
+    digest = hashlib.blake2b(f"{seed}\0{sample}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -8,9 +8,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
 from model.generator import Generator, GeneratorConfig
@@ -25,7 +27,7 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A generator in evaluation mode, and the first 16 hexadecimal digits of its file's SHA-256."""
+    """A generator in evaluation mode, the first 16 hexadecimal digits of its file's SHA-256, and the file's name."""
 
     generator: Generator
     digest: str
@@ -33,15 +35,28 @@ class Loaded:
 
 
 def save(generator: Generator, path: Path, note: str = "", dtype: torch.dtype = torch.float32) -> None:
-    """Writes the weights in `dtype`, whole or not at all."""
+    """Writes the weights in `dtype`, whole or not at all. The same weights and note make the same file."""
     tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in generator.state_dict().items()}
     metadata = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(generator.config)), "note": note}
+    header, rest = _parts(serialise(tensors, metadata))
+    header["__metadata__"] = metadata  # safetensors shuffles it
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write_whole(path, len(text).to_bytes(8, "little") + text + rest)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replaces the file at once: whoever is killed, or finds the disk full, leaves the old one."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(serialise(tensors, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def resolve(name: str) -> Path:
@@ -51,7 +66,7 @@ def resolve(name: str) -> Path:
         return shipped
     if Path(name).is_file():
         return Path(name)
-    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
+    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
     raise WeightsError(f"no weights {name!r}: give a .safetensors file, or one of those shipped: {names}")
 
 
@@ -59,14 +74,24 @@ def load(name: str) -> Loaded:
     """Loads shipped weights by name, or any by path, in float32. Raises WeightsError."""
     path = resolve(name)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        if metadata.get("format") != FORMAT:
-            raise WeightsError(f"{path} does not hold a generator of this program (format {metadata.get('format')!r})")
-        generator = Generator(GeneratorConfig(**json.loads(metadata["config"])))
-        generator.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError, TypeError, KeyError, OSError) as error:
-        raise WeightsError(f"cannot load weights from {path}: {error}") from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        data = path.read_bytes()
+        tensors = {key: tensor.float() for key, tensor in deserialise(data).items()}
+        metadata = _parts(data)[0].get("__metadata__", {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"cannot read weights from {path}: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"{path} does not hold a generator of this program (format {metadata.get('format')!r})")
+    try:
+        with torch.device("meta"):  # no random numbers are drawn, and no memory taken, for what is loaded anyway
+            generator = Generator(GeneratorConfig(**json.loads(metadata["config"])))
+        generator.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        raise WeightsError(f"the weights in {path} do not fit their configuration: {error}") from error
+    digest = hashlib.sha256(data).hexdigest()[:16]
     return Loaded(generator.eval().requires_grad_(False), digest, path.stem)
+
+
+def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The JSON header of a sound safetensors file, and what follows it. Its length is in the first eight bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]

@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn, get_args
 
 from tqdm import tqdm
 
 from pipeline.bitstream import Bitstream
-from pipeline.manifest import Manifest, Record, RunIdentity
-from pipeline.markers import JpegError, UnsupportedJpeg
-from pipeline.restorer import Restored, Restorer, plain_decode
+from pipeline.manifest import MANIFEST, Manifest, Record, RunIdentity, SinkError, Status
+from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg
+from pipeline.plain import plain_decode
+from pipeline.restorer import Restored, Restorer
 from pipeline.sink import EncodeError, FolderSink, Format, ShardSink, Sink, encode_image
-from pipeline.source import Item, Keys, SideMember, list_sources, read
+from pipeline.source import Item, Keys, SideMember, Sources, list_sources, read
+from pipeline.stopwatch import Stopwatch
 from pipeline.verify import count_mismatches
+
+
+class CertificateError(Exception):
+    """An output does not have the coefficients that its certificate promises."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """One input on its way. `bitstream` until it is restored, `restored` until it is encoded, then `images`."""
+    """One input on its way. The item's data until they are read, `bitstream` until it is restored, `restored` until it
+    is encoded, then `images`."""
 
     item: Item
     record: Record
@@ -68,6 +77,7 @@ class Task:
 
 
 Step = Task | SideMember
+Stage = Callable[[Job, Task], Task]
 
 
 def run(job: Job) -> int:
@@ -75,55 +85,87 @@ def run(job: Job) -> int:
 
     Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
     sources = list_sources(job.input, exclude=job.output)
-    samples = job.restorer.options.samples if job.restorer.options.mode == "sample" else 1
+    if job.output.exists() and job.output.samefile(sources.root):
+        raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
     with ExitStack() as stack:
         manifest = stack.enter_context(Manifest.open(job.output, job.identity(), job.overwrite))
-        sink: Sink = stack.enter_context(
-            ShardSink(manifest, sources.root, job.format, samples)
-            if job.shards
-            else FolderSink(manifest, job.format, samples)
-        )
-        pool = stack.enter_context(ThreadPoolExecutor(job.workers)) if job.workers else None
-        before = sum(manifest.counts.values())
-        progress = stack.enter_context(
-            tqdm(total=sources.count, initial=before, unit="img", disable=job.quiet, smoothing=0.1)
-        )
-        steps: Iterator[Step] = claim(job, read(sources, sink.finished, sink.whole, side_members=sink.carries))
-        steps = ahead(pool, lambda step: prepare(job, step), steps, 2 * job.workers)
-        steps = (restore(job, step) for step in steps)
-        steps = ahead(pool, lambda step: finish(job, step), steps, 2 * job.workers)
-        megapixels = write(steps, sink, progress)
-        sink.close()
-        progress.refresh()
-        elapsed = progress.format_dict["elapsed"]
-        counts = dict(manifest.counts)
+        sink = stack.enter_context(open_sink(job, manifest, sources))
+        pool = stack.enter_context(worker_pool(job))
+        before = manifest.counts.total()
+        progress = stack.enter_context(progress_bar(job, sources.count, before))
+        watch = job.restorer.stopwatch
+        started = time.perf_counter()
+        items = watch.each("read", read(sources, sink.finished, sink.whole, side_members=sink.carries))
+        steps = ahead(pool, job, prepare, claim(job, items))
+        steps = (attempt(job, restore, step) for step in steps)
+        steps = ahead(pool, job, finish, steps)
+        megapixels = write(steps, sink, progress, watch)
+        with watch("write"):
+            sink.close()
+        counts = manifest.counts
     if not job.quiet:
-        print(summary(job, counts, sum(counts.values()) - before, megapixels, elapsed), file=sys.stderr)
-    return counts.get("failed", 0)
+        seconds = time.perf_counter() - started
+        print(summary(job, counts, counts.total() - before, megapixels, seconds), file=sys.stderr)
+    return counts["failed"]
 
 
-def ahead(
-    pool: ThreadPoolExecutor | None, function: Callable[[Step], Step], steps: Iterable[Step], depth: int
-) -> Iterator[Step]:
-    """`map(function, steps)` in order, up to `depth` of them under way in the pool; without a pool, one by one here."""
+def open_sink(job: Job, manifest: Manifest, sources: Sources) -> Sink:
+    samples = job.restorer.options.samples if job.restorer.options.mode == "sample" else 1
+    if job.shards:
+        return ShardSink(manifest, sources.root, job.format, samples)
+    return FolderSink(manifest, job.format, samples)
+
+
+@contextmanager
+def worker_pool(job: Job) -> Iterator[ThreadPoolExecutor | None]:
+    """The worker threads, None for none. An interrupted run waits only for what they have begun."""
+    if not job.workers:
+        yield None
+        return
+    watch = job.restorer.stopwatch
+    pool = ThreadPoolExecutor(job.workers, "worker", watch.add_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        watch.forget_workers()
+
+
+def progress_bar(job: Job, total: int | None, done: int) -> tqdm[NoReturn]:
+    where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{n_fmt} images [{elapsed}"
+    bar = where + ", {rate_noinv_fmt}{postfix}]"
+    return tqdm(total=total, initial=done, unit=" images", disable=job.quiet, smoothing=0.1, bar_format=bar)
+
+
+def ahead(pool: ThreadPoolExecutor | None, job: Job, stage: Stage, steps: Iterable[Step]) -> Iterator[Step]:
+    """Each step's `attempt`, in order; with a pool, as many ahead of their turn as it has threads."""
     if pool is None:
-        yield from map(function, steps)
+        yield from (attempt(job, stage, step) for step in steps)
         return
     waiting: deque[Future[Step]] = deque()
-    try:
-        for step in steps:
-            waiting.append(pool.submit(function, step))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
+    for step in steps:
+        waiting.append(pool.submit(attempt, job, stage, step))
+        if len(waiting) > job.workers:
             yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def attempt(job: Job, stage: Stage, step: Step) -> Step:
+    """The stage's result. Whatever it raises is the failure of this file, and the run goes on."""
+    if isinstance(step, SideMember) or step.record.status != "restored":
+        return step
+    try:
+        return stage(job, step)
+    except (JpegError, EncodeError, CertificateError) as error:
+        reason = str(error)
+    except Exception as error:  # out of memory, or a bug
+        reason = f"unexpected {type(error).__name__}: {error}"
+    return Task(replace(step.item, data=None), failed(step.record, reason))
 
 
 def claim(job: Job, items: Iterable[Item | SideMember]) -> Iterator[Step]:
-    """Items that are not finished, as tasks; unreadable ones and later ones of a key that is taken have failed already."""
+    """Items that are not finished, as tasks; those unreadable or of a key that is taken have failed already."""
     keys = Keys(per_shard=job.shards)
     for item in items:
         if isinstance(item, SideMember):
@@ -138,55 +180,51 @@ def claim(job: Job, items: Iterable[Item | SideMember]) -> Iterator[Step]:
             mode=job.restorer.options.mode,
             weights=job.restorer.digest,
         )
-        if item.data is None and item.error is None:
-            continue
         if item.error is not None:
-            record = failed(record, item.error)
-        elif owner is not None:
-            record = failed(record, f"duplicate key: {owner} has it already")
-        yield Task(item, record)
+            yield Task(item, failed(record, item.error))
+        elif item.data is not None:
+            yield Task(item, record if owner is None else failed(record, f"duplicate key: {owner} has it already"))
 
 
 def failed(record: Record, reason: str) -> Record:
-    return replace(record, status="failed", reason=reason)
+    return replace(record, status="failed", reason=reason, mismatches=None, sample_mismatches=None)
 
 
-def prepare(job: Job, step: Step) -> Step:
+def prepare(job: Job, task: Task) -> Task:
     """Reads the bitstream; a kind that is not modelled is decoded as it is."""
-    if isinstance(step, SideMember) or step.record.status == "failed" or step.item.data is None:
-        return step
-    data = step.item.data
+    data = task.item.data
+    assert data is not None  # only failed tasks have none
+    task = replace(task, item=replace(task.item, data=None))
     try:
         bitstream = job.restorer.read(data)
     except UnsupportedJpeg as error:
-        return pass_through(job, step, data, str(error))
-    except JpegError as error:
-        return replace(step, record=failed(step.record, str(error)))
+        return pass_through(job, task, data, str(error))
     c = bitstream.coefficients
     record = replace(
-        step.record,
+        task.record,
         size=c.size,
         sampling=c.sampling.label,
         quality=bitstream.quality,
         tables=hashlib.blake2b(c.tables.numpy().tobytes(), digest_size=8).hexdigest(),
         coefficients=c.count,
     )
-    return replace(step, record=record, bitstream=bitstream)
+    return replace(task, record=record, bitstream=bitstream)
 
 
 def pass_through(job: Job, task: Task, data: bytes, reason: str) -> Task:
-    """Decodes with Pillow what we do not model, and says why."""
+    """Decodes with Pillow what is not modelled, and says why."""
     with job.restorer.stopwatch("pass through"):
         try:
-            image, pixels = plain_decode(data)
-            encoded = encode_image(pixels.numpy(), job.format, image.info.get("icc_profile"), image.info.get("exif"))
-        except (OSError, ValueError, SyntaxError, EncodeError) as error:
-            return replace(task, record=failed(task.record, f"{reason}; plain decoding: {error}"))
+            plain = plain_decode(data, job.restorer.options.max_pixels)
+        except BitstreamError as error:
+            raise BitstreamError(f"{reason}; {error}") from error
+        encoded = encode_image(plain.pixels, job.format, plain.icc, plain.exif)
+    height, width = plain.pixels.shape[1:]
     record = replace(
         task.record,
         status="passed_through",
         reason=reason,
-        size=tuple(pixels.shape[1:]),
+        size=(height, width),
         mode=None,
         weights=None,
         seed=None,
@@ -194,70 +232,63 @@ def pass_through(job: Job, task: Task, data: bytes, reason: str) -> Task:
     return replace(task, record=record, images=(encoded,))
 
 
-def restore(job: Job, step: Step) -> Step:
+def restore(job: Job, task: Task) -> Task:
     """The network and the exact projection."""
-    if isinstance(step, SideMember) or step.bitstream is None:
-        return step
-    restored = job.restorer.restore_bitstream(step.bitstream, job.seed, step.item.key)
+    assert task.bitstream is not None
+    restored = job.restorer.restore_bitstream(task.bitstream, job.seed, task.item.key)
     several = len(restored.mismatches) > 1
     record = replace(
-        step.record,
+        task.record,
         mismatches=sum(restored.mismatches),
         sample_mismatches=tuple(restored.mismatches) if several else None,
     )
-    return replace(step, record=record, bitstream=None, restored=restored)
+    return replace(task, record=record, bitstream=None, restored=restored)
 
 
-def finish(job: Job, step: Step) -> Step:
+def finish(job: Job, task: Task) -> Task:
     """Encodes the images and, if wished, checks their certificates."""
-    if isinstance(step, SideMember) or step.restored is None:
-        return step
-    restored, record = step.restored, step.record
-    try:
-        with job.restorer.stopwatch("encode"):
-            source = restored.bitstream
-            images = tuple(encode_image(x.numpy(), job.format, source.icc, source.exif) for x in restored.images)
-    except EncodeError as error:
-        return replace(step, record=failed(record, str(error)), restored=None)
+    restored, watch = task.restored, job.restorer.stopwatch
+    assert restored is not None
+    source = restored.bitstream
+    with watch("encode"):
+        images = tuple(encode_image(x.numpy(), job.format, source.icc, source.exif) for x in restored.images)
     if job.verify:
-        with job.restorer.stopwatch("verify"):
-            found = [count_mismatches(image, restored.bitstream) for image in images]
+        with watch("verify"):
+            found = [count_mismatches(image, source) for image in images]
         if found != restored.mismatches:
-            reason = f"verification: libjpeg-turbo finds {found} mismatches, the certificate says {restored.mismatches}"
-            return replace(step, record=failed(record, reason), restored=None)
-    return replace(step, record=record, restored=None, images=images)
+            raise CertificateError(
+                f"libjpeg-turbo finds {found} mismatches, the certificate says {restored.mismatches}"
+            )
+    return replace(task, restored=None, images=images)
 
 
-def write(steps: Iterable[Step], sink: Sink, progress: tqdm[None]) -> float:
+def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: Stopwatch) -> float:
     """Hands everything to the sink and returns how many megapixels were restored."""
-    pixels = 0
+    pixels, started = 0, time.perf_counter()
     for step in steps:
-        if isinstance(step, SideMember):
-            sink.carry(step)
-            continue
-        record = sink.write(step.item, step.record, step.images)
+        with watch("write"):
+            if isinstance(step, SideMember):
+                sink.carry(step)
+                continue
+            record = sink.write(step.item, step.record, step.images)
         if record.status == "restored" and record.size is not None:
-            pixels += record.size[0] * record.size[1] * max(1, len(record.outputs))
+            pixels += record.size[0] * record.size[1] * len(record.outputs)
         if record.status == "failed":
             progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
+        rate = pixels / 1e6 / (time.perf_counter() - started)
+        progress.set_postfix_str(f"{rate:.2f} MP/s", refresh=False)
         progress.update()
-        progress.set_postfix(
-            {"MP/s": f"{pixels / 1e6 / max(1e-9, progress.format_dict['elapsed']):.2f}"}, refresh=False
-        )
     return pixels / 1e6
 
 
-def summary(job: Job, counts: dict[str, int], done: int, megapixels: float, seconds: float) -> str:
+def summary(job: Job, counts: Counter[str], done: int, megapixels: float, seconds: float) -> str:
     """The closing lines: what became of the inputs, how fast, and where the time went."""
-    fates = ", ".join(
-        f"{counts.get(status, 0)} {status.replace('_', ' ')}" for status in ("restored", "passed_through", "failed")
-    )
+    fates = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
     restorer = job.restorer
     lines = [
-        f"{sum(counts.values())} inputs: {fates} ({done} in this run). Manifest: {job.output / 'manifest.jsonl'}",
-        f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / max(seconds, 1e-9):.2f} MP/s, {done / max(seconds, 1e-9):.2f} "
-        f"images/s on {restorer.device}, network in {str(restorer.dtype).removeprefix('torch.')}",
+        f"{counts.total()} inputs: {fates} ({done} in this run). Manifest: {job.output / MANIFEST}",
+        f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s, {done / seconds:.2f} images/s "
+        f"on {restorer.device}, network in {str(restorer.dtype).removeprefix('torch.')}",
+        restorer.stopwatch.table(megapixels),
     ]
-    if restorer.stopwatch.stages:
-        lines.append(restorer.stopwatch.table(megapixels))
     return "\n".join(lines)

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from types import FrameType
+from typing import Any, NoReturn, get_args
 
 import yaml
-from PIL import Image
 
-from model.weights import WeightsError
 from pipeline.engine import Job, run
 from pipeline.manifest import SinkError
 from pipeline.restorer import DEFAULT_WEIGHTS, MODES, Options, Restorer
 from pipeline.sink import Format
 from pipeline.source import SourceError
 
-FINISHED, SOME_FAILED, STOPPED, INTERRUPTED = 0, 1, 2, 130
+FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
 
 EPILOG = """\
-Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in OUTPUT/manifest.jsonl: restored
+Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in DIR/manifest.jsonl: restored
 (with its certificate: `mismatches` of 0 means that libjpeg-turbo compresses the output to the very same coefficients),
-passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was stopped
-goes on when the same command is given again.
+passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was
+stopped goes on when the same command is given again.
 
-exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 interrupted
+exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 or 143 interrupted
 
 examples:
   python -m pipeline.restore --input-dir photos --output-dir restored
@@ -37,11 +40,15 @@ class UsageError(ValueError):
     """Options that cannot be used; the message names the option."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
 def parser() -> argparse.ArgumentParser:
     defaults = Options()
     result = argparse.ArgumentParser(
         prog="python -m pipeline.restore",
-        description="Restore JPEG files: draw the most natural image that each could have come from, and prove that it could.",
+        description="Restore JPEG files: find a natural image that each could have come from, and prove that it could.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
     add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
     add("--config", type=Path, metavar="FILE.yaml", help="options in a file, by the names above; the command line wins")
-    add("--quiet", action="store_true", help="no progress bar and no summary")
+    add("--quiet", action="store_true", help="no progress bar and no summary, only errors")
     return result
 
 
@@ -122,9 +129,12 @@ def _typed(action: argparse.Action, value: object, path: Path) -> object:
 
 
 def prepare(given: argparse.Namespace) -> Job:
-    """Loads the weights and says what is to be done. Raises the errors that `main` reports."""
+    """Loads the weights and says what is to be done. Raises UsageError when the options cannot be."""
     options = Options(given.mode, given.samples, given.tile, given.batch, given.max_pixels)
-    restorer = Restorer.from_pretrained(given.weights, given.device, given.dtype, options)
+    try:
+        restorer = Restorer.from_pretrained(given.weights, given.device, given.dtype, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return Job(
         restorer=restorer,
         input=given.input_dir,
@@ -139,16 +149,34 @@ def prepare(given: argparse.Namespace) -> Job:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Restores and returns the exit code; see --help."""
-    Image.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit here, checked on the header
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        failed = run(prepare(parse(arguments)))
-    except KeyboardInterrupt:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Restores and returns the exit code; see --help. To be called from the main thread, which signals reach."""
+    try:
+        with terminable():
+            failed = run(prepare(parse(arguments)))
+    except KeyboardInterrupt as error:
         print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return INTERRUPTED
-    except (UsageError, WeightsError, SourceError, SinkError, ValueError) as error:
+        return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
+    except (UsageError, SourceError, SinkError) as error:
         print(f"restore: {error}", file=sys.stderr)
+        return STOPPED
+    except Exception:
+        traceback.print_exc()
+        print("restore: stopped by an error of its own; what is finished stays finished", file=sys.stderr)
         return STOPPED
     return SOME_FAILED if failed else FINISHED
 

@@ -7,7 +7,7 @@ Image.fromarray(restored.pixels()).save("photo.png")
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +16,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from kernels import Coefficients, Subsampling, decode, project_exact
@@ -42,13 +41,14 @@ class ModeError(ValueError):
 class Options:
     """How to restore.
 
-    mode: `mmse` regresses, `sample` draws, `mean` averages `samples` draws. tile: pixels a side, halo included, a multiple
-    of 16. batch: tiles of one image that go through the network together (on the CPU they take turns: the cores are
-    busy with one). max_pixels: larger images are refused before memory is taken for them."""
+    mode: `mmse` regresses, `sample` draws, `mean` averages `samples` draws. tile: pixels a side, halo included, a
+    multiple of 16. batch: tiles of one image that go through the network together on a GPU (on the CPU they take turns:
+    the cores are busy with one, and no result can depend on how many there are). max_pixels: larger images are refused
+    before memory is taken for them."""
 
     mode: Mode = "mmse"
     samples: int = 1
-    tile: int = 1024
+    tile: int = 1536
     batch: int = 8
     max_pixels: int = 1 << 28
 
@@ -83,7 +83,8 @@ class Restored:
 
 def as_pixels(image: Tensor) -> NDArray[np.uint8]:
     """[C, H, W] uint8 → [H, W, 3] or [H, W]."""
-    return image[0].numpy() if image.shape[0] == 1 else np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pixels: NDArray[np.uint8] = image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(pixels)
 
 
 @contextmanager
@@ -114,6 +115,8 @@ def choose_device(name: str) -> torch.device:
     """`auto` takes the first GPU that PyTorch sees. Raises ValueError when a named one is not there."""
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device {name!r}: expected auto, cpu or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
@@ -155,7 +158,7 @@ class Restorer:
         options = options or Options()
         loaded, where = load(weights), choose_device(device)
         check_mode(loaded.generator, loaded.name, options)
-        tiling.plan((1, 1), options.tile)
+        tiling.plan((1, 1), options.tile)  # raises ValueError for a tile that cannot be
         number = choose_dtype(dtype, where)
         return cls(loaded.generator.to(where).convolve_in(number), loaded.digest, where, number, options)
 
@@ -165,8 +168,8 @@ class Restorer:
             return read_bitstream(data, self.options.max_pixels)
 
     def restore(self, data: bytes, seed: int = 0, key: str = "") -> Restored:
-        """Restores one JPEG file. The noise depends on `seed` and `key` alone. Raises JpegError for a file that is broken,
-        or (UnsupportedJpeg) of a kind that is not modelled."""
+        """Restores one JPEG file. The noise depends on `seed` and `key` alone. Raises JpegError for a file that is
+        broken, or (UnsupportedJpeg) of a kind that is not modelled."""
         return self.restore_bitstream(self.read(data), seed, key)
 
     def restore_many(
@@ -183,43 +186,40 @@ class Restorer:
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
         """The same from coefficients that have been read already."""
         c, options = bitstream.coefficients, self.options
-        draws = options.samples if options.mode != "mmse" else 1
-        outputs = 1 if options.mode == "mean" else draws
-        images = [tiling.canvas(c.sampling.components, c.size) for _ in range(outputs)]
-        mismatches = [0] * outputs
-        seeds = [derive_seed(seed, key, draw) for draw in range(draws)]
+        seeds = [derive_seed(seed, key, draw) for draw in range(options.samples)]
+        averages = [seeds] if options.mode == "mean" else [[drawn] for drawn in seeds]
+        images = tiling.canvas(len(averages), c.sampling.components, c.size)
+        mismatches = [0] * len(averages)
         tiles = tiling.plan(c.size, options.tile)
-        for first in range(0, len(tiles), options.batch):
-            self._restore_tiles(c, tiles[first : first + options.batch], seeds, images, mismatches)
-        return Restored(torch.stack(images), mismatches, c.count, seed, bitstream)
-
-    def _restore_tiles(
-        self, c: Coefficients, tiles: list[tiling.Tile], seeds: list[int], images: list[Tensor], mismatches: list[int]
-    ) -> None:
-        with self.stopwatch("decode"), one_thread(self.device):
-            decoded = [decode(tiling.tile_coefficients(c, tile).to(self.device)) for tile in tiles]
-        drawn = [self._network(c, decoded, tiles, seed) for seed in seeds]
-        if self.options.mode == "mean":
-            drawn = [[torch.stack(draws).mean(0) for draws in zip(*drawn, strict=True)]]
-        for output, restored in enumerate(drawn):
-            for tile, x in zip(tiles, restored, strict=True):
+        step = 1 if self.device.type == "cpu" else options.batch
+        for first in range(0, len(tiles), step):
+            batch = tiles[first : first + step]
+            with self.stopwatch("decode"), one_thread(self.device):
+                decoded = [tiling.pad(decode(tiling.tile_coefficients(c, tile).to(self.device))) for tile in batch]
+            for output, averaged in enumerate(averages):
+                with self.stopwatch("network"):
+                    restored = self._average(c, torch.cat(decoded), batch, averaged)
                 with self.stopwatch("project"), one_thread(self.device):
-                    core, wrong = project_exact(x, tiling.core_coefficients(c, tile).to(self.device))
-                    tiling.paste(images[output], core[0].cpu(), tile)
-                    mismatches[output] += int(wrong)
+                    mismatches[output] += self._project(c, restored, batch, images[output])
+        return Restored(images, mismatches, c.count, seed, bitstream)
 
-    def _network(self, c: Coefficients, decoded: list[Tensor], tiles: list[tiling.Tile], seed: int) -> list[Tensor]:
-        """One draw for each tile: its core, [1, C, h, w] float32, 0..255. On the CPU tiles take turns, so that a result
-        cannot depend on how many there are."""
-        step = 1 if self.device.type == "cpu" else len(tiles)
-        cores: list[Tensor] = []
-        with self.stopwatch("network"):
-            for first in range(0, len(tiles), step):
-                part = slice(first, first + step)
-                inputs = torch.cat([tiling.pad(x) for x in decoded[part]])
-                outputs = run_generator(self.generator, inputs, c, seed, tiles[part])
-                cores += [tiling.cut_core(x[None], tile) for x, tile in zip(outputs, tiles[part], strict=True)]
-        return cores
+    def _average(self, c: Coefficients, decoded: Tensor, tiles: list[tiling.Tile], seeds: list[int]) -> Tensor:
+        """The mean of one draw for each seed, padded tiles [n, C, H, W] float32, 0..255."""
+        total = run_generator(self.generator, decoded, c, seeds[0], tiles)
+        for seed in seeds[1:]:
+            total += run_generator(self.generator, decoded, c, seed, tiles)
+        return total / len(seeds)
+
+    def _project(self, c: Coefficients, restored: Tensor, tiles: list[tiling.Tile], image: Tensor) -> int:
+        """Puts each tile's core, made exactly consistent, into the image [C, H, W]; returns the mismatches."""
+        total = 0
+        for x, tile in zip(restored, tiles, strict=True):
+            core, wrong = project_exact(
+                tiling.cut_core(x[None], tile), tiling.core_coefficients(c, tile).to(self.device)
+            )
+            tiling.paste(image, core[0].cpu(), tile)
+            total += int(wrong)
+        return total
 
 
 def check_mode(generator: Generator, name: str, options: Options) -> None:
@@ -244,8 +244,8 @@ def check_mode(generator: Generator, name: str, options: Options) -> None:
 def run_generator(
     generator: Generator, decoded: Tensor, c: Coefficients, seed: int, tiles: list[tiling.Tile]
 ) -> Tensor:
-    """Padded tiles [n, C, H, W], 0..255, of one image → restored, float32, of the same shape. Gray is seen as three equal
-    planes, and averaged on the way back."""
+    """Padded tiles [n, C, H, W], 0..255, of one image → restored, float32, of the same shape. Gray is seen as three
+    equal planes, and averaged on the way back."""
     n, channels = decoded.shape[:2]
     sampling = torch.full((n,), SAMPLINGS.index(c.sampling), device=decoded.device)
     noise = None
@@ -253,14 +253,5 @@ def run_generator(
         seeds = torch.full((n,), seed, dtype=torch.int64, device=decoded.device)
         noise = Noise(seeds, torch.tensor([tile.origin for tile in tiles], device=decoded.device))
     tables = c.tables.to(decoded.device).expand(n, -1, -1, -1)
-    restored = generator(decoded.expand(-1, 3, -1, -1) / 255, tables, sampling, noise).float() * 255
+    restored: Tensor = generator(decoded.expand(-1, 3, -1, -1) / 255, tables, sampling, noise).float() * 255
     return restored if channels == 3 else restored.mean(1, keepdim=True)
-
-
-def plain_decode(data: bytes) -> tuple[Image.Image, Tensor]:
-    """What an ordinary decoder (Pillow) makes of a file that is not modelled: the image for its mode and metadata, and
-    its pixels, [C, H, W] uint8, RGB or gray. Raises OSError."""
-    image = Image.open(io.BytesIO(data))
-    pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    tensor = torch.from_numpy(pixels.copy())
-    return image, tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

@@ -27,6 +27,7 @@ from typing import BinaryIO, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK
 
 from pipeline.manifest import PARTIAL, Manifest, Record, SinkError
 from pipeline.source import Item, SideMember, UnsafeNameError, safe_name
@@ -93,8 +94,11 @@ def encode_image(
     """`image` [3 or 1, H, W] as a lossless file, with its ICC profile and EXIF; pixels are never turned. Thread-safe.
 
     A gray image is a gray PNG; WebP knows no gray and repeats the plane. PNG is written at level 1, WebP with its least
-    effort, which is as fast as that and a third smaller. Raises EncodeError, for WebP above 16383 pixels a side.
+    effort, which is as fast as that and a third smaller. A profile of more than a megabyte is left off a PNG, which
+    Pillow could not read again with it. Raises EncodeError, for WebP above 16383 pixels a side.
     """
+    if format == "png" and len(icc or b"") > MAX_TEXT_CHUNK:
+        icc = None
     planes = image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     options = {name: data for name, data in (("icc_profile", icc), ("exif", exif)) if data}
     out = io.BytesIO()

@@ -1,10 +1,9 @@
-"""Images ⇄ tiles. A tile is a core, its own part of the image, and a halo of context around it that the network sees and
+"""Images ⇄ tiles. A tile is a core, its own part of the image, and a halo around it: context that the network sees and
 that is thrown away. Cores and tiles lie on the MCU grid, so that a tile's coefficients are a slice of the image's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,9 @@ from torch import Tensor
 from kernels import Coefficients
 from model.generator import ALIGNMENT
 
-HALO = 64
-"""Pixels of context on each side of a core."""
+HALO = 96
+"""Pixels of context on each side of a core: more than the shipped network sees (4 for each of its 20 convolutions in a
+row, and 2 of the decoder's chroma filter), so that its images are the same, bit for bit, in tiles and whole."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Span:
     first: int
     last: int
 
-    @cached_property
+    @property
     def core(self) -> slice:
         """The core within the tile."""
         return slice(self.start - self.first, self.stop - self.first)
@@ -98,9 +98,9 @@ def cut_core(x: Tensor, tile: Tile) -> Tensor:
     return x[:, :, tile.rows.core, tile.columns.core]
 
 
-def canvas(channels: int, size: tuple[int, int]) -> Tensor:
-    """An empty uint8 image [C, H, W]."""
-    return torch.empty(channels, *size, dtype=torch.uint8)
+def canvas(images: int, channels: int, size: tuple[int, int]) -> Tensor:
+    """Empty uint8 images [K, C, H, W] whose memory is [K, H, W, C], as encoders of image files take it."""
+    return torch.empty(images, *size, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
 def paste(image: Tensor, core: Tensor, tile: Tile) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from pathlib import Path
 
 import jpeglib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from kernels import Subsampling
 from pipeline.bitstream import Bitstream, read_bitstream
 
 TURBO = "turbo210"
 """jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow cannot."""
+
+_jpeglib_version = threading.Lock()  # a global variable of jpeglib's
 
 
 def recompress(pixels: NDArray[np.uint8], tables: NDArray[np.int32], sampling: Subsampling) -> bytes:
@@ -33,7 +38,7 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
     descriptor = os.memfd_create("recompressed", os.MFD_CLOEXEC)
     path = f"/proc/self/fd/{descriptor}"
     try:
-        with jpeglib.version(TURBO):
+        with _jpeglib_version, jpeglib.version(TURBO):
             image = jpeglib.from_spatial(np.ascontiguousarray(pixels))
             image.samp_factor = "4:4:0"
             image.write_spatial(path, qt=tables.astype(np.uint16))
@@ -43,9 +48,12 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
 
 
 def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
-    """How many coefficients of an output image file (PNG or WebP), compressed again as the input was, differ from it."""
+    """How many coefficients of an output file (PNG or WebP), compressed again as the input was, differ from it."""
     c = bitstream.coefficients
-    image = Image.open(io.BytesIO(encoded))
-    pixels = np.asarray(image.convert("L" if c.sampling is Subsampling.GRAY else "RGB"))
-    again = read_bitstream(recompress(pixels, c.tables[0].numpy(), c.sampling)).coefficients
-    return int(again.mismatches(c))
+    # Not Image.open, which would refuse large images: how large they may be was decided when they were read.
+    image: Image.Image = (PngImageFile if encoded.startswith(b"\x89PNG") else WebPImageFile)(io.BytesIO(encoded))
+    mode = "L" if c.sampling is Subsampling.GRAY else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    del image
+    again = read_bitstream(recompress(pixels, c.tables[0].numpy(), c.sampling), pixels.size)
+    return int(again.coefficients.mismatches(c))

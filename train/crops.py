@@ -4,7 +4,7 @@ resumed run sees the very crops that an uninterrupted one would."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +13,38 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.source import Item, list_sources, read
+from pipeline.source import Item, SourceError, list_sources, read
 
 
-def load_images(paths: Iterable[str], smallest: int) -> list[Tensor]:
+def load_images(paths: Sequence[str], smallest: int) -> list[Tensor]:
     """Every JPEG under `paths` (tar shards, folders, files) that is at least `smallest` pixels each way, as
-    [3, H, W] uint8. Raises ValueError when there is none, and for one that cannot be decoded, naming it."""
+    [3, H, W] uint8. Raises SourceError when there is none, and for one that cannot be decoded, naming it."""
     images = []
     for path in paths:
         for item in tqdm(read(list_sources(Path(path))), desc=f"loading {Path(path).name}", unit="img", leave=False):
             if isinstance(item, Item):
-                image = _decode(item)
+                image = _decode(item, path)
                 if min(image.shape[1:]) >= smallest:
                     images.append(image)
     if not images:
-        raise ValueError(f"no image of at least {smallest}x{smallest} pixels in {list(paths)}")
+        raise SourceError(f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}")
     return images
 
 
-def _decode(item: Item) -> Tensor:
+def _decode(item: Item, path: str) -> Tensor:
     if item.data is None:
-        raise ValueError(f"{item.source}: {item.error}")
+        raise SourceError(f"{item.source} (of {path}): {item.error}")
     try:
-        pixels = np.asarray(Image.open(io.BytesIO(item.data)).convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{item.source}: {error}") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        pixels = np.array(Image.open(io.BytesIO(item.data)).convert("RGB"))
+    except Exception as error:  # Pillow raises half a dozen types over damaged files
+        raise SourceError(f"{item.source} (of {path}) cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random generator of one training step."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    """The random generator of one training step; it heeds 32 bits of what it is given, so the seed is mixed into these.
+    The golden ratio's multiples keep the steps of one seed away from another's."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + step) & 0xFFFFFFFF)
 
 
 def random_crops(images: list[Tensor], crop: int, count: int, random: torch.Generator) -> Tensor:

@@ -30,20 +30,21 @@ class Pair:
 
 def random_quality(config: DegradationConfig, random: torch.Generator) -> int:
     """Log-uniform on both sides of `quality_mean`, half of the draws on each: artefacts change with the logarithm."""
-    (low, high), middle = config.quality, min(max(config.quality_mean, config.quality[0]), config.quality[1])
+    (low, high), middle = config.quality, config.quality_mean
     side, place = torch.rand(2, generator=random).tolist()
     ends = (low, middle) if side < 0.5 else (middle, high)
     return round(exp(log(ends[0]) + place * (log(ends[1]) - log(ends[0]))))
 
 
 def perturb(tables: Tensor, random: torch.Generator) -> Tensor:
-    """Tables [C, 8, 8] as other encoders write them: a tilt across frequencies, a factor for chroma, a little scatter."""
+    """Tables [C, 8, 8] as other encoders write them: tilted across frequencies, chroma coarser or finer, scattered."""
     down, across, chroma, scatter = (torch.randn(4, generator=random) * torch.tensor([0.5, 0.5, 0.3, 0.05])).tolist()
     frequency = torch.linspace(-0.5, 0.5, 8)
     tilt = down * frequency[:, None] + across * frequency
     factor = tilt + scatter * torch.randn(tables.shape, generator=random)
     factor[1:] += chroma
-    return (tables * factor.exp()).round().clamp(1, 255).int()
+    perturbed: Tensor = tables * factor.exp()
+    return perturbed.round().clamp(1, 255).int()
 
 
 def random_tables(sampling: Subsampling, config: DegradationConfig, random: torch.Generator) -> Tensor:
@@ -65,7 +66,7 @@ def compress(clean: Tensor, tables: Tensor, sampling: Subsampling) -> Pair:
 
 
 def degrade(clean: Tensor, config: DegradationConfig, random: torch.Generator) -> list[Pair]:
-    """Crops [N, 3, h, w], 0..255, compressed each with its own tables and sampling; one Pair for each sampling drawn."""
+    """Crops [N, 3, h, w], 0..255, each compressed with its own tables and sampling; a Pair for each sampling drawn."""
     weights = torch.tensor([config.samplings.get(s.label, 0.0) for s in SAMPLINGS])
     drawn = torch.multinomial(weights, len(clean), replacement=True, generator=random)
     pairs = []

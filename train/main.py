@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pipeline.source import SourceError
 from train.config import ConfigError, load_config
 from train.trainer import TrainingError, train
 
@@ -12,9 +13,9 @@ from train.trainer import TrainingError, train
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m train.main",
-        description="Train a generator on tar shards or folders of clean images. A run that was stopped goes on from its "
-        "last checkpoint when the same command is given again.",
-        epilog="example: python -m train.main --config train/configs/mmse.yaml data.train=[photos] run.output=runs/mine",
+        description="Train a generator on tar shards or folders of clean images. A run that was stopped goes on from "
+        "its last checkpoint when the same command is given again.",
+        epilog="example: python -m train.main --config train/configs/mmse.yaml data.train=[photos] run.output=runs/a",
     )
     result.add_argument("--config", required=True, metavar="FILE.yaml", help="see train/configs and train/config.py")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values, as YAML")
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         weights = train(load_config(options.config, options.overrides))
-    except (ConfigError, TrainingError, ValueError, OSError) as error:
+    except (ConfigError, SourceError, TrainingError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     print(f"trained weights: {weights}")

@@ -1,0 +1,82 @@
+"""The noise: Philox as its authors publish it, Gaussian, and the same whatever surrounds a pixel."""
+
+import pytest
+import torch
+
+from model.noise import derive_seed, gaussian, philox
+
+ONES = 0xFFFFFFFF
+KNOWN_ANSWERS = [  # of Random123's kat_vectors, philox4x32 10
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((ONES, ONES, ONES, ONES), (ONES, ONES), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+SEEDS = torch.tensor([0, 1, -1, 2**62 + 12345, -(2**63)])
+
+
+def field(seeds, layer, origins, size):
+    return gaussian(torch.as_tensor(seeds), layer, torch.as_tensor(origins), size)
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
+def test_philox_gives_the_published_words(counter, key, words):
+    found = philox(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
+    assert tuple(map(int, found)) == words
+
+
+def test_the_noise_is_standard_normal():
+    noise = gaussian(SEEDS, 3, torch.zeros(5, 2, dtype=torch.int64), (256, 256)).double()
+    assert noise.shape == (5, 1, 256, 256)
+    values = noise.flatten()
+    n = len(values)
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((values**power).mean()) - moment) < 5 * (variance / n) ** 0.5
+    expected = torch.distributions.Normal(0, 1).cdf(values.sort().values)
+    steps = torch.arange(n) / n
+    assert float((expected - steps).abs().max()) * n**0.5 < 2  # Kolmogorov and Smirnov; 1.95 has a chance of 0.001
+
+
+def test_neighbours_layers_and_seeds_do_not_resemble_each_other():
+    noise = gaussian(SEEDS, 0, torch.zeros(5, 2, dtype=torch.int64), (200, 200))[:, 0]
+    other = gaussian(SEEDS, 1, torch.zeros(5, 2, dtype=torch.int64), (200, 200))[:, 0]
+    bound = 5 / 200
+    assert float((noise * other).mean((1, 2)).abs().max()) < bound
+    for dim in (1, 2):
+        assert float((noise * noise.roll(1, dim)).mean((1, 2)).abs().max()) < bound
+    products = torch.einsum("ahw,bhw->ab", noise, noise) / 200**2
+    assert float((products - torch.diag(products.diag())).abs().max()) < bound
+
+
+def test_a_pixel_has_its_noise_whatever_the_tile_and_the_batch():
+    seeds = SEEDS.tolist()
+    whole = field(seeds, 7, [[-8, 4]] * 5, (40, 60))
+    window = field(seeds, 7, [[-8 + 11, 4 + 23]] * 5, (20, 30))
+    assert torch.equal(window, whole[:, :, 11:31, 23:53])
+    order = [3, 0, 4, 1, 2]
+    mixed = field([seeds[i] for i in order], 7, [[-8 + i, 4 - i] for i in order], (30, 30))
+    for place, i in enumerate(order):
+        assert torch.equal(mixed[place], field(seeds[i : i + 1], 7, [[-8 + i, 4 - i]], (30, 30))[0])
+
+
+def test_seeds_of_all_64_bits_differ():
+    origins = [[0, 0]] * 4
+    noise = field([5, 5 + 2**32, -5, 5 - 2**63], 0, origins, (4, 4))
+    assert len({tuple(one.flatten().tolist()) for one in noise}) == 4
+
+
+def test_derived_seeds_are_these_for_ever():
+    assert derive_seed(0, "", 0) == 4851894837794156939
+    assert derive_seed(7, "folder/photo.v2", 3) == 8236478879197826430
+    assert derive_seed(-1, "é", 0) == -932560654709924001
+
+
+def test_derived_seeds_differ_with_seed_key_and_sample():
+    keys = ["", "a", "b", "1", "é", "\udcc3\udca9", "\udcff", "\ud800", "a\0b"]
+    seeds = {derive_seed(s, key, k) for s in (0, 1, -1, 11, 2**70) for key in keys for k in (0, 1, 11)}
+    assert len(seeds) == 5 * len(keys) * 3
+    assert all(-(2**63) <= seed < 2**63 for seed in seeds)
+    assert min(seeds) < 0

@@ -1,0 +1,123 @@
+"""The engine from Python: any size, any mode, in three lines."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jpegs import SAMPLINGS, encode, photograph
+from PIL import Image
+from runs import mismatches, tiny_weights
+
+from pipeline.bitstream import BitstreamError, UnsupportedJpeg
+from pipeline.restorer import Failure, ModeError, Options, Restored, Restorer, choose_dtype
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    return str(tiny_weights(tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory) -> str:
+    return str(tiny_weights(tmp_path_factory.mktemp("weights"), noise=True))
+
+
+def as_png(restored: Restored, sample: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(restored.pixels(sample)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (2, 3), (8, 8), (15, 17), (16, 16), (33, 5)])
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, "gray"])
+def test_any_size_and_sampling(weights, size, sampling):
+    data = encode(photograph(*size), sampling, 30)
+    restored = Restorer.from_pretrained(weights).restore(data)
+    channels = 1 if sampling == "gray" else 3
+    assert restored.images.shape == (1, channels, *size)
+    assert restored.image.dtype == torch.uint8
+    assert restored.pixels().shape == (size if channels == 1 else (*size, 3))
+    assert [mismatches(data, as_png(restored))] == restored.mismatches == [0]
+    assert restored.certified
+
+
+def test_shipped_weights_by_default():
+    data = encode(photograph(61, 70), quality=20)
+    restored = Restorer.from_pretrained().restore(data)
+    assert mismatches(data, as_png(restored)) == 0
+    assert restored.bitstream.quality == 20
+    assert restored.coefficients == restored.bitstream.coefficients.count
+
+
+def test_samples_differ_and_come_again(noisy):
+    data = encode(photograph(40, 50), quality=10)
+    restorer = Restorer.from_pretrained(noisy, options=Options("sample", samples=3))
+    first, again = restorer.restore(data, seed=1, key="a"), restorer.restore(data, seed=1, key="a")
+    assert torch.equal(first.images, again.images)
+    assert len({first.images[k].numpy().tobytes() for k in range(3)}) == 3
+    assert not torch.equal(restorer.restore(data, seed=1, key="b").images, first.images)
+    assert not torch.equal(restorer.restore(data, seed=2, key="a").images, first.images)
+    assert [mismatches(data, as_png(first, k)) for k in range(3)] == first.mismatches
+
+
+def test_mean_lies_amid_the_samples(noisy):
+    """The average of K draws is nearer to each than they are to one another, if it is averaged before rounding."""
+    data = encode(photograph(64, 64), quality=10)
+    draws = Restorer.from_pretrained(noisy, options=Options("sample", samples=8)).restore(data).images.double()
+    mean = Restorer.from_pretrained(noisy, options=Options("mean", samples=8)).restore(data)
+    assert mean.images.shape == (1, 3, 64, 64)
+    assert mean.mismatches == [0]
+    distance = (mean.image.double() - draws).square().mean().sqrt()
+    assert distance < 0.85 * (draws[0] - draws[1:]).square().mean().sqrt()
+    assert (mean.image.double() - draws.mean(0)).square().mean().sqrt() < 0.5 * distance
+
+
+def test_restore_many_goes_on_after_bad_files(weights):
+    cmyk = io.BytesIO()
+    Image.fromarray(photograph(16, 16)).convert("CMYK").save(cmyk, "JPEG")
+    good = encode(photograph(20, 30))
+    files = [("good", good), ("text", b"text"), ("cmyk", cmyk.getvalue()), ("again", good)]
+    restorer = Restorer.from_pretrained(weights)
+    results = dict(restorer.restore_many(iter(files)))
+    assert list(results) == ["good", "text", "cmyk", "again"]
+    good, text, cmyk, again = results.values()
+    assert isinstance(text, Failure)
+    assert isinstance(text.error, BitstreamError)
+    assert not text.unsupported
+    assert isinstance(cmyk, Failure)
+    assert isinstance(cmyk.error, UnsupportedJpeg)
+    assert cmyk.unsupported
+    assert np.array_equal(good.pixels(), again.pixels())
+
+
+def test_modes_that_the_weights_cannot_serve(weights, noisy):
+    for which, options, message in (
+        (weights, Options("sample"), "deterministic"),
+        (weights, Options("mean", 4), "deterministic"),
+        (weights, Options("mmse", 2), "one image a file"),
+        (noisy, Options("mmse"), "draw samples"),
+        (noisy, Options("sample", 0), "at least 1"),
+        (noisy, Options("best"), "expected sample, mean, mmse"),
+    ):
+        with pytest.raises(ModeError, match=message):
+            Restorer.from_pretrained(which, options=options)
+
+
+def test_types_of_the_network(weights):
+    with pytest.raises(ValueError, match="float16"):
+        Restorer.from_pretrained(weights, dtype="float16")
+    data = encode(photograph(64, 64), quality=30)
+    full, half = (Restorer.from_pretrained(weights, dtype=name).restore(data) for name in ("float32", "bfloat16"))
+    assert full.mismatches == half.mismatches == [0]
+    assert (full.image.double() - half.image.double()).square().mean() < 1
+    assert choose_dtype("auto", torch.device("cuda:0")) == torch.bfloat16
+
+
+def test_three_lines_of_the_docstring(tmp_path, weights):
+    (tmp_path / "photo.jpg").write_bytes(encode(photograph(16, 16)))
+    restorer = Restorer.from_pretrained(weights)
+    restored = restorer.restore(Path(tmp_path / "photo.jpg").read_bytes())
+    Image.fromarray(restored.pixels()).save(tmp_path / "photo.png")
+    assert np.array_equal(Image.open(tmp_path / "photo.png"), restored.pixels())
