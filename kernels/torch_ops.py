@@ -21,11 +21,18 @@ from kernels.mcu import (
     to_tiles,
 )
 
+FEW_ROWS = 16
+"""Below so many rows, a matrix product is made larger: MKL multiplies three rows or fewer by another kernel, which sums
+in another order, and an image's last bits would depend on what is in the batch beside it."""
+
 
 def times(x: Tensor, matrix: Tensor) -> Tensor:
-    """[..., k * B] @ [B, D] → [..., k * D]: each run of B values times the matrix."""
-    product: Tensor = x.unflatten(-1, (-1, matrix.shape[0])) @ matrix
-    return product.flatten(-2)
+    """[..., k * B] @ [B, D] → [..., k * D]: each run of B values times the matrix, to the same bits whatever is beside
+    it."""
+    runs = x.reshape(-1, matrix.shape[0])
+    missing = max(0, FEW_ROWS - len(runs))
+    product = (F.pad(runs, (0, 0, 0, missing)) if missing else runs) @ matrix
+    return product[: len(runs)].reshape(*x.shape[:-1], x.shape[-1] // matrix.shape[0] * matrix.shape[1])
 
 
 def tile_planes(tiles: Tensor) -> tuple[Tensor, ...]:
@@ -119,7 +126,7 @@ def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
         for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
             steps = steps_of(tables, component, dct.dtype)
             quantised = _RoundStraightThrough.apply(dct / steps)  # type: ignore[no-untyped-call]
-            plane = (quantised * steps @ idct).clamp(-128, 127)
+            plane = times(quantised * steps, idct).clamp(-128, 127)
             decoded.append(repeat_chroma(plane, region) if component else plane.flatten(-2))
         return from_tiles(to_rgb(decoded, 3).to(dtype), region)
 
@@ -193,7 +200,7 @@ def _component(c: Coefficients, component: int, top: int, bottom: int) -> Tensor
     """Rows of blocks `top` to `bottom` of a component: [N, rows, columns] decoded samples less 128, cut to its size."""
     height, width = c.sampling.component_size(component, c.size)
     blocks = c.planes[component][:, top:bottom].float().flatten(3) * c.tables[:, component].reshape(-1, 1, 1, 64)
-    samples = (blocks @ block_dct(c.device).T).clamp_(-128, 127).unflatten(3, (8, 8))
+    samples = times(blocks, block_dct(c.device).T).clamp_(-128, 127).unflatten(3, (8, 8))
     plane: Tensor = samples.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return plane[:, : height - 8 * top, :width]
 

@@ -75,12 +75,18 @@ def test_decode_gives_pillows_pixels_at_the_smallest_sizes(sampling, seed):
 
 
 @ALL
-def test_decode_of_several_images_is_that_of_each_alone(sampling, seed):
-    c = coefficients(sampling, (301, 407), seed, *random_qualities(seed, 3))
-    together = decode(c)
-    assert together.shape == (3, sampling.components, 301, 407)
+@pytest.mark.parametrize("size", [(1, 1), (9, 17), (33, 31), (301, 407)])
+def test_several_images_at_once_give_the_same_bits_as_each_alone(sampling, size, seed):
+    c = coefficients(sampling, size, seed, *random_qualities(seed, 3))
+    x = blurred(images(sampling, size, seed))
+    decoded, rounded, projected = decode(c), roundtrip(x, c.tables, sampling), project(x, c)
+    assert decoded.shape == rounded.shape == projected.shape == (3, sampling.components, *size)
     for i in range(3):
-        assert torch.allclose(together[i], decode(pick(c, [i]))[0], atol=1e-3)
+        alone, only = pick(c, [i]), x[i : i + 1]
+        assert torch.equal(decoded[i : i + 1], decode(alone))
+        assert torch.equal(rounded[i : i + 1], roundtrip(only, alone.tables, sampling))
+        assert torch.equal(projected[i : i + 1], project(only, alone))
+        assert encode(only, alone.tables, sampling).mismatches(pick(encode(x, c.tables, sampling), [i])) == 0
 
 
 @ALL
@@ -107,7 +113,7 @@ def test_encode_is_within_a_step_of_libjpegs_integers(sampling, seed):
     mine, theirs = encode(x, steps, sampling), compress(x, steps, sampling)
     for a, b in zip(mine.planes, theirs.planes, strict=True):
         apart = (a.int() - b.int()).abs().flatten(1).amax(1)
-        assert bool((apart <= torch.tensor([1, 1, 2])).all())
+        assert bool((apart <= torch.tensor([1, 1, 3])).all())
     assert bool((mine.mismatches(theirs) < torch.tensor([0.005, 0.02, 0.09]) * mine.count).all())
 
 
@@ -152,7 +158,7 @@ def test_operators_keep_to_their_dtypes(sampling, seed):
 @pytest.mark.parametrize("size", [WHOLE, (37, 43)])
 def test_gradient_of_roundtrip_passes_straight_through_the_rounding_and_stops_at_the_limits(sampling, size, seed):
     generator = torch.Generator().manual_seed(seed)
-    # Multiples of 3: 8 * 127 and 8 * 128 are none, so no plane is just at a limit, where float64's last bit would decide.
+    # Multiples of 3, as 8 * 127 and 8 * 128 are not: no plane is just at a limit, where the last bit would decide.
     steps = tables(sampling, 5, 30, 90) // 3 * 3 + 3
     x = images(sampling, size, seed).double()
     x, weights = x + torch.rand(x.shape, generator=generator), torch.randn(x.shape, generator=generator).double()
@@ -304,4 +310,4 @@ def test_decode_reads_what_a_real_encoder_wrote_for_each_image_of_a_batch(seed):
     sampling = Subsampling.S422
     pixels = [scene(31, 53, seed + i) for i in range(3)]
     files = [by_libjpeg(p, tables_of(q, sampling), sampling) for p, q in zip(pixels, (10, 50, 90), strict=True)]
-    assert torch.allclose(decode(stack(files)), torch.cat([decode(file) for file in files]), atol=1e-3)
+    assert torch.equal(decode(stack(files)), torch.cat([decode(file) for file in files]))
