@@ -16,7 +16,7 @@ Pixels = NDArray[np.uint8]
 
 def load(path: Path, limit: int | None = None) -> list[Pixels]:
     """Every JPEG under `path` (a tar, a folder or a file), [H, W, 3]."""
-    images = []
+    images: list[Pixels] = []
     for item in read(list_sources(path)):
         if isinstance(item, Item) and item.data is not None and (limit is None or len(images) < limit):
             images.append(np.asarray(Image.open(io.BytesIO(item.data)).convert("RGB")))

@@ -1,6 +1,6 @@
 """The README's picture: a detail of a sample file as an ordinary decoder shows it, and restored.
 
-    python bench/picture.py --file astronaut-q10-444.jpg --box 60 10 188 138 --output bench/before-after.png
+python bench/picture.py --file astronaut-q10-444.jpg --box 60 10 188 138 --output bench/before-after.png
 """
 
 from __future__ import annotations

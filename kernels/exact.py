@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from kernels.coefficients import Coefficients
+from kernels.coefficients import Coefficients, check_images
 from kernels.colour import differences_to_rgb
 from kernels.libjpeg import integer_forward
 from kernels.mcu import Mcu, Region, blocks_of, from_tiles, mcu_matrices, regions, to_tiles
@@ -179,7 +179,9 @@ def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
     """The 8-bit image near x ([N, C, H, W], 0..255) that libjpeg-turbo's default encoder, given c's tables and
     sampling, compresses to exactly c.
 
+    Steps above 8191 overflow libjpeg-turbo's own arithmetic and are none of its certificate's business.
     Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified)."""
+    check_images(x, c.tables, c.sampling, c.size)
     grid = regions(c.sampling, c.size, len(c))
     kinds: dict[Mcu, list[Region]] = {}
     for region in (region for row in grid for region in row):

@@ -92,8 +92,8 @@ def keep_true_blocks(coefficients: Coefficients) -> Coefficients:
 
 def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
     """Compresses images [N, C, H, W], 0..255, with tables [N, C, 8, 8] int32, in float32: the real-number JPEG,
-    rounding half away from zero. It differs from libjpeg's integers (kernels.libjpeg) by one step here and there, by
-    two where the steps are as small as libjpeg's own rounding.
+    rounding half away from zero. It differs from libjpeg's integers (kernels.libjpeg) by one step here and there, by a
+    few where the steps are as small as libjpeg's own rounding.
 
     Raises ValueError for images that are neither floating point nor uint8, and for other shapes."""
     check_images(x, tables, sampling)

@@ -56,6 +56,9 @@ __all__ = [
 MAX_PIXELS = 178_956_970
 """The size above which Pillow refuses a file as a decompression bomb; the limit where the caller sets none."""
 
+MAX_STEP = 8191
+"""libjpeg-turbo's encoder keeps 8 times a step in 16 bits, so no image of its own has a larger one."""
+
 MAX_SCANS = 500
 """Each scan walks the whole image, however few bytes it has; real progressive files have about ten."""
 
@@ -167,7 +170,7 @@ def _is_rgb(header: Header) -> bool:
 def _component_tables(header: Header, data: bytes) -> list[tuple[int, ...]]:
     """Each component's quantisation steps: those that its selector names when its first scan begins, as libjpeg takes
     them. Raises BitstreamError for a missing table or a step of 0 (T.81, B.2.4.1), UnsupportedJpeg when a component has
-    no scan."""
+    no scan or a step is above MAX_STEP."""
     latched: dict[int, tuple[int, ...]] = {}
     available, scan, position = dict(header.tables), header.first_scan, header.scan_offset
     while True:
@@ -185,6 +188,8 @@ def _component_tables(header: Header, data: bytes) -> list[tuple[int, ...]]:
     for index, component in enumerate(header.components):
         if index not in latched:
             raise UnsupportedJpeg(f"component {component.identifier} has no scan")
+        if max(latched[index]) > MAX_STEP:
+            raise UnsupportedJpeg(f"a quantisation step of {max(latched[index])} is more than the {MAX_STEP} modelled")
     return [latched[index] for index in range(len(header.components))]
 
 

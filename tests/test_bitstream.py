@@ -131,14 +131,21 @@ def test_each_component_has_the_table_that_its_selector_names():
 
 
 def test_tables_may_have_16_bits_and_the_last_definition_before_the_scan_counts():
-    sixteen = b"\x10" + b"".join((1000 * step).to_bytes(2, "big") for step in range(1, 65))
+    sixteen = b"\x10" + b"".join((120 * step).to_bytes(2, "big") for step in range(1, 65))
     sos = next(start for code, start, _ in segments(PLAIN) if code == SOS)
     data = insert(PLAIN, DQT, sixteen, sos)
     assert pillow_loads(data)
     tables, before = read_bitstream(data).coefficients.tables[0], read_bitstream(PLAIN).coefficients.tables[0]
     assert tables[0].flatten().tolist() == Image.open(io.BytesIO(data)).quantization[0]
-    assert tables[0, 0, 1] == 2000 and tables[0, 1, 0] == 3000 and tables[0, 7, 7] == 64000
+    assert tables[0, 0, 1] == 240 and tables[0, 1, 0] == 360 and tables[0, 7, 7] == 7680
     assert torch.equal(tables[1:], before[1:])
+
+
+def test_steps_that_libjpeg_turbo_cannot_encode_with_are_not_modelled():
+    sos = next(start for code, start, _ in segments(PLAIN) if code == SOS)
+    with pytest.raises(UnsupportedJpeg, match="8192"):
+        read_bitstream(insert(PLAIN, DQT, b"\x10" + (8192).to_bytes(2, "big") * 64, sos))
+    read_bitstream(insert(PLAIN, DQT, b"\x10" + (8191).to_bytes(2, "big") * 64, sos))
 
 
 @pytest.mark.parametrize(
