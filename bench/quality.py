@@ -50,7 +50,7 @@ def measure(restorer: Restorer, images: list[Pixels], quality: int, sampling: st
         plain.append(psnr(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), image))
         restored.append(psnr(result.pixels(), image))
         mismatches += count_mismatches(encode_image(result.image.numpy()), result.bitstream)
-        claimed += sum(result.mismatches)
+        claimed += result.mismatches
         coefficients += result.coefficients
     means = float(np.mean(plain)), float(np.mean(restored))
     return Row(quality, sampling, len(images), *means, means[1] - means[0], mismatches, claimed, coefficients)

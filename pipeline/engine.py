@@ -236,11 +236,11 @@ def restore(job: Job, task: Task) -> Task:
     """The network and the exact projection."""
     assert task.bitstream is not None
     restored = job.restorer.restore_bitstream(task.bitstream, job.seed, task.item.key)
-    several = len(restored.mismatches) > 1
+    several = len(restored.sample_mismatches) > 1
     record = replace(
         task.record,
-        mismatches=sum(restored.mismatches),
-        sample_mismatches=tuple(restored.mismatches) if several else None,
+        mismatches=restored.mismatches,
+        sample_mismatches=tuple(restored.sample_mismatches) if several else None,
     )
     return replace(task, record=record, bitstream=None, restored=restored)
 
@@ -255,9 +255,9 @@ def finish(job: Job, task: Task) -> Task:
     if job.verify:
         with watch("verify"):
             found = [count_mismatches(image, source) for image in images]
-        if found != restored.mismatches:
+        if found != restored.sample_mismatches:
             raise CertificateError(
-                f"libjpeg-turbo finds {found} mismatches, the certificate says {restored.mismatches}"
+                f"libjpeg-turbo finds {found} mismatches, the certificate says {restored.sample_mismatches}"
             )
     return replace(task, restored=None, images=images)
 

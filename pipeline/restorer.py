@@ -57,12 +57,12 @@ class Options:
 class Restored:
     """One file's result.
 
-    images: [K, C, H, W] uint8, K > 1 only for several samples. mismatches: [K], coefficients that libjpeg-turbo would
-    write differently (0: certified), of `coefficients` each. `bitstream` is what the file said: tables, sampling, ICC
+    images: [K, C, H, W] uint8, K > 1 only for several samples. sample_mismatches: for each of them, how many of its
+    `coefficients` libjpeg-turbo would write differently. `bitstream` is what the file said: tables, sampling, ICC
     profile, EXIF."""
 
     images: Tensor
-    mismatches: list[int]
+    sample_mismatches: list[int]
     coefficients: int
     seed: int
     bitstream: Bitstream
@@ -73,8 +73,9 @@ class Restored:
         return self.images[0]
 
     @property
-    def certified(self) -> bool:
-        return not any(self.mismatches)
+    def mismatches(self) -> int:
+        """Over all images; 0: libjpeg-turbo compresses each of them to exactly the file's coefficients."""
+        return sum(self.sample_mismatches)
 
     def pixels(self, sample: int = 0) -> NDArray[np.uint8]:
         """[H, W, 3] or, gray, [H, W] uint8, as Pillow takes it."""
