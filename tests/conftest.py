@@ -3,6 +3,8 @@
 import os
 import secrets
 
+# Before PyTorch: it says how the threads are to wait. Spinning makes many small operations very slow on a busy machine.
+import pipeline  # noqa: F401, I001
 import pytest
 import torch
 
