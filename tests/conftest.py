@@ -1,10 +1,11 @@
 """Random input that is new in each run, and can be had again."""
 
+# ruff: noqa: I001
 import os
 import secrets
 
 # Before PyTorch: it says how the threads are to wait. Spinning makes many small operations very slow on a busy machine.
-import pipeline  # noqa: F401, I001
+import pipeline  # noqa: F401
 import pytest
 import torch
 
