@@ -7,17 +7,16 @@ oracle is Pillow's copy of it); the DCT is Loeffler, Ligtenberg and Moschytz's w
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.mcu import Mcu, flat_regions, put_blocks, to_tiles
+from kernels.tables import constant
 from kernels.torch_ops import empty_planes, keep_true_blocks, steps_of
 
 
-@cache
+@constant
 def integer_basis() -> Tensor:
     """[8, 8] float64 of integers: one pass of the transform, its constants rounded to 13 bits; row k is frequency k."""
     x = torch.eye(8, dtype=torch.float64)
@@ -42,7 +41,7 @@ def integer_basis() -> Tensor:
     )
 
 
-@cache
+@constant
 def _passes(device: torch.device) -> tuple[Tensor, Tensor]:
     """[64, 64] each: the transform of a flattened block's rows, scaled for the shift after it, and of its columns."""
     identity = torch.eye(8, dtype=torch.float64)
@@ -75,7 +74,7 @@ def integer_ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@cache
+@constant
 def _downsampling(mcu: Mcu, device: torch.device) -> tuple[Tensor, Tensor]:
     """Sums of pixels under each chroma sample over their number, [P, 64], and what is added before the floor, [64]."""
     vertical, horizontal = mcu.sampling.factors
@@ -85,7 +84,7 @@ def _downsampling(mcu: Mcu, device: torch.device) -> tuple[Tensor, Tensor]:
     return (mcu.chroma_sums() / count).to(device), (bias / count).to(device)
 
 
-@cache
+@constant
 def _luma_source(mcu: Mcu, device: torch.device) -> Tensor:
     return mcu.luma_source().to(device)
 

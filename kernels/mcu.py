@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.coefficients import Subsampling
-from kernels.tables import dct_basis
+from kernels.tables import constant, dct_basis
 
 BAND_PIXELS = 1 << 16
 """Pixels that are worked on at a time: a band's float planes stay in a core's cache."""
@@ -81,7 +80,7 @@ class Mcu:
         return sums.index_put_((self.chroma_source(), sample), torch.ones(()), accumulate=True)
 
 
-@cache
+@constant
 def block_dct(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
     """[64, 64]: a flattened block times this is its two-dimensional orthonormal DCT; its transpose is the inverse."""
     basis = dct_basis(torch.float64, device)
@@ -108,7 +107,7 @@ def repetition_inverse(spread: Tensor) -> Tensor:
     return spread.T / spread.sum(1).clamp(min=1)
 
 
-@cache
+@constant
 def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
     """Places beyond the image and blocks of padding have rows and columns of zeros."""
     dct = block_dct("cpu", torch.float64)

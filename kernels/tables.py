@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import cos, pi, sqrt
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def constant(make: Callable[..., T]) -> Callable[..., T]:
+    """Caches what a function makes. Also under `torch.inference_mode` that is ordinary tensors, for a later call may
+    need them for a gradient."""
+    return cache(torch.inference_mode(False)(make))
+
 
 # fmt: off
 ANNEX_K_LUMA = torch.tensor([
@@ -25,14 +36,14 @@ ANNEX_K_CHROMA = torch.tensor([
 # fmt: on
 
 
-@cache
+@constant
 def dct_basis(dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """[8, 8]: the orthonormal DCT-II, row k the k-th frequency; `basis @ block @ basis.T` is the forward transform."""
     rows = [[sqrt((1 if k == 0 else 2) / 8) * cos((2 * n + 1) * k * pi / 16) for n in range(8)] for k in range(8)]
     return torch.tensor(rows, dtype=torch.float64).to(device=device, dtype=dtype)
 
 
-@cache
+@constant
 def zigzag() -> Tensor:
     """[64] int64: position k of the zigzag scan holds the coefficient at natural index `zigzag()[k]` (T.81, A.3.6)."""
     order = sorted(
@@ -53,7 +64,7 @@ def quality_to_tables(quality: int, components: int) -> Tensor:
     return ((base * scale + 50) // 100).clamp(1, 255)
 
 
-@cache
+@constant
 def _luma_by_quality() -> Tensor:
     return torch.stack([quality_to_tables(quality, 1)[0] for quality in range(1, 101)]).double().log()
 

@@ -1,11 +1,14 @@
 """Random input that is new in each run, and can be had again."""
 
-# ruff: noqa: I001
+# ruff: noqa: E402
 import os
+
+# Before PyTorch is imported: the tests' operations are too small to share out among threads, and some tests fork, which
+# a pool of OpenMP threads does not survive.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import secrets
 
-# Before PyTorch: it says how the threads are to wait. Spinning makes many small operations very slow on a busy machine.
-import pipeline  # noqa: F401
 import pytest
 import torch
 

@@ -311,3 +311,13 @@ def test_decode_reads_what_a_real_encoder_wrote_for_each_image_of_a_batch(seed):
     pixels = [scene(31, 53, seed + i) for i in range(3)]
     files = [by_libjpeg(p, tables_of(q, sampling), sampling) for p, q in zip(pixels, (10, 50, 90), strict=True)]
     assert torch.equal(decode(stack(files)), torch.cat([decode(file) for file in files]))
+
+
+@pytest.mark.parametrize("size", [(41, 43), (39, 37)])
+def test_gradients_are_to_be_had_after_the_same_work_in_inference_mode(size, seed):
+    x, steps = images(Subsampling.S420, size, seed, 1).float(), tables(Subsampling.S420, 30)
+    with torch.inference_mode():
+        project(x, encode(x, steps, Subsampling.S420))
+    leaf = x.requires_grad_()
+    project(leaf, encode(x.detach(), steps, Subsampling.S420)).sum().backward()
+    assert leaf.grad is not None and bool(leaf.grad.isfinite().all())
