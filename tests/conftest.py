@@ -1,6 +1,5 @@
 """Random input that is new in each run, and can be had again."""
 
-# ruff: noqa: E402
 import os
 
 # Before PyTorch is imported: the tests' operations are too small to share out among threads, and some tests fork, which
