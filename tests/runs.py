@@ -111,6 +111,7 @@ def in_a_child(work: Callable[[], int], meanwhile: Callable[[int], object] = lam
     if child == 0:
         try:
             torch.set_num_threads(1)  # OpenMP's own threads did not come along
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
             os._exit(work())
         except BaseException:
             traceback.print_exc()
