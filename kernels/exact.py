@@ -2,7 +2,8 @@
 
 Equation 11 gives a float image inside the intervals; rounding it to 8 bits pushes some coefficients out. The search
 feeds each rounding error back (as sigma-delta modulators do), so that corrections too small to flip a pixel add up
-until they do. It works on MCUs, and only those still wrong take another pass.
+until they do. It works on MCUs, and only those still wrong take another pass. What is left in the end, a coefficient
+here and there, is mended pixel by pixel (descent.py).
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from kernels.certificate import find, is_wrong
 from kernels.coefficients import Coefficients, check_images
 from kernels.colour import differences_to_rgb
-from kernels.libjpeg import integer_forward
+from kernels.descent import descend
 from kernels.mcu import Mcu, Region, blocks_of, from_tiles, mcu_matrices, regions, to_tiles
 from kernels.torch_ops import forward_dct, tile_planes, times
 
-PASSES = 200
-"""Most passes over an MCU; the common ones need a handful."""
-
-NEARLY, PATIENCE_NEARLY, PATIENCE = 4, 60, 8
-"""A whole MCU is left as it is after so many passes without progress: 60 while at most 4 coefficients are wrong, 8
-with more, for then its steps are too fine (1 or 2 gray levels) for this search. MCUs at an edge are few, and tried to
-the end."""
+PASSES, PATIENCE = 100, 8
+"""Most passes over an MCU, and after how many without progress it is left to descent.py. Most MCUs need a handful;
+those at an edge are few, with fewer pixels to turn to, and tried to the end."""
 
 SHRINK_FIRST = 0.3
 SHRINK_AGAIN = 0.04
@@ -77,22 +75,6 @@ def to_pixels(change: Tensor, mcu: Mcu, components: int) -> Tensor:
     return planes[0].unsqueeze(-2) if components == 1 else torch.stack(differences_to_rgb(*planes), dim=-2)
 
 
-def find(candidate: Tensor, mcu: Mcu) -> Tensor:
-    """[..., C, P] integers 0..255 → [..., B, 64], 8 times the coefficients by libjpeg's own arithmetic."""
-    return torch.cat(integer_forward(candidate, mcu), dim=-2).float()
-
-
-def is_wrong(found: Tensor, centre: Tensor, step: Tensor, mcu: Mcu) -> Tensor:
-    """Whether libjpeg quantises to something else than centre / step. It rounds half away from zero, so of an interval
-    4 steps each way the end nearer to zero belongs to it and the farther does not. Padding blocks are never wrong."""
-    offset = found.sub(centre, alpha=8).add_(centre.sign(), alpha=0.5).abs_()
-    wrong = offset > 4 * step - 0.5
-    if not mcu.whole:
-        luma = torch.tensor(mcu.true_luma_blocks, device=found.device)
-        wrong[..., : len(luma), :] &= luma[:, None]
-    return wrong
-
-
 def eight_bits(accumulated: Tensor) -> Tensor:
     return accumulated.round().clamp_(0, 255)
 
@@ -129,7 +111,7 @@ def intervals(c: Coefficients, region: Region) -> tuple[Tensor, Tensor]:
 
 def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
     """Runs the search to its end, writing images into `best` and counts into `wrong` at `search.where`."""
-    components = search.accumulated.shape[1]
+    components, patience = search.accumulated.shape[1], PATIENCE if mcu.whole else PASSES
     for _ in range(PASSES):
         if not len(search.where):
             return
@@ -141,20 +123,12 @@ def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
         search.best[better], search.wrong[better] = candidate[better].to(torch.uint8), count[better]
         best[search.where], wrong[search.where] = search.best, search.wrong
         search.stale = torch.where(better, 0, search.stale + 1)
-        left = is_promising(search, mcu).nonzero().flatten()
+        left = ((search.wrong > 0) & (search.stale < patience)).nonzero().flatten()
         if len(left) < len(search.where):
             search, found, errors = search.take(left), found[left], errors[left]
         search.margin = (search.margin + SHRINK_AGAIN * errors).clamp_(max=0.5)
         change = drawn_in(found / 8, search.centre, search.step, search.margin)
         search.accumulated = kept_in_range(search.accumulated + to_pixels(change, mcu, components))
-
-
-def is_promising(search: Search, mcu: Mcu) -> Tensor:
-    """[K] bool: not certified, and worth another pass."""
-    if not mcu.whole:
-        return search.wrong > 0
-    patience = torch.where(search.wrong > NEARLY, PATIENCE, PATIENCE_NEARLY)
-    return (search.wrong > 0) & (search.stale < patience)
 
 
 def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor, Tensor]:
@@ -170,7 +144,11 @@ def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor,
         offset += len(search.where)
         rest.append(left)
     best, wrong = torch.cat(bests), torch.cat(wrongs)
-    settle(Search.merge(rest), kind[0].mcu, best, wrong)
+    search = Search.merge(rest)
+    settle(search, kind[0].mcu, best, wrong)
+    left = search.take(wrong[search.where].nonzero().flatten())
+    at = left.where
+    best[at], wrong[at] = descend(best[at], wrong[at], left.centre, left.step, kind[0].mcu)
     return best, wrong
 
 
