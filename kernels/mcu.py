@@ -70,14 +70,16 @@ class Mcu:
         tile_index[raster] = torch.arange(height * width)
         return tile_index[self._block_order(row[:, None] * width + column)]
 
-    def chroma_sums(self) -> Tensor:
-        """[P, 64] float32 of 0 and 1 (more where an edge repeats): pixels → their sums under each chroma sample."""
+    def chroma_samples(self) -> Tensor:
+        """[P, 64] float32 of 0 and 1: which chroma sample each place lies under."""
         height, width = self.sampling.mcu
         vertical, horizontal = self.sampling.factors
         row, column = torch.arange(height) // vertical, torch.arange(width) // horizontal
-        sample = self._block_order(row[:, None] * 8 + column)
-        sums = torch.zeros(self.pixels, 64)
-        return sums.index_put_((self.chroma_source(), sample), torch.ones(()), accumulate=True)
+        return F.one_hot(self._block_order(row[:, None] * 8 + column), 64).float()
+
+    def chroma_sums(self) -> Tensor:
+        """[P, 64] float32 of 0 and 1 (more where an edge repeats): pixels → their sums under each chroma sample."""
+        return torch.zeros(self.pixels, 64).index_add_(0, self.chroma_source(), self.chroma_samples())
 
 
 @constant
@@ -91,9 +93,11 @@ def block_dct(device: torch.device | str = "cpu", dtype: torch.dtype = torch.flo
 class McuMatrices:
     """The linear maps of one kind of MCU between pixels and coefficients, matrices to multiply tiles by from the right.
 
-    luma [B, B], luma_back [B, B]: pixels → coefficients and the least-squares way back, B = 64 for a whole MCU (block
-        by block) and P for one at an edge.
+    luma [B, B], luma_back [B, B]: pixels → coefficients and the way back, B = 64 for a whole MCU (block by block) and P
+        for one at an edge.
     chroma [P, 64], chroma_back [64, P]: the same through averaging, with repetition on the way back.
+
+    At an edge the way back gives a pixel the mean of what comes to the places that repeat it.
     """
 
     luma: Tensor
@@ -112,13 +116,15 @@ def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtyp
     """Places beyond the image and blocks of padding have rows and columns of zeros."""
     dct = block_dct("cpu", torch.float64)
     average = mcu.chroma_sums().double() / (mcu.sampling.factors[0] * mcu.sampling.factors[1])
-    luma, luma_back = dct, dct.T
+    repeat = mcu.chroma_samples().double().T
+    luma, luma_back, chroma_back = dct, dct.T, dct.T @ repeat
     if not mcu.whole:
         blocks = torch.block_diag(*[dct] * len(mcu.true_luma_blocks))
         shown = torch.tensor(mcu.true_luma_blocks).repeat_interleave(64)
         spread = F.one_hot(mcu.luma_source(), mcu.pixels).double().T * shown
         luma, luma_back = spread @ blocks, blocks.T @ repetition_inverse(spread)
-    matrices = (luma, luma_back, average @ dct, dct.T @ torch.linalg.pinv(average))
+        chroma_back = chroma_back @ repetition_inverse(F.one_hot(mcu.chroma_source(), mcu.pixels).double().T)
+    matrices = (luma, luma_back, average @ dct, chroma_back)
     return McuMatrices(*(m.to(device, dtype).contiguous() for m in matrices))
 
 

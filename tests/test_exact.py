@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import Coefficients, Subsampling, project, project_exact
 
 ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: sampling.label)
-SIZES = [(1, 1), (1, 17), (17, 33), (96, 112), (121, 95)]
+SIZES = [(1, 1), (1, 17), (17, 33), (96, 112), (98, 70), (121, 95)]
 
 
 def restored(size: tuple[int, int], quality: int, sampling: Subsampling, seed: int, calm: bool = True) -> tuple:
