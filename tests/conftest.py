@@ -1,4 +1,4 @@
-"""Random input that is new in each run, and can be had again."""
+"""Random input that is new in each run, and can be had again; where the kernels run."""
 
 import os
 
@@ -11,6 +11,15 @@ import secrets
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where Triton's kernels run: a GPU, or else the CPU, interpreted."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 @pytest.fixture
 def seed() -> int:
@@ -19,3 +28,15 @@ def seed() -> int:
     torch.manual_seed(value)
     print(f"TEST_SEED={value} repeats this input")
     return value
+
+
+@pytest.fixture
+def poisoned(monkeypatch) -> None:
+    """Memory that a kernel is given to write comes full of nonsense, so that what it leaves unwritten shows."""
+    new_empty = torch.Tensor.new_empty
+
+    def filled(self: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        made = new_empty(self, *arguments, **options)
+        return made.fill_(77)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)

@@ -73,3 +73,23 @@ def stack(several: list[Coefficients]) -> Coefficients:
 def pick(c: Coefficients, images: list[int]) -> Coefficients:
     """Some images of a batch, in the order given."""
     return Coefficients(tuple(plane[images] for plane in c.planes), c.tables[images], c.sampling, c.size)
+
+
+def pictures(images: int, sampling: Subsampling, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """[N, C, H, W], 0..255: scenes by torch's seed, the last with a block of each end of the gamut, and a little beyond
+    it where the dtype can."""
+    seeds = torch.randint(1 << 30, (images,)).tolist()
+    x = torch.cat([tensor_of(in_colours_of(scene(*size, seed), sampling)) for seed in seeds]).to(torch.float32)
+    if dtype.is_floating_point:
+        x = x + torch.rand(x.shape) - 0.5
+        x[-1, :, :8, :8], x[-1, 0, :8, 8:16], x[-1, :, 8:16, :8] = -3.0, 258.0, 255.0
+    return x.to(dtype)
+
+
+def random_tables(images: int, sampling: Subsampling) -> Tensor:
+    """[N, C, 8, 8] int32: of a random quality each, the first all ones and the last all 255 when there are three."""
+    qualities = torch.randint(5, 96, (images,)).tolist()
+    tables = torch.cat([tables_of(quality, sampling) for quality in qualities])
+    if images > 2:
+        tables[0], tables[-1] = 1, 255
+    return tables

@@ -1,0 +1,275 @@
+"""What every kernel is made of: 8x8 blocks in registers.
+
+A block's eight rows (or columns) are eight tensors [B, 8], a tuple called an octet here, so that a pass of the DCT is
+arithmetic between them and only the transposition between two passes crosses threads. The B blocks of a program are
+those of G neighbouring MCUs, ordered (row in the MCU, MCU, column in the MCU): B = V G H for luma, with V and H the
+sampling factors, and G for chroma.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def spot(mcus, rows, columns, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Of each of the program's blocks [B]: its image, its row and column among the blocks of a plane, and whether it
+    is one at all. rows, columns: MCUs of an image; mcus: of all images."""
+    block = tl.arange(0, V * G * H)
+    mcu = tl.program_id(0) * G + block // H % G
+    row = mcu // columns % rows * V + block // (G * H)
+    return mcu // (rows * columns), row, mcu % columns * H + block % H, mcu < mcus
+
+
+@triton.jit
+def source_row(row, height, V: tl.constexpr):
+    """The row of the image that a row of an MCU shows: rows repeat only up to the sampling factor; below that the last
+    group of rows repeats, for libjpeg-turbo repeats the last row of *averaged* samples."""
+    last_group = (height - 1) // V * V
+    row = tl.where(row < last_group + V, row, last_group + row % V)
+    return tl.minimum(row, height - 1)
+
+
+@triton.jit
+def load_octet(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V: tl.constexpr):
+    """One channel's pixels of blocks as eight rows [B, 8], float32; beyond the image they repeat its edge."""
+    place = tl.minimum(column[:, None] * 8 + tl.arange(0, 8)[None, :], width - 1)
+    corner = x + image.to(tl.int64)[:, None] * stride_n + place * stride_w
+    octet = ()
+    for k in tl.static_range(8):
+        y = source_row(row * 8 + k, height, V).to(tl.int64)
+        octet = octet + (tl.load(corner + y[:, None] * stride_h, mask=valid[:, None], other=0.0).to(tl.float32),)
+    return octet
+
+
+@triton.jit
+def store_octet(x, octet, image, row, column, valid, height, width, stride_n, stride_h, stride_w):
+    """The inverse: what lies beyond the image is not written."""
+    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
+    corner = x + image.to(tl.int64)[:, None] * stride_n + place * stride_w
+    inside = valid[:, None] & (place < width)
+    for k in tl.static_range(8):
+        y = (row * 8 + k)[:, None]
+        tl.store(corner + y.to(tl.int64) * stride_h, octet[k].to(x.dtype.element_ty), mask=inside & (y < height))
+
+
+@triton.jit
+def luma_rows(luma, row, height, V: tl.constexpr):
+    """Luma, unlike chroma, repeats the very last row: where the rows below an even height alternate (`source_row`),
+    every other one is replaced."""
+    if V == 1:
+        return luma
+    octet = ()
+    for k in tl.static_range(8):
+        below = (row * 8 + k)[:, None] >= height
+        octet = octet + (tl.where(below, luma[k // 2 * 2 + 1], luma[k]),)
+    return octet
+
+
+@triton.jit
+def to_ycc(red, green, blue):
+    """Octets of RGB, 0..255 → octets of Y - 128 and the two differences (JFIF)."""
+    luma, blueness, redness = (), (), ()
+    for k in tl.static_range(8):
+        y = red[k] * 0.299 + green[k] * 0.587 + blue[k] * 0.114
+        luma = luma + (y - 128.0,)
+        blueness = blueness + ((blue[k] - y) * (1 / 1.772),)
+        redness = redness + ((red[k] - y) * (1 / 1.402),)
+    return luma, blueness, redness
+
+
+@triton.jit
+def load_ycc(
+    x,
+    image,
+    row,
+    column,
+    valid,
+    height,
+    width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    C: tl.constexpr,
+    V: tl.constexpr,
+):
+    """Octets of Y - 128 and the two differences at all places of MCUs; of gray images, luma thrice."""
+    first = load_octet(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
+    if C == 1:
+        luma = ()
+        for k in tl.static_range(8):
+            luma = luma + (first[k] - 128.0,)
+        return luma, luma, luma
+    else:
+        second = load_octet(x + stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
+        third = load_octet(x + 2 * stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
+        return to_ycc(first, second, third)
+
+
+@triton.jit
+def to_rgb(luma, blueness, redness):
+    """The linear way back, octets of differences of (Y, Cb, Cr) → of (R, G, B)."""
+    red, green, blue = (), (), ()
+    for k in tl.static_range(8):
+        red = red + (luma[k] + 1.402 * redness[k],)
+        green = green + (luma[k] - (0.114 * 1.772 / 0.587) * blueness[k] - (0.299 * 1.402 / 0.587) * redness[k],)
+        blue = blue + (luma[k] + 1.772 * blueness[k],)
+    return red, green, blue
+
+
+@triton.jit
+def sum_under_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Full-size octets of luma's blocks [V G H, 8] → sums of the V x H values under each chroma sample, [G, 8]."""
+    if V == 2:
+        top, bottom = (), ()
+        for m in tl.static_range(4):
+            pair = tl.reshape(x[2 * m] + x[2 * m + 1], [2, G * H, 8])
+            upper, lower = tl.split(tl.permute(pair, (1, 2, 0)))
+            top = top + (upper,)
+            bottom = bottom + (lower,)
+        x = top + bottom
+    if H == 2:
+        narrow = ()
+        for k in tl.static_range(8):
+            left, right = tl.split(tl.reshape(x[k], [G, 8, 2]))
+            narrow = narrow + (left + right,)
+        x = narrow
+    return x
+
+
+@triton.jit
+def repeat_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Chroma octets [G, 8] → each sample repeated over its V x H pixels, octets of luma's blocks [V G H, 8]."""
+    if H == 2:
+        wide = ()
+        for k in tl.static_range(8):
+            wide = wide + (tl.reshape(tl.join(x[k], x[k]), [2 * G, 8]),)
+        x = wide
+    if V == 2:
+        tall = ()
+        for m in tl.static_range(4):
+            both = tl.reshape(tl.permute(tl.join(x[m], x[4 + m]), (2, 0, 1)), [2 * G * H, 8])
+            tall = tall + (both, both)
+        x = tall
+    return x
+
+
+@triton.jit
+def pack(x):
+    """An octet of [B, 8] → [B, 8, 8], the octet's index last."""
+    even = tl.join(tl.join(x[0], x[4]), tl.join(x[2], x[6]))
+    odd = tl.join(tl.join(x[1], x[5]), tl.join(x[3], x[7]))
+    return tl.reshape(tl.join(even, odd), [x[0].shape[0], 8, 8])
+
+
+@triton.jit
+def unpack(y):
+    """The inverse of `pack`."""
+    even, odd = tl.split(tl.reshape(y, [y.shape[0], 8, 2, 2, 2]))
+    x04, x26 = tl.split(even)
+    x15, x37 = tl.split(odd)
+    x0, x4 = tl.split(x04)
+    x2, x6 = tl.split(x26)
+    x1, x5 = tl.split(x15)
+    x3, x7 = tl.split(x37)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def transpose(x):
+    """Rows ↔ columns."""
+    return unpack(tl.permute(pack(x), (0, 2, 1)))
+
+
+@triton.jit
+def dct_pass(x, INTEGER: tl.constexpr):
+    """The 8-point DCT across an octet, sqrt(8) times the orthonormal one (Loeffler, Ligtenberg and Moschytz 1989);
+    with INTEGER another 8192 times, its constants rounded to 13 bits as libjpeg's are."""
+    one: tl.constexpr = 8192 if INTEGER else 1.0
+    c0: tl.constexpr = 4433 if INTEGER else 0.5411961001461970
+    c1: tl.constexpr = 6270 if INTEGER else 0.7653668647301796
+    c2: tl.constexpr = 15137 if INTEGER else 1.8477590650225735
+    c3: tl.constexpr = 9633 if INTEGER else 1.1758756024193588
+    c4: tl.constexpr = 7373 if INTEGER else 0.8999762231364156
+    c5: tl.constexpr = 20995 if INTEGER else 2.5629154477415055
+    c6: tl.constexpr = 16069 if INTEGER else 1.9615705608064609
+    c7: tl.constexpr = 3196 if INTEGER else 0.3901806440322566
+    c8: tl.constexpr = 12299 if INTEGER else 1.5013211109953180
+    c9: tl.constexpr = 25172 if INTEGER else 3.0727110269167720
+    c10: tl.constexpr = 16819 if INTEGER else 2.0531198696600990
+    c11: tl.constexpr = 2446 if INTEGER else 0.2986313364127070
+    s0, s1, s2, s3 = x[0] + x[7], x[1] + x[6], x[2] + x[5], x[3] + x[4]
+    d0, d1, d2, d3 = x[0] - x[7], x[1] - x[6], x[2] - x[5], x[3] - x[4]
+    e0, e1, e2, e3 = s0 + s3, s1 + s2, s1 - s2, s0 - s3
+    z1 = (e2 + e3) * c0
+    z5 = (d0 + d1 + d2 + d3) * c3
+    y1, y2 = (d3 + d0) * c4, (d2 + d1) * c5
+    y3, y4 = z5 - (d3 + d1) * c6, z5 - (d2 + d0) * c7
+    return (
+        (e0 + e1) * one,
+        d0 * c8 - y1 + y4,
+        z1 + e3 * c1,
+        d1 * c9 - y2 + y3,
+        (e0 - e1) * one,
+        d2 * c10 - y2 + y4,
+        z1 - e2 * c2,
+        d3 * c11 - y1 + y3,
+    )
+
+
+@triton.jit
+def idct_pass(f):
+    """The transpose of `dct_pass`, and so sqrt(8) times the inverse DCT."""
+    e0, e1 = f[0] + f[4], f[0] - f[4]
+    z1 = (f[2] + f[6]) * 0.5411961001461970
+    e3, e2 = z1 + f[2] * 0.7653668647301796, z1 - f[6] * 1.8477590650225735
+    s0, s1, s2, s3 = e0 + e3, e1 + e2, e1 - e2, e0 - e3
+    p1, p2, p3, p4 = f[1] + f[7], f[3] + f[5], f[3] + f[7], f[1] + f[5]
+    z5 = (p3 + p4) * 1.1758756024193588
+    q1, q2 = p1 * 0.8999762231364156, p2 * 2.5629154477415055
+    q3, q4 = z5 - p3 * 1.9615705608064609, z5 - p4 * 0.3901806440322566
+    d0 = f[1] * 1.5013211109953180 - q1 + q4
+    d1 = f[3] * 3.0727110269167720 - q2 + q3
+    d2 = f[5] * 2.0531198696600990 - q2 + q4
+    d3 = f[7] * 0.2986313364127070 - q1 + q3
+    return s0 + d0, s1 + d1, s2 + d2, s3 + d3, s3 - d3, s2 - d2, s1 - d1, s0 - d0
+
+
+@triton.jit
+def dct(x):
+    """Eight rows of blocks [B, 8] → 8 times their DCT: eight columns, each [B, 8] down the row frequencies."""
+    return dct_pass(transpose(dct_pass(x, False)), False)
+
+
+@triton.jit
+def idct(f):
+    """Eight columns of coefficients → 8 times the eight rows of their inverse DCT."""
+    return idct_pass(transpose(idct_pass(f)))
+
+
+@triton.jit
+def block_offsets(image, row, column, rows, columns):
+    """[B, 8, 8]: where the coefficients of blocks lie in a plane [N, rows, columns, 8, 8]."""
+    place = (image.to(tl.int64) * rows + row) * columns + column
+    return place[:, None, None] * 64 + tl.arange(0, 8)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+
+
+@triton.jit
+def load_coefficients(plane, image, row, column, valid, rows, columns):
+    """Blocks of a plane that has rows x columns of them → eight columns, each [B, 8], float32."""
+    where = plane + block_offsets(image, row, column, rows, columns)
+    return unpack(tl.load(where, mask=valid[:, None, None], other=0).to(tl.float32))
+
+
+@triton.jit
+def load_steps(tables, image, valid, COMPONENT: tl.constexpr, COMPONENTS: tl.constexpr):
+    """One component's quantisation steps for each block, as eight columns [B, 8], float32."""
+    where = tables + block_offsets(image, 0, COMPONENT, 1, COMPONENTS)
+    return unpack(tl.load(where, mask=valid[:, None, None], other=1).to(tl.float32))
+
+
+@triton.jit
+def round_half_away(x):
+    return tl.where(x >= 0, tl.floor(x + 0.5), tl.ceil(x - 0.5))

@@ -1,0 +1,117 @@
+"""encode: images → quantised coefficients, one launch.
+
+q = round(DCT(downsample(YCC(x))) / step), half away from zero
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.coefficients import Coefficients, Subsampling, check_images
+from kernels.triton_ops.blocks import (
+    block_offsets,
+    dct,
+    load_steps,
+    load_ycc,
+    luma_rows,
+    pack,
+    round_half_away,
+    spot,
+    sum_under_samples,
+)
+from kernels.triton_ops.launch import check_layout, launch, three, tuned
+
+
+@triton.jit
+def store_quantised(
+    plane,
+    f,
+    scale,
+    tables,
+    image,
+    row,
+    column,
+    valid,
+    rows,
+    columns,
+    height,
+    width,
+    COMPONENT: tl.constexpr,
+    C: tl.constexpr,
+):
+    """round(DCT / step) of a component's blocks; f is `scale` times the DCT. Blocks of padding: zero."""
+    steps = load_steps(tables, image, valid, COMPONENT, C)
+    shown = ((row * 8 < height) & (column * 8 < width))[:, None]
+    quantised = ()
+    for k in tl.static_range(8):
+        q = tl.clamp(round_half_away(f[k] / (scale * steps[k])), -32768.0, 32767.0)
+        quantised = quantised + (tl.where(shown, q, 0.0).to(tl.int16),)
+    where = plane + block_offsets(image, row, column, rows, columns)
+    tl.store(where, pack(quantised), mask=valid[:, None, None])
+
+
+@tuned((16, 4), (32, 4), (32, 8))
+@triton.jit
+def encode_kernel(
+    x,
+    luma_plane,
+    blue_plane,
+    red_plane,
+    tables,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    mcus,
+    rows,
+    columns,
+    height,
+    width,
+    C: tl.constexpr,
+    V: tl.constexpr,
+    H: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """One read of the pixels, one write of the coefficients."""
+    G: tl.constexpr = BLOCKS // (V * H)
+    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
+    luma, blueness, redness = load_ycc(
+        x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
+    )
+    f = dct(luma_rows(luma, row, height, V))
+    store_quantised(luma_plane, f, 8.0, tables, image, row, column, valid, rows * V, columns * H, height, width, 0, C)
+    if C == 3:
+        image, row, column, valid = spot(mcus, rows, columns, 1, G, 1)
+        height, width = (height + V - 1) // V, (width + H - 1) // H
+        f = dct(sum_under_samples(blueness, V, G, H))
+        scale: tl.constexpr = 8.0 * V * H
+        store_quantised(blue_plane, f, scale, tables, image, row, column, valid, rows, columns, height, width, 1, C)
+        f = dct(sum_under_samples(redness, V, G, H))
+        store_quantised(red_plane, f, scale, tables, image, row, column, valid, rows, columns, height, width, 2, C)
+
+
+@torch.library.custom_op("jpeg_posterior::encode", mutates_args=())
+def _encode(x: Tensor, tables: Tensor, sampling: str) -> list[Tensor]:
+    kind, size = Subsampling.from_label(sampling), (x.shape[2], x.shape[3])
+    planes = _empty_planes(x, tables, sampling)
+    launch(encode_kernel, kind, size, len(x), x, *three(planes), tables, *x.stride())
+    return planes
+
+
+@_encode.register_fake
+def _empty_planes(x: Tensor, tables: Tensor, sampling: str) -> list[Tensor]:
+    kind, size = Subsampling.from_label(sampling), (x.shape[2], x.shape[3])
+    grids = (kind.plane_blocks(component, size) for component in range(kind.components))
+    return [x.new_empty((x.shape[0], *grid, 8, 8), dtype=torch.int16) for grid in grids]
+
+
+def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
+    """See kernels.encode. It rounds what a float32 arithmetic of another order gives: a coefficient that lies within
+    its last bits of a tie may fall to the other side."""
+    check_images(x, tables, sampling)
+    check_layout(x)
+    planes = _encode(x, tables.contiguous(), sampling.label)
+    return Coefficients(tuple(planes), tables, sampling, (x.shape[2], x.shape[3]))

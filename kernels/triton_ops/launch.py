@@ -1,0 +1,62 @@
+"""From tensors to launches: layouts, grids, and the configurations among which a kernel's first launch chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.coefficients import Subsampling
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on the CPU, slowly, in numpy."""
+
+
+def tuned(*choices: tuple[int, int]) -> Callable[[Any], Any]:
+    """A kernel whose first launch for each sampling and dtype times `choices`, (luma blocks of a program, warps), and
+    keeps the fastest. The interpreter has nothing to time and takes all blocks that it can."""
+    configs = [triton.Config({"BLOCKS": blocks}, num_warps=warps) for blocks, warps in choices]
+    if INTERPRETED:
+        configs = [triton.Config({"BLOCKS": 128})]
+    decorator: Callable[[Any], Any] = triton.autotune(configs, key=["C", "V", "H"])
+    return decorator
+
+
+def check_layout(x: Tensor) -> None:
+    """Raises ValueError unless images are contiguous or channels_last."""
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        raise ValueError(
+            f"images: expected contiguous or channels_last, got strides {list(x.stride())} for {list(x.shape)}; "
+            "call .contiguous()"
+        )
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def launch(
+    kernel: Any, sampling: Subsampling, size: tuple[int, int], images: int, *arguments: Any, **options: Any
+) -> None:
+    """Starts `kernel` over all MCUs of `images` images of `size` pixels. After `arguments` come the counts of MCUs, in
+    all, down and across an image, the size, and the sampling's constants."""
+    rows, columns = sampling.mcu_grid(size)
+    vertical, horizontal = sampling.factors
+    mcus = images * rows * columns
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (triton.cdiv(mcus, meta["BLOCKS"] // (vertical * horizontal)),)
+
+    constants = {"C": sampling.components, "V": vertical, "H": horizontal}
+    with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
+        kernel[grid](*arguments, mcus, rows, columns, *size, **constants)
+
+
+def three(planes: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    """Gray's one plane thrice: kernels take three pointers and leave the last two alone."""
+    return list(planes) * (3 // len(planes))
