@@ -92,7 +92,8 @@ def descend(image: Tensor, wrong: Tensor, centre: Tensor, step: Tensor, mcu: Mcu
     intervals' middles and widths. Returns the same images and counts, those that could be mended replaced."""
     image, wrong = image.clone(), wrong.clone()
     for tried, most in ATTEMPTS:
-        for part in ((wrong > 0) & (wrong <= most)).nonzero().flatten().split(AT_ONCE):
+        taken_up = ((wrong > 0) & (wrong <= most)).nonzero().flatten()
+        for part in taken_up.split(AT_ONCE) if len(taken_up) else ():
             image[part], wrong[part] = _attempt(image[part], wrong[part], centre[part], step[part], mcu, tried)
     return image, wrong
 

@@ -146,9 +146,10 @@ def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor,
     best, wrong = torch.cat(bests), torch.cat(wrongs)
     search = Search.merge(rest)
     settle(search, kind[0].mcu, best, wrong)
-    left = search.take(wrong[search.where].nonzero().flatten())
-    at = left.where
-    best[at], wrong[at] = descend(best[at], wrong[at], left.centre, left.step, kind[0].mcu)
+    left = wrong[search.where].nonzero().flatten()
+    if len(left):
+        at = search.where[left]
+        best[at], wrong[at] = descend(best[at], wrong[at], search.centre[left], search.step[left], kind[0].mcu)
     return best, wrong
 
 

@@ -2,7 +2,15 @@
 (launch.py) and can be compiled without a GPU (ahead.py)."""
 
 from kernels.triton_ops.encode import encode, encode_kernel
+from kernels.triton_ops.project import project, project_backward_kernel, project_kernel
+from kernels.triton_ops.roundtrip import roundtrip, roundtrip_backward_kernel, roundtrip_kernel
 
-KERNELS = {"encode": encode_kernel}
+KERNELS = {
+    "encode": encode_kernel,
+    "roundtrip": roundtrip_kernel,
+    "roundtrip_backward": roundtrip_backward_kernel,
+    "project": project_kernel,
+    "project_backward": project_backward_kernel,
+}
 
-__all__ = ["KERNELS", "encode"]
+__all__ = ["KERNELS", "encode", "project", "roundtrip"]

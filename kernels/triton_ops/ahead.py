@@ -50,6 +50,7 @@ def types(kernel: Any, dtype: str) -> dict[str, str]:
     """The kernel's signature; what an argument is can be told from its name."""
     names = {"tables": "*i32", "image8": "*u8", "mismatches": "*i32", "stride_w": "constexpr"}
     names |= dict.fromkeys(("x", "out", "gradient"), f"*{dtype}")
+    names |= {"out32": "*fp32", "gradient32": "*fp32", "half": "fp32"}
     names |= {argument: "*i16" for argument in kernel.arg_names if argument.endswith("_plane")}
     names |= {argument: "constexpr" for argument in kernel.arg_names if argument.isupper()}
     return {argument: names.get(argument, "i32") for argument in kernel.arg_names}

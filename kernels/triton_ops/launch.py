@@ -41,10 +41,10 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def launch(
-    kernel: Any, sampling: Subsampling, size: tuple[int, int], images: int, *arguments: Any, **options: Any
+    kernel: Any, sampling: Subsampling, size: tuple[int, int], images: int, *arguments: Any, **more: Any
 ) -> None:
     """Starts `kernel` over all MCUs of `images` images of `size` pixels. After `arguments` come the counts of MCUs, in
-    all, down and across an image, the size, and the sampling's constants."""
+    all, down and across an image, the size, the sampling's constants, and `more` of them."""
     rows, columns = sampling.mcu_grid(size)
     vertical, horizontal = sampling.factors
     mcus = images * rows * columns
@@ -54,7 +54,7 @@ def launch(
 
     constants = {"C": sampling.components, "V": vertical, "H": horizontal}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, mcus, rows, columns, *size, **constants)
+        kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **more)
 
 
 def three(planes: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
