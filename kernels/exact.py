@@ -146,10 +146,12 @@ def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor,
     best, wrong = torch.cat(bests), torch.cat(wrongs)
     search = Search.merge(rest)
     settle(search, kind[0].mcu, best, wrong)
-    left = wrong[search.where].nonzero().flatten()
-    if len(left):
-        at = search.where[left]
-        best[at], wrong[at] = descend(best[at], wrong[at], search.centre[left], search.step[left], kind[0].mcu)
+    unsettled = wrong[search.where].nonzero().flatten()
+    if len(unsettled):
+        at = search.where[unsettled]
+        best[at], wrong[at] = descend(
+            best[at], wrong[at], search.centre[unsettled], search.step[unsettled], kind[0].mcu
+        )
     return best, wrong
 
 
