@@ -9,8 +9,8 @@ project_exact(x, c)            an 8-bit image that libjpeg-turbo compresses to e
 
 from kernels.coefficients import Coefficients, Subsampling
 from kernels.exact import project_exact
+from kernels.operators import decode, encode, project, roundtrip
 from kernels.tables import nearest_quality, quality_to_tables
-from kernels.torch_ops import decode, encode, project, roundtrip
 
 __all__ = [
     "Coefficients",

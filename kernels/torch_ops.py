@@ -1,5 +1,5 @@
-"""The operators in plain PyTorch: the CPU path, and the oracle of the tests. float32, any device, autograd where the
-docstring says so. Equation numbers are those of arXiv 2211.11827."""
+"""The operators in plain PyTorch: the CPU path, and the oracle of the tests. float32, any device, differentiable where
+operators.py says so."""
 
 from __future__ import annotations
 
@@ -91,11 +91,7 @@ def keep_true_blocks(coefficients: Coefficients) -> Coefficients:
 
 
 def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
-    """Compresses images [N, C, H, W], 0..255, with tables [N, C, 8, 8] int32, in float32: the real-number JPEG,
-    rounding half away from zero. It differs from libjpeg's integers (kernels.libjpeg) by one step here and there, by a
-    few where the steps are as small as libjpeg's own rounding.
-
-    Raises ValueError for images that are neither floating point nor uint8, and for other shapes."""
+    """See kernels.encode. In bands that stay in cache."""
     check_images(x, tables, sampling)
     images, size = x.shape[0], (x.shape[2], x.shape[3])
     planes = empty_planes(sampling, size, images, x.device)
@@ -108,12 +104,7 @@ def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
 
 
 def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
-    """JPEG_Q of the paper's section 3.1: compress and decompress [N, C, H, W], 0..255, chroma upsampled by repetition.
-
-    Gradient: straight through the rounding; zero where a decoded plane or the final colour leaves 0..255 (the clamp's
-    own). Computed in at least float32 and returned in the input's dtype (float32 for uint8).
-
-    Raises ValueError for images that are neither floating point nor uint8, and for other shapes."""
+    """See kernels.roundtrip. In bands that stay in cache, unless there is a gradient to compute."""
     check_images(x, tables, sampling)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     images, size = x.shape[0], (x.shape[2], x.shape[3])
@@ -149,13 +140,9 @@ def to_rgb(planes: list[Tensor], dim: int) -> Tensor:
 
 
 def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
-    """Equation 11: the image nearest to x ([N, C, H, W], 0..255) in YCbCr whose coefficients lie in c's intervals, each
-    end drawn in by `margin` (0..0.5) of a step. float32 (float64 for float64); not limited to 0..255.
+    """See kernels.project. In bands that stay in cache, unless there is a gradient to compute.
 
-    Inside the image that is exact in one pass; MCUs over its edge average the correction over the places that repeat a
-    pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps).
-
-    Raises ValueError for another margin, images that are neither floating point nor uint8, and for other shapes."""
+    Raises ValueError for another margin, and as all operators do."""
     check_images(x, c.tables, c.sampling, c.size)
     if not 0 <= margin <= 0.5:
         raise ValueError(f"margin: expected 0..0.5 of a step, got {margin}")
@@ -180,8 +167,7 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
 
 
 def decode(c: Coefficients) -> Tensor:
-    """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to
-    0..255 after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
+    """See kernels.decode. In bands that stay in cache."""
     chroma = [
         _component(c, component, 0, c.planes[component].shape[1]) for component in range(1, c.sampling.components)
     ]

@@ -1,0 +1,64 @@
+"""The operators, alike on every device: Triton's kernels on CUDA, PyTorch elsewhere.
+
+Images are [N, C, H, W], gray levels 0..255, floating point or uint8; C is 3 (RGB), or 1 for gray. All operators raise
+ValueError for tensors whose shapes, dtypes or devices do not go together. Equation numbers are those of arXiv
+2211.11827.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from kernels import torch_ops
+from kernels.coefficients import Coefficients, Subsampling
+
+
+def _operators(device: torch.device) -> ModuleType:
+    """Raises RuntimeError on CUDA when Triton is missing: a slower path is never taken unasked."""
+    if device.type != "cuda":
+        return torch_ops
+    try:
+        from kernels import triton_ops  # noqa: PLC0415  # where it is used: the CPU needs no Triton
+    except ImportError as error:
+        raise RuntimeError(f"tensors on {device} need Triton: pip install 'triton>=3.6' ({error})") from error
+    return triton_ops
+
+
+def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
+    """Compresses images with tables [N, C, 8, 8] int32, in float32: the real-number JPEG, rounding half away from zero.
+    It differs from libjpeg's integers (kernels.libjpeg) by one step here and there, by a few where the steps are as
+    small as libjpeg's own rounding."""
+    coefficients: Coefficients = _operators(x.device).encode(x, tables, sampling)
+    return coefficients
+
+
+def decode(c: Coefficients) -> Tensor:
+    """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to
+    0..255 after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
+    image: Tensor = _operators(c.device).decode(c)
+    return image
+
+
+def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
+    """JPEG_Q of the paper's section 3.1: compresses and decompresses, chroma upsampled by repetition. Computed in at
+    least float32 and returned in the input's dtype (float32 for uint8).
+
+    Gradient: straight through the rounding; zero where a decoded plane or the final colour leaves 0..255 (the clamp's
+    own)."""
+    image: Tensor = _operators(x.device).roundtrip(x, tables, sampling)
+    return image
+
+
+def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
+    """Equation 11: the image nearest to x in YCbCr whose coefficients lie in c's intervals, each end drawn in by
+    `margin` (0..0.5) of a step. float32 (float64 for float64 on the CPU); not limited to 0..255.
+
+    Inside the image that is exact in one pass; MCUs over its edge average the correction over the places that repeat a
+    pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps).
+
+    Raises ValueError for another margin."""
+    image: Tensor = _operators(x.device).project(x, c, margin)
+    return image

@@ -1,0 +1,263 @@
+"""decode: quantised coefficients → images, one launch.
+
+x = RGB(upsample(limit(IDCT(q * step))))
+
+Chroma is upsampled by libjpeg's triangle filter: three quarters of the nearer sample and a quarter of the farther. The
+samples around a block are decoded again from its neighbours' coefficients, only the lines that touch it. Blueness and
+redness go side by side: what is said to be of 2 B blocks is of B blocks of one and then of B of the other.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.coefficients import Coefficients, Subsampling
+from kernels.triton_ops.blocks import block_offsets, idct, idct_pass, pack, spot, to_rgb, unpack
+from kernels.triton_ops.launch import launch, three, tuned
+
+
+@triton.jit
+def load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, C: tl.constexpr):
+    """q * step of blocks of a plane that has rows x columns of them, [B, 8, 8]; zero beyond it."""
+    mask = (valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns))[:, None, None]
+    q = tl.load(plane + block_offsets(image, row, column, rows, columns), mask=mask, other=0)
+    steps = tl.load(tables + block_offsets(image, 0, component, 1, C), mask=mask, other=1)
+    return q.to(tl.float32) * steps.to(tl.float32)
+
+
+@triton.jit
+def load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns):
+    """The same of B blocks of both chroma planes, [2 B, 8, 8]."""
+    blue = load_dequantised(blue_plane, tables, 1, image, row, column, valid, rows, columns, 3)
+    red = load_dequantised(red_plane, tables, 2, image, row, column, valid, rows, columns, 3)
+    return tl.reshape(tl.permute(tl.join(blue, red), (3, 0, 1, 2)), [2 * blue.shape[0], 8, 8])
+
+
+@triton.jit
+def limit(x):
+    """8 times samples → samples less 128, limited to what a plane can hold."""
+    return tl.clamp(x * 0.125, -128.0, 127.0)
+
+
+@triton.jit
+def limit_octet(x):
+    octet = ()
+    for k in tl.static_range(8):
+        octet = octet + (limit(x[k]),)
+    return octet
+
+
+@triton.jit
+def end_pass(f, end):
+    """One sample of `idct_pass`: the first where `end` is 1, the last where it is -1."""
+    even = f[0] + f[2] * 1.3065629648763766 + f[4] + f[6] * 0.5411961001461970
+    odd = f[1] * 1.3870398453221475 + f[3] * 1.1758756024193588 + f[5] * 0.7856949583871022 + f[7] * 0.2758993792829431
+    return even + end * odd
+
+
+@triton.jit
+def borders(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr, DOWN: tl.constexpr):
+    """The lines of samples that touch 2 G blocks: above and below with DOWN, else left and right. An octet along the
+    lines, [G / 2, 8] for (block, side): the lines of four blocks stand together as a block's rows do."""
+    image, row, column, valid = spot(mcus, rows, columns, 1, G, 2)
+    side = column % 2 * 2 - 1
+    column = column // 2
+    if DOWN:
+        row += side
+    else:
+        column += side
+    f = load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns)
+    end = (tl.arange(0, 4 * G) % 2 * 2 - 1).to(tl.float32)
+    lines = end_pass(unpack(tl.permute(f, (0, 2, 1)) if DOWN else f), end[:, None])
+    return limit_octet(idct_pass(unpack(tl.reshape(lines, [G // 2, 8, 8]))))
+
+
+@triton.jit
+def corners(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr):
+    """The samples that touch 2 G blocks at their corners: the left and the right ones, [G / 2, 8] each for (block,
+    above or below)."""
+    image, row, column, valid = spot(mcus, rows, columns, 1, G, 4)
+    row, column = row + column // 2 % 2 * 2 - 1, column // 4 + column % 2 * 2 - 1
+    f = load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns)
+    corner = tl.arange(0, 8 * G)
+    down, right = (corner // 2 % 2 * 2 - 1).to(tl.float32), (corner % 2 * 2 - 1).to(tl.float32)
+    f = unpack(tl.reshape(end_pass(unpack(f), right[:, None]), [G, 8, 8]))
+    samples = limit(end_pass(f, tl.reshape(down, [G, 8])))
+    return tl.split(tl.reshape(samples, [G // 2, 8, 2]))
+
+
+@triton.jit
+def double(x, before, after, place, length, share):
+    """The triangle filter across an octet and its two neighbours → the octets of the first and the second half; `share`
+    is the farther sample's. x[0] is sample `place` of a line of `length`, whose ends repeat."""
+    line = (tl.where(place > 0, before, x[0]), x[0])
+    for k in tl.static_range(1, 9):
+        line = line + (tl.where(place + k < length, after if k == 8 else x[k], line[k]),)
+    wide = ()
+    for k in tl.static_range(8):
+        nearer = x[k] * (1 - share)
+        wide = wide + (nearer + line[k] * share, nearer + line[k + 2] * share)
+    return wide[:8], wide[8:]
+
+
+@triton.jit
+def apart(lines, G: tl.constexpr):
+    """`borders` → the lines before and after 2 G blocks, [2 G, 8] each."""
+    return tl.split(tl.permute(tl.reshape(pack(lines), [2 * G, 2, 8]), (0, 2, 1)))
+
+
+@triton.jit
+def wide_borders(blue_plane, red_plane, tables, mcus, rows, columns, width, share, G: tl.constexpr):
+    """The rows above and below 2 G blocks, doubled in width: [4 G, 8] each for (block, half)."""
+    rows_beside = borders(blue_plane, red_plane, tables, mcus, rows, columns, G, True)
+    left, right = corners(blue_plane, red_plane, tables, mcus, rows, columns, G)
+    _, _, column, _ = spot(mcus, rows, columns, 2, G, 2)
+    first, second = double(rows_beside, left, right, tl.reshape(column // 2 * 8, [G // 2, 8]), width, share)
+    both = tl.reshape(tl.join(pack(first), pack(second)), [2 * G, 2, 8, 2])
+    above, below = tl.split(tl.permute(both, (0, 3, 2, 1)))
+    return tl.reshape(above, [4 * G, 8]), tl.reshape(below, [4 * G, 8])
+
+
+@triton.jit
+def decode_chroma(
+    blue_plane,
+    red_plane,
+    tables,
+    mcus,
+    rows,
+    columns,
+    height,
+    width,
+    V: tl.constexpr,
+    G: tl.constexpr,
+    H: tl.constexpr,
+):
+    """The chroma of G MCUs, less 128, at luma's places: an octet of rows [2 G H, 8] for each row of luma's blocks in an
+    MCU. height, width: a component's. A plane two samples wide or narrower is repeated, unless only its rows are to be
+    doubled."""
+    share = tl.where((width > 2) | (H == 1), 0.25, 0.0)
+    if V == 2:
+        if H == 2:
+            above, below = wide_borders(blue_plane, red_plane, tables, mcus, rows, columns, width, share, G)
+        else:
+            above, below = apart(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, True), G)
+    if H == 2:
+        left, right = apart(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, False), G)
+    image, row, column, valid = spot(mcus, rows, columns, 1, G, 1)
+    f = load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns)
+    if H == 1:
+        x = limit_octet(idct(unpack(f)))
+    else:
+        _, _, column, _ = spot(mcus, rows, columns, 2, G, 1)
+        x = limit_octet(idct(unpack(tl.permute(f, (0, 2, 1)))))  # columns
+        first, second = double(x, left, right, column[:, None] * 8, width, share)
+        both = tl.permute(tl.join(pack(first), pack(second)), (0, 3, 2, 1))
+        x = unpack(tl.reshape(both, [4 * G, 8, 8]))
+    if V == 1:
+        return (x,)
+    else:
+        _, row, _, _ = spot(mcus, rows, columns, 2, G, H)
+        return double(x, above, below, row[:, None] // 2 * 8, height, share)
+
+
+@triton.jit
+def part(x):
+    """An octet of both components → of blueness and of redness."""
+    B: tl.constexpr = x[0].shape[0] // 2
+    blueness, redness = (), ()
+    for k in tl.static_range(8):
+        blue, red = tl.split(tl.permute(tl.reshape(x[k], [2, B, 8]), (1, 2, 0)))
+        blueness = blueness + (blue,)
+        redness = redness + (red,)
+    return blueness, redness
+
+
+@triton.jit
+def store_channels(
+    out,
+    channels,
+    image,
+    row,
+    column,
+    valid,
+    height,
+    width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    C: tl.constexpr,
+):
+    """All channels' octets, less 128 → limited to 0..255 and written; what lies beyond the image is not. Row by row, so
+    that few addresses are in registers at a time."""
+    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
+    inside = valid[:, None] & (place < width)
+    where = out + image.to(tl.int64)[:, None] * stride_n + (row * 8).to(tl.int64)[:, None] * stride_h + place * stride_w
+    for k in tl.static_range(8):
+        mask = inside & (row * 8 + k < height)[:, None]
+        channel = where
+        for c in tl.static_range(C):
+            x = tl.clamp(channels[c][k] + 128.0, 0.0, 255.0)
+            tl.store(channel, x.to(out.dtype.element_ty), mask=mask)
+            channel += stride_c
+        where += stride_h
+
+
+@tuned((16, 2), (16, 4), (32, 4))
+@triton.jit
+def decode_kernel(
+    luma_plane,
+    blue_plane,
+    red_plane,
+    tables,
+    out,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    mcus,
+    rows,
+    columns,
+    height,
+    width,
+    C: tl.constexpr,
+    V: tl.constexpr,
+    H: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """One read of the coefficients, but for the neighbours' chroma; one write of the pixels."""
+    G: tl.constexpr = BLOCKS // (V * H)
+    if C == 3:
+        h, w = (height + V - 1) // V, (width + H - 1) // H
+        chroma = decode_chroma(blue_plane, red_plane, tables, mcus, rows, columns, h, w, V, G, H)
+    image, row, column, valid = spot(mcus, rows, columns, 1, G, H)
+    for v in tl.static_range(V):  # the rows of luma's blocks, one at a time
+        y = row * V + v
+        f = load_dequantised(luma_plane, tables, 0, image, y, column, valid, rows * V, columns * H, C)
+        channels = (limit_octet(idct(unpack(f))),)
+        if C == 3:
+            blueness, redness = part(chroma[v])
+            channels = to_rgb(channels[0], blueness, redness)
+        store_channels(out, channels, image, y, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C)
+
+
+@torch.library.custom_op("jpeg_posterior::decode", mutates_args=())
+def _decode(planes: list[Tensor], tables: Tensor, sampling: str, height: int, width: int) -> Tensor:
+    out = _empty_images(planes, tables, sampling, height, width)
+    kind, size = Subsampling.from_label(sampling), (height, width)
+    launch(decode_kernel, kind, size, len(tables), *three(planes), tables, out, *out.stride())
+    return out
+
+
+@_decode.register_fake
+def _empty_images(planes: list[Tensor], tables: Tensor, sampling: str, height: int, width: int) -> Tensor:
+    return tables.new_empty((*tables.shape[:2], height, width), dtype=torch.float32)
+
+
+def decode(c: Coefficients) -> Tensor:
+    """See kernels.decode."""
+    planes = [plane.contiguous() for plane in c.planes]
+    return _decode(planes, c.tables.contiguous(), c.sampling.label, *c.size)
