@@ -19,12 +19,13 @@ from kernels.mcu import Mcu, Region
 from kernels.tables import constant
 from kernels.torch_ops import forward_dct, tile_planes
 
-ATTEMPTS = ((16, 16), (8, 4), (4, 4), (64, 4))
-"""How many moves, of some two thousand, are tried in each turn, and the most wrong coefficients with which an MCU is
-taken up. What one number leaves wrong, in a circle or a corner, another often mends."""
+ATTEMPTS = ((16, 11, 30), (8, 4, 30), (4, 4, 30), (2, 4, 60), (16, 2, 200))
+"""How many moves, of some two thousand, are tried in each turn; the most wrong coefficients with which an MCU is taken
+up; and how many turns without a new least excess end the attempt. What one number leaves wrong, in a circle or a
+corner, another often mends."""
 
-TURNS, PATIENCE = 200, 30
-"""Most turns of an attempt, and how many without a new least excess before it ends."""
+TURNS = 8
+"""Most turns of an attempt, as a multiple of its patience."""
 
 TENURE = 12
 """Turns for which a move may not be undone."""
@@ -91,15 +92,17 @@ def descend(image: Tensor, wrong: Tensor, centre: Tensor, step: Tensor, mcu: Mcu
     """MCUs of one kind, [K, C, P] uint8, with `wrong` [K] wrong coefficients each; centre, step: [K, B, 64] the
     intervals' middles and widths. Returns the same images and counts, those that could be mended replaced."""
     image, wrong = image.clone(), wrong.clone()
-    for tried, most in ATTEMPTS:
+    for tried, most, patience in ATTEMPTS:
         taken_up = ((wrong > 0) & (wrong <= most)).nonzero().flatten()
         for part in taken_up.split(AT_ONCE) if len(taken_up) else ():
-            image[part], wrong[part] = _attempt(image[part], wrong[part], centre[part], step[part], mcu, tried)
+            image[part], wrong[part] = _attempt(
+                image[part], wrong[part], centre[part], step[part], mcu, tried, patience
+            )
     return image, wrong
 
 
 def _attempt(  # noqa: PLR0917
-    image: Tensor, wrong: Tensor, centre: Tensor, step: Tensor, mcu: Mcu, count_tried: int
+    image: Tensor, wrong: Tensor, centre: Tensor, step: Tensor, mcu: Mcu, count_tried: int, patience: int
 ) -> tuple[Tensor, Tensor]:
     best, fewest = image.clone(), wrong.clone()
     moves = all_moves(mcu, image.shape[1], image.device)
@@ -108,7 +111,7 @@ def _attempt(  # noqa: PLR0917
     least = torch.full((len(image),), torch.inf, device=image.device)
     stale = torch.zeros_like(wrong)
     where = torch.arange(len(image), device=image.device)
-    for turn in range(TURNS):
+    for turn in range(TURNS * patience):
         score = _scores(find(current.unflatten(1, image.shape[1:]), mcu), centre, step, mcu, moves)
         score.masked_fill_((forbidden > turn) | moves.impossible(current.unflatten(1, image.shape[1:])), 1 << 40)
         tried = _first_of_the_least(score, count_tried)
@@ -125,7 +128,7 @@ def _attempt(  # noqa: PLR0917
         fewest[where[better]] = count[better]
         stale = torch.where(total < least, 0, stale + 1)
         least = torch.minimum(total, least)
-        left = ((count > 0) & (stale < PATIENCE)).nonzero().flatten()
+        left = ((count > 0) & (stale < patience)).nonzero().flatten()
         if not len(left):
             break
         if len(left) < len(where):

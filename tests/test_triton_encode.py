@@ -16,15 +16,15 @@ SIZES = [(1, 1), (9, 130), (34, 50), (48, 64), (47, 33)]
 @pytest.mark.usefixtures("poisoned")
 def test_coefficients_are_those_of_torch_ops(sampling, size, images, device, seed):
     tables = random_tables(images, sampling).to(device)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8):
-        x = pictures(images, sampling, size, dtype).to(device)
-        for laid_out in (x, x.contiguous(memory_format=torch.channels_last)):
-            found = triton_ops.encode(laid_out, tables, sampling)
-            expected = torch_ops.encode(x, tables, sampling)
-            for mine, theirs in zip(found.planes, expected.planes, strict=True):
-                assert int((mine.int() - theirs.int()).abs().max()) <= 1
-            assert bool((found.mismatches(expected) <= 2e-4 * expected.count + 1).all())
-            found.check_values()
+    layouts = (torch.channels_last, torch.contiguous_format)
+    for number, dtype in enumerate((torch.float32, torch.bfloat16, torch.float16, torch.uint8)):
+        x = pictures(images, sampling, size, dtype).to(device, memory_format=layouts[(number + images // 2) % 2])
+        found = triton_ops.encode(x, tables, sampling)
+        expected = torch_ops.encode(x, tables, sampling)
+        for mine, theirs in zip(found.planes, expected.planes, strict=True):
+            assert int((mine.int() - theirs.int()).abs().max()) <= 1
+        assert bool((found.mismatches(expected) <= 2e-4 * expected.count + 1).all())
+        found.check_values()
 
 
 def test_another_layout_or_shape_is_an_error_that_names_it(device):

@@ -92,13 +92,16 @@ def usage(cubin: bytes) -> tuple[int, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS), help="[all]")
+    labels = [sampling.label for sampling in Subsampling]
+    parser.add_argument("--sampling", nargs="+", choices=labels, default=labels, help="[all]")
     parser.add_argument("--capability", nargs="+", type=int, default=list(CAPABILITIES), help="[80 90 100]")
     parser.add_argument("--dtype", nargs="+", choices=IMAGES, default=["fp32"], help="of the images [fp32]")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     options = parser.parse_args()
     if INTERPRETED:
         parser.error("with TRITON_INTERPRET=1 nothing is compiled")
-    work = list(product(options.kernel, Subsampling, options.dtype, options.capability))
+    samplings = [Subsampling.from_label(label) for label in options.sampling]
+    work = list(product(options.kernel, samplings, options.dtype, options.capability))
     if not options.json:
         print("| kernel | sampling | images | sm | blocks | warps | registers | stack | shared |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
-from kernels.descent import NEAR, TENURE, TURNS
-from kernels.descent import PATIENCE as TURNS_PATIENCE
+from kernels.descent import ATTEMPTS, NEAR, TENURE, TURNS
 from kernels.exact import PASSES, PATIENCE, SHRINK_AGAIN, SHRINK_FIRST
 from kernels.triton_ops.blocks import dct, luma_rows, spot, sum_under_samples, to_ycc
 from kernels.triton_ops.descent import descend
@@ -247,8 +246,8 @@ CONSTANTS = {
     "PATIENCE": PATIENCE,
     "FIRST": SHRINK_FIRST,
     "AGAIN": SHRINK_AGAIN,
-    "TURNS": TURNS,
-    "TURNS_PATIENCE": TURNS_PATIENCE,
+    "TURNS": TURNS * ATTEMPTS[0][2],
+    "TURNS_PATIENCE": ATTEMPTS[0][2],
     "TENURE": TENURE,
     "NEAR": NEAR,
 }
