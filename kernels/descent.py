@@ -19,7 +19,16 @@ from kernels.mcu import Mcu, Region
 from kernels.tables import constant
 from kernels.torch_ops import forward_dct, tile_planes
 
-ATTEMPTS = ((16, 11, 30), (8, 4, 30), (4, 4, 30), (2, 4, 60), (16, 2, 200))
+ATTEMPTS = (
+    (16, 11, 30),
+    (8, 4, 30),
+    (4, 4, 30),
+    (64, 4, 30),
+    (2, 4, 60),
+    (16, 2, 200),
+    (32, 2, 200),
+    (3, 2, 200),
+)
 """How many moves, of some two thousand, are tried in each turn; the most wrong coefficients with which an MCU is taken
 up; and how many turns without a new least excess end the attempt. What one number leaves wrong, in a circle or a
 corner, another often mends."""
