@@ -162,6 +162,7 @@ def test_gradient_of_roundtrip_passes_straight_through_the_rounding_and_stops_at
     # Multiples of 3, as 8 * 127 and 8 * 128 are not: no plane is just at a limit, where the last bit would decide.
     steps = tables(sampling, 5, 30, 90) // 3 * 3 + 3
     x = images(sampling, size, seed).double()
+    x[:, :, :8, :8] = 2 * x[:, :, :8, :8] + 60  # beyond the limits for certain, whatever the scene
     x, weights = x + torch.rand(x.shape, generator=generator), torch.randn(x.shape, generator=generator).double()
     leaf, twin = x.clone().requires_grad_(), x.clone().requires_grad_()
     unlimited = reference.roundtrip(twin, steps, sampling)
@@ -169,6 +170,7 @@ def test_gradient_of_roundtrip_passes_straight_through_the_rounding_and_stops_at
         weights[((unlimited - 127.5).abs() - 127.5).abs() < 1e-9] = 0
     (roundtrip(leaf, steps, sampling) * weights).sum().backward()
     (unlimited.clamp(0, 255) * weights).sum().backward()
+    assert bool(((unlimited - 127.5).abs() >= 127.5).any())
     assert torch.allclose(leaf.grad, twin.grad, atol=1e-9)
 
 

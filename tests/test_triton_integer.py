@@ -10,8 +10,9 @@ from kernels import Subsampling
 from kernels.libjpeg import integer_forward as integer_forward_in_torch
 from kernels.mcu import put_blocks, regions, to_tiles
 from kernels.triton_ops.blocks import block_offsets, pack, spot
+from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.integer import integer_forward
-from kernels.triton_ops.search import eight_bits, load_image
+from kernels.triton_ops.search import eight_bits
 
 ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: sampling.label)
 
@@ -22,7 +23,7 @@ def forward_kernel(
     C: tl.constexpr, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    r, g, b = load_image(x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V)
+    r, g, b = load_rgb(x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V)
     y, cb, cr = integer_forward(eight_bits(r), eight_bits(g), eight_bits(b), row, height, C, V, G, H)
     tl.store(luma + block_offsets(image, row, column, rows * V, columns * H), pack(y), mask=valid[:, None, None])
     if C == 3:

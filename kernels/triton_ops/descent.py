@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from kernels.triton_ops.blocks import source_row, spot
+from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.integer import to_blocks
-from kernels.triton_ops.search import examine, load_image, store_where, to_places
+from kernels.triton_ops.search import examine, store_where, to_places
 
 NO_MOVE = tl.constexpr(1 << 30)
 STRONGEST = tl.constexpr(32.0)
@@ -161,7 +162,7 @@ def descend(
         active = (fewest > 0) & (fewest <= tl.where(tried == 16, 16.0, 4.0)) & exists
         if tl.max(active.to(tl.int32)) > 0:
             tl.debug_barrier()  # what other threads have written is read
-            red, green, blue = load_image(
+            red, green, blue = load_rgb(
                 image8, image, row, column, valid, height, width, C * area, area, width, 1, C, V
             )
             current = (integers(red), integers(green), integers(blue))

@@ -17,6 +17,7 @@ from kernels.descent import ATTEMPTS, NEAR, TENURE, TURNS
 from kernels.exact import PASSES, PATIENCE, SHRINK_AGAIN, SHRINK_FIRST
 from kernels.triton_ops.blocks import dct, luma_rows, spot, sum_under_samples, to_ycc
 from kernels.triton_ops.descent import descend
+from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.launch import check_layout, launch, three, tuned
 from kernels.triton_ops.search import (
     eight_bits,
@@ -24,7 +25,6 @@ from kernels.triton_ops.search import (
     feed_back,
     first_margin,
     load_component,
-    load_image,
     narrower,
     store_where,
 )
@@ -58,7 +58,7 @@ def settle(
 ):
     """The search by feedback: writes the best candidate of each MCU; returns [G] how many coefficients it has wrong."""
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    red, green, blue = load_image(
+    red, green, blue = load_rgb(
         x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
     )
     q, steps, shown = load_component(luma_plane, tables, mcus, rows, columns, height, width, 0, C, V, G, H)

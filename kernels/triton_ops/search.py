@@ -9,41 +9,14 @@ import triton.language as tl
 from kernels.triton_ops.blocks import (
     idct,
     load_coefficients,
-    load_octet,
     load_steps,
     repeat_samples,
     source_row,
     spot,
-    store_octet,
     to_rgb,
 )
+from kernels.triton_ops.edges import store_rgb
 from kernels.triton_ops.integer import excess, integer_forward, to_blocks, totals
-
-
-@triton.jit
-def load_image(
-    x,
-    image,
-    row,
-    column,
-    valid,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    C: tl.constexpr,
-    V: tl.constexpr,
-):
-    """Octets of RGB at all places of MCUs, float32; gray: its plane thrice."""
-    red = load_octet(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-    if C == 1:
-        return red, red, red
-    else:
-        green = load_octet(x + stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-        blue = load_octet(x + 2 * stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-        return red, green, blue
 
 
 @triton.jit
@@ -319,7 +292,4 @@ def store_where(
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
     valid = valid & (tl.sum(to_blocks(chosen.to(tl.int32), V, G, H), axis=1) != 0)
     area = height.to(tl.int64) * width
-    store_octet(out, red, image, row, column, valid, height, width, C * area, width, 1)
-    if C == 3:
-        store_octet(out + area, green, image, row, column, valid, height, width, C * area, width, 1)
-        store_octet(out + 2 * area, blue, image, row, column, valid, height, width, C * area, width, 1)
+    store_rgb(out, red, green, blue, image, row, column, valid, height, width, C * area, area, width, 1, C)
