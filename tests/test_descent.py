@@ -41,7 +41,7 @@ def count(image: torch.Tensor, problem: tuple) -> torch.Tensor:
 @ALL
 def test_a_few_wrong_coefficients_are_mended(sampling, seed):
     before = after = 0
-    for problem in disturbed(sampling, 75, seed):
+    for problem in (problem for number in range(3) for problem in disturbed(sampling, 75, seed + number)):
         image, wrong = descend(*problem)
         assert torch.equal(wrong, count(image, problem))
         assert bool((wrong <= problem[1]).all())
@@ -49,8 +49,8 @@ def test_a_few_wrong_coefficients_are_mended(sampling, seed):
         assert torch.equal(image[problem[1] > ATTEMPTS[0][1]], problem[0][problem[1] > ATTEMPTS[0][1]])
         taken_up = problem[1] <= ATTEMPTS[0][1]
         before, after = before + int(problem[1][taken_up].sum()), after + int(wrong[taken_up].sum())
-    assert before > 0
-    assert after <= 2 + 0.1 * before
+    assert before > 20
+    assert after <= 0.02 * before
 
 
 @ALL

@@ -30,5 +30,5 @@ def test_the_certificate_is_true_and_as_good_as_the_cpus(sampling, size, device,
     expected, at_most = exact.project_exact(restored, c)
     image, mismatches = triton_exact.project_exact(restored.to(device), c.to(device))
     assert torch.equal(compress(image.cpu(), tables, sampling).mismatches(c), mismatches.cpu())
-    assert bool((mismatches.cpu() <= at_most + 4).all())  # sums in another order may round a pixel to the other side
+    assert bool((mismatches.cpu() <= at_most + 1).all())  # sums in another order may round a pixel to the other side
     assert float(((image.cpu().int() - expected.int()).abs() <= 1).float().mean()) >= 0.99
