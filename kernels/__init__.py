@@ -8,8 +8,7 @@ project_exact(x, c)            an 8-bit image that libjpeg-turbo compresses to e
 """
 
 from kernels.coefficients import Coefficients, Subsampling
-from kernels.exact import project_exact
-from kernels.operators import decode, encode, project, roundtrip
+from kernels.operators import decode, encode, project, project_exact, roundtrip
 from kernels.tables import nearest_quality, quality_to_tables
 
 __all__ = [

@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.certificate import deviation, find, limit, true_blocks
-from kernels.mcu import Mcu, Region
+from kernels.mcu import Mcu
 from kernels.tables import constant
-from kernels.torch_ops import forward_dct, tile_planes
 
 ATTEMPTS = (
     (16, 11, 30),
@@ -45,15 +45,27 @@ NEAR = 1.0
 AT_ONCE = 64
 """MCUs that are mended side by side: their candidates stay in cache."""
 
-_STRONGEST = 32
-_SCALE = 16
+STRONGEST = 32.0
+"""How far beyond its end a coefficient counts in full in the ranking."""
+
+COSINES = (11, 16, 15, 13, 11, 9, 6, 3)
+"""Sixteen times the cosines of k pi / 16, and for k = 0 of pi / 4: a DCT in integers."""
+
+WEIGHTS = ((77, 150, 29, 256), (-43, -85, 128, 0), (128, -107, -21, 0))
+"""What Y, Cb and Cr gain when red, green, blue or all three gain one, in 256ths."""
+
+SCALE = 128 * 256
+"""`effects` are 8 times the DCT times this, and times the number of pixels under a chroma sample."""
+
+LOWEST_BIT = 7
+"""The bits of a rank below this one are dropped: the others fit 32 bits on every device."""
 
 
 @dataclass(frozen=True)
 class Moves:
     """All M moves of one kind of MCU: first those up, channel after channel and then all three together, then the same
     down. pixels: [p] the places that are no padding. support: [M / 2, C * P] 0 and 1, the values that a move changes.
-    effects: [B * 64, M] what it does to the coefficients, 8 times the DCT, in sixteenths."""
+    effects: [B * 64, M] about what it does to the coefficients, float64 of integers."""
 
     pixels: Tensor
     support: Tensor
@@ -84,10 +96,33 @@ def all_moves(mcu: Mcu, components: int, device: torch.device) -> Moves:
     support = torch.block_diag(*[single] * components)
     if components == 3:
         support = torch.cat([support, single.repeat(1, 3)])
-    tiles = torch.cat([support, torch.zeros_like(support[:1])]).unflatten(1, (1, 1, components, -1))
-    dct = torch.cat(forward_dct(tile_planes(tiles), Region(mcu, 0, 1, 0, 1)), dim=-2).flatten(1)
-    effects = (8 * _SCALE * (dct[:-1] - dct[-1:])).round_().T
-    return Moves(pixels.to(device), support.to(device), torch.cat([effects, -effects], dim=1).to(device))
+    places = (torch.arange(support.shape[0] // len(pixels))[:, None] * mcu.pixels + pixels).flatten()
+    up = effects(mcu, components)[:, places].to(device)
+    return Moves(pixels.to(device), support.to(device), torch.cat([up, -up], dim=1))
+
+
+def integer_basis() -> Tensor:
+    """[8, 8] float64: row u holds 16 times the cosines of frequency u, in integers, at the eight places."""
+    angle = torch.arange(8)[:, None] * (2 * torch.arange(8) + 1) % 32
+    angle = torch.minimum(angle, 32 - angle)
+    cosines = torch.tensor(COSINES)[torch.minimum(angle, 16 - angle)]
+    return torch.where(angle > 8, -cosines, cosines).double()
+
+
+def effects(mcu: Mcu, components: int) -> Tensor:
+    """[B * 64, M / 2] of the moves up, as if every place of an MCU were a pixel. In units of 1 / SCALE."""
+    basis = torch.kron(integer_basis(), integer_basis())
+    shows = F.one_hot(mcu.luma_source(), mcu.pixels).double().unflatten(0, (-1, 64))
+    luma = torch.einsum("bqp,kq->bkp", shows, basis).flatten(0, 1)
+    if components == 1:
+        return luma * 256
+    luma *= mcu.sampling.factors[0] * mcu.sampling.factors[1]
+    chroma = basis @ mcu.chroma_sums().double().T
+    rows = [
+        torch.cat([weight * part for weight in weights], dim=1)
+        for weights, part in zip(WEIGHTS, (luma, chroma, chroma), strict=True)
+    ]
+    return torch.cat(rows)
 
 
 def excess(found: Tensor, centre: Tensor, step: Tensor, mcu: Mcu, near: float = 0.0) -> Tensor:
@@ -148,8 +183,9 @@ def _attempt(  # noqa: PLR0917
 
 def _scores(found: Tensor, centre: Tensor, step: Tensor, mcu: Mcu, moves: Moves) -> Tensor:
     """[K, M] int64: how much worse each move would make things, to first order."""
-    pull = excess(found, centre, step, mcu, NEAR).clamp_(-_STRONGEST, _STRONGEST).mul_(2).flatten(1)
-    return (pull @ moves.effects).long()  # integers below 2^24: exact, whatever the order of the sum
+    pull = excess(found, centre, step, mcu, NEAR).clamp_(-STRONGEST, STRONGEST).mul_(2).flatten(1)
+    score = pull.double() @ moves.effects  # integers below 2^53: exact, whatever the order of the sum
+    return score.long() >> LOWEST_BIT
 
 
 def _first_of_the_least(values: Tensor, count: int) -> Tensor:

@@ -27,7 +27,7 @@ those at an edge are few, with fewer pixels to turn to, and tried to the end."""
 SHRINK_FIRST = 0.3
 SHRINK_AGAIN = 0.04
 """How far the intervals' ends are drawn in: at first by 0.3 of a step or 0.3 gray levels, whichever is less, and by
-0.04 of a step more for each pass that finds the coefficient wrong."""
+0.04 of a step more for each pass that has found the coefficient wrong, up to half a step."""
 
 
 @dataclass
@@ -35,14 +35,14 @@ class Search:
     """K MCUs of one kind that are not done yet; B blocks of all components each, luma's first.
 
     accumulated: [K, C, P] the image with all feedback so far. centre, step: [K, B, 64] the intervals' middles, widths.
-    margin: [K, B, 64] how far each interval is drawn in, in steps. best: [K, C, P] uint8 and wrong: [K], the candidate
-    with the fewest wrong coefficients, and how many. where: [K] places in the list of all MCUs of the kind. stale: [K]
-    passes since `best` was found."""
+    missed: [K, B, 64] how many passes have found each coefficient wrong. best: [K, C, P] uint8 and wrong: [K], the
+    candidate with the fewest wrong coefficients, and how many. where: [K] places in the list of all MCUs of the kind.
+    stale: [K] passes since `best` was found."""
 
     accumulated: Tensor
     centre: Tensor
     step: Tensor
-    margin: Tensor
+    missed: Tensor
     best: Tensor
     wrong: Tensor
     where: Tensor
@@ -60,9 +60,9 @@ def blocks_a_component(mcu: Mcu, components: int) -> list[int]:
     return [len(mcu.true_luma_blocks), 1, 1][:components]
 
 
-def drawn_in(value: Tensor, centre: Tensor, step: Tensor, margin: Tensor) -> Tensor:
-    """What brings a coefficient into its interval, the ends drawn in by `margin` of a step."""
-    half = (0.5 - margin) * step
+def drawn_in(value: Tensor, centre: Tensor, step: Tensor, missed: Tensor | int) -> Tensor:
+    """What brings a coefficient into its interval, the ends drawn in."""
+    half = (0.5 - SHRINK_FIRST / step.clamp(min=1) - SHRINK_AGAIN * missed).clamp_(min=0).mul_(step)
     return torch.minimum(torch.maximum(value, centre - half), centre + half).sub_(value)
 
 
@@ -88,14 +88,13 @@ def first_pass(x: Tensor, c: Coefficients, region: Region) -> Search:
     mcu, components = region.mcu, c.sampling.components
     tiles = to_tiles(x, region).float()
     centre, step = intervals(c, region)
-    margin = SHRINK_FIRST / step.clamp(min=1)
     value = torch.cat(forward_dct(tile_planes(tiles), region), dim=-2)
-    accumulated = kept_in_range(tiles + to_pixels(drawn_in(value, centre, step, margin), mcu, components))
+    accumulated = kept_in_range(tiles + to_pixels(drawn_in(value, centre, step, 0), mcu, components))
     candidate = eight_bits(accumulated)
     wrong = is_wrong(find(candidate, mcu), centre, step, mcu).flatten(3).sum(3)
     flat = [
         entry.expand(*tiles.shape[:3], *entry.shape[3:]).flatten(0, 2)
-        for entry in (accumulated, centre, step, margin, candidate.to(torch.uint8), wrong)
+        for entry in (accumulated, centre, step, torch.zeros_like(centre), candidate.to(torch.uint8), wrong)
     ]
     where = torch.arange(len(flat[0]), device=x.device)
     return Search(*flat, where, torch.zeros_like(where))  # type: ignore[call-arg]
@@ -126,8 +125,8 @@ def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
         left = ((search.wrong > 0) & (search.stale < patience)).nonzero().flatten()
         if len(left) < len(search.where):
             search, found, errors = search.take(left), found[left], errors[left]
-        search.margin = (search.margin + SHRINK_AGAIN * errors).clamp_(max=0.5)
-        change = drawn_in(found / 8, search.centre, search.step, search.margin)
+        search.missed += errors
+        change = drawn_in(found / 8, search.centre, search.step, search.missed)
         search.accumulated = kept_in_range(search.accumulated + to_pixels(change, mcu, components))
 
 
@@ -157,11 +156,7 @@ def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor,
 
 @torch.no_grad()
 def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
-    """The 8-bit image near x ([N, C, H, W], 0..255) that libjpeg-turbo's default encoder, given c's tables and
-    sampling, compresses to exactly c.
-
-    Steps above 8191 overflow libjpeg-turbo's own arithmetic and are none of its certificate's business.
-    Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified)."""
+    """See kernels.project_exact."""
     check_images(x, c.tables, c.sampling, c.size)
     grid = regions(c.sampling, c.size, len(c))
     kinds: dict[Mcu, list[Region]] = {}

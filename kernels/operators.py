@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from kernels import torch_ops
+from kernels import exact, torch_ops
 from kernels.coefficients import Coefficients, Subsampling
 
 
@@ -62,3 +62,15 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     Raises ValueError for another margin."""
     image: Tensor = _operators(x.device).project(x, c, margin)
     return image
+
+
+def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
+    """The 8-bit image near x ([N, C, H, W], 0..255) that libjpeg-turbo's default encoder, given c's tables and
+    sampling, compresses to exactly c.
+
+    Steps above 8191 overflow libjpeg-turbo's own arithmetic and are none of its certificate's business.
+    Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified). No
+    gradient."""
+    search = exact.project_exact if x.device.type != "cuda" else _operators(x.device).project_exact
+    result: tuple[Tensor, Tensor] = search(x, c)
+    return result

@@ -6,7 +6,7 @@ from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
 
 from kernels import Subsampling
 from kernels.certificate import find, is_wrong
-from kernels.descent import ATTEMPTS, all_moves, descend
+from kernels.descent import ATTEMPTS, SCALE, all_moves, descend
 from kernels.exact import intervals
 from kernels.mcu import regions, to_tiles
 
@@ -71,7 +71,7 @@ def test_moves_have_the_effect_by_which_they_are_ranked(sampling, seed):
         moves = all_moves(mcu, base.shape[1], base.device)
         change = 40 * moves.changes(torch.arange(moves.half)).unflatten(1, base.shape[1:])
         found = ((find(base + change, mcu) - find(base - change, mcu)) / 80).flatten(1)
-        ranked = moves.effects.T / 16
+        ranked = moves.effects.T.float() / (SCALE * sampling.factors[0] * sampling.factors[1])
         assert torch.equal(ranked[: moves.half], -ranked[moves.half :])
         blocks = found.shape[1] // 64
         true = torch.tensor([*mcu.true_luma_blocks, True, True][:blocks]).repeat_interleave(64)

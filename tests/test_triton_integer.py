@@ -11,8 +11,8 @@ from kernels.libjpeg import integer_forward as integer_forward_in_torch
 from kernels.mcu import put_blocks, regions, to_tiles
 from kernels.triton_ops.blocks import block_offsets, pack, spot
 from kernels.triton_ops.edges import load_rgb
+from kernels.triton_ops.exact import eight_bits
 from kernels.triton_ops.integer import integer_forward
-from kernels.triton_ops.search import eight_bits
 
 ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: sampling.label)
 

@@ -1,7 +1,4 @@
-"""libjpeg-turbo's forward path on MCUs in registers, bit for bit, and how far it is from what the file says.
-
-The same integers as kernels/libjpeg.py and kernels/certificate.py, in int32.
-"""
+"""libjpeg-turbo's forward path on MCUs in registers, bit for bit: the integers of kernels/libjpeg.py, in int32."""
 
 from __future__ import annotations
 
@@ -57,36 +54,6 @@ def integer_forward(red, green, blue, row, height, C: tl.constexpr, V: tl.conste
 
 
 @triton.jit
-def excess(found, coefficients, steps, shown, near):
-    """How far 8 times the DCT is beyond the ends of the file's intervals, these drawn in by `near`; signed, and zero in
-    blocks that are not `shown` [B, 1]. libjpeg rounds half away from zero: the end nearer to zero is inside."""
-    beyond = ()
-    for k in tl.static_range(8):
-        centre = coefficients[k] * steps[k]
-        sign = tl.where(centre > 0, 0.5, tl.where(centre < 0, -0.5, 0.0))
-        off = found[k].to(tl.float32) - 8.0 * centre + sign
-        over = tl.maximum(tl.abs(off) - (4.0 * steps[k] - 0.5) + near, 0.0)
-        beyond = beyond + (tl.where(shown, tl.where(off < 0, -over, over), 0.0),)
-    return beyond
-
-
-@triton.jit
-def per_mcu(values, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Sums of [B, 8] over each MCU: [G]."""
-    return tl.sum(tl.sum(tl.reshape(tl.sum(values, axis=1), [V, G, H]), axis=2), axis=0)
-
-
-@triton.jit
 def to_blocks(values, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
     """[G] → [B, 1], each MCU's value at all its blocks."""
     return tl.reshape(tl.broadcast_to(values[None, :, None], [V, G, H]), [V * G * H])[:, None]
-
-
-@triton.jit
-def totals(beyond, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Excess of one component → [G] how many coefficients of an MCU are wrong, and the sum of their excess."""
-    wrong, total = tl.zeros_like(beyond[0]), tl.zeros_like(beyond[0])
-    for k in tl.static_range(8):
-        wrong += tl.where(beyond[k] != 0, 1.0, 0.0)
-        total += tl.abs(beyond[k])
-    return per_mcu(wrong, V, G, H), per_mcu(total, V, G, H)
