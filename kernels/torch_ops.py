@@ -3,12 +3,16 @@ operators.py says so."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
-from kernels.colour import differences_to_rgb, rgb_to_ycc
+from kernels.colour import BLUE, BLUE_RANGE, GREEN, RED, RED_RANGE, differences_to_rgb, rgb_to_ycc
 from kernels.mcu import (
     Region,
     block_dct,
@@ -18,6 +22,7 @@ from kernels.mcu import (
     map_regions,
     mcu_matrices,
     put_blocks,
+    regions,
     to_tiles,
 )
 
@@ -59,22 +64,6 @@ def round_half_away(x: Tensor) -> Tensor:
     return torch.trunc(x + torch.copysign(torch.full_like(x, 0.5), x))
 
 
-class _RoundStraightThrough(torch.autograd.Function):
-    """Rounding whose backward pass is the identity."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return round_half_away(x)
-
-    @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        return gradient
-
-
 def empty_planes(sampling: Subsampling, size: tuple[int, int], images: int, device: torch.device) -> tuple[Tensor, ...]:
     """Zero coefficient planes, int16."""
     grids = (sampling.plane_blocks(component, size) for component in range(sampling.components))
@@ -104,24 +93,143 @@ def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
 
 
 def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
-    """See kernels.roundtrip. In bands that stay in cache, unless there is a gradient to compute."""
+    """See kernels.roundtrip. In bands that stay in cache, there and back."""
     check_images(x, tables, sampling)
-    dtype = x.dtype if x.is_floating_point() else torch.float32
-    images, size = x.shape[0], (x.shape[2], x.shape[3])
+    if x.requires_grad and torch.is_grad_enabled():
+        result: Tensor = _Roundtrip.apply(x, tables, sampling)  # type: ignore[no-untyped-call]
+        return result
+    return _roundtrip(x, tables, sampling, None)
 
-    def one(region: Region) -> Tensor:
+
+@dataclass(frozen=True)
+class Inside:
+    """Where a roundtrip's limits have changed nothing, so that a gradient passes. colours: [N, C, H, W] bool, of the
+    result. planes: [N, rows, columns] bool for each component, of its decoded samples, in whole MCUs."""
+
+    colours: Tensor
+    planes: list[Tensor]
+
+    @staticmethod
+    def of(x: Tensor, sampling: Subsampling) -> Inside:
+        size = (x.shape[2], x.shape[3])
+        grids = (sampling.plane_blocks(component, size) for component in range(sampling.components))
+        planes = [x.new_empty((len(x), 8 * rows, 8 * columns), dtype=torch.bool) for rows, columns in grids]
+        return Inside(x.new_empty(x.shape, dtype=torch.bool), planes)
+
+    def note_plane(self, component: int, region: Region, inside: Tensor) -> None:
+        """[N, rows, columns, blocks of an MCU, 64] bool, of one region."""
+        vertical, horizontal = (1, 1) if component else region.mcu.sampling.factors
+        n, rows, columns = inside.shape[:3]
+        blocks = inside.reshape(n, rows, columns, vertical, horizontal, 8, 8).permute(0, 1, 3, 5, 2, 4, 6)
+        top, left = 8 * vertical * region.top, 8 * horizontal * region.left
+        part = blocks.reshape(n, 8 * vertical * rows, 8 * horizontal * columns)
+        self.planes[component][:, top : top + part.shape[1], left : left + part.shape[2]] = part
+
+
+def _roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling, inside: Inside | None) -> Tensor:
+    """The images, and what is `inside` if that is asked for."""
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    result, (height, width) = torch.empty(x.shape, dtype=dtype, device=x.device), sampling.mcu
+    for region in flat_regions(sampling, (x.shape[2], x.shape[3]), len(x)):
         tiles = to_tiles(x, region)
         tiles = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
         idct = block_dct(tiles.device, tiles.dtype).T
         decoded = []
         for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
             steps = steps_of(tables, component, dct.dtype)
-            quantised = _RoundStraightThrough.apply(dct / steps)  # type: ignore[no-untyped-call]
-            plane = times(quantised * steps, idct).clamp(-128, 127)
-            decoded.append(repeat_chroma(plane, region) if component else plane.flatten(-2))
-        return from_tiles(to_rgb(decoded, 3).to(dtype), region)
+            plane = times(round_half_away(dct / steps) * steps, idct)
+            limited = plane.clamp(-128, 127)
+            if inside:
+                inside.note_plane(component, region, plane == limited)
+            decoded.append(repeat_chroma(limited, region) if component else limited.flatten(-2))
+        colours = to_colours(decoded, 3)
+        limited = colours.clamp(0, 255)
+        down = slice(height * region.top, min(height * region.bottom, x.shape[2]))
+        across = slice(width * region.left, min(width * region.right, x.shape[3]))
+        result[:, :, down, across] = from_tiles(limited.to(dtype), region)
+        if inside:
+            inside.colours[:, :, down, across] = from_tiles(colours == limited, region)
+    return result
 
-    return map_regions(one, sampling, size, images, banded=not x.requires_grad)
+
+def _roundtrip_gradient(gradient: Tensor, inside: Inside, sampling: Subsampling, dtype: torch.dtype) -> Tensor:
+    """dL/dx = YCC^T downsample^T ([plane inside] repeat^T RGB^T ([colour inside] dL/dy)), ^T the transpose of a linear
+    map. The rounding counts as the identity; DCT and steps, with their inverses, then cancel."""
+    result, wide = torch.empty_like(gradient, dtype=dtype), torch.promote_types(gradient.dtype, torch.float32)
+    (height, width), mcu_height = (gradient.shape[2], gradient.shape[3]), sampling.mcu[0]
+    for row in regions(sampling, (height, width), len(gradient)):
+        top, bottom = mcu_height * row[0].top, min(mcu_height * row[0].bottom, height)
+        given = gradient[:, :, top:bottom].to(wide)
+        channels = torch.where(inside.colours[:, :, top:bottom], given, 0).unbind(1)
+        planes = channels if len(channels) == 1 else to_rgb_adjoint(*channels)
+        luma = torch.where(inside.planes[0][:, top:bottom, :width], planes[0], 0)
+        if len(planes) == 1:
+            result[:, 0, top:bottom] = luma
+            continue
+        chroma = []
+        for plane, flags in zip(planes[1:], inside.planes[1:], strict=True):
+            samples, first = sum_under_samples(plane, sampling), top // sampling.factors[0]
+            passed = flags[:, first : first + samples.shape[1], : samples.shape[2]]
+            chroma.append(averaging_adjoint(torch.where(passed, samples, 0), sampling, (bottom - top, width)))
+        for channel, part in enumerate(rgb_to_ycc_adjoint(luma, *chroma)):
+            result[:, channel, top:bottom] = part
+    return result
+
+
+class _Roundtrip(torch.autograd.Function):
+    """Keeps where limits have changed nothing: at most 6 bytes a pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
+        inside = Inside.of(x, sampling)
+        ctx.save_for_backward(inside.colours, *inside.planes)
+        ctx.sampling, ctx.dtype = sampling, x.dtype
+        return _roundtrip(x, tables, sampling, inside)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        colours, *planes = ctx.saved_tensors
+        return _roundtrip_gradient(gradient, Inside(colours, planes), ctx.sampling, ctx.dtype), None, None
+
+
+def to_rgb_adjoint(red: Tensor, green: Tensor, blue: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The transpose of colour.differences_to_rgb: a gradient of (R, G, B) → of (Y, Cb, Cr)."""
+    blueness = (blue * BLUE_RANGE).add_(green, alpha=-BLUE * BLUE_RANGE / GREEN)
+    redness = (red * RED_RANGE).add_(green, alpha=-RED * RED_RANGE / GREEN)
+    return (red + green).add_(blue), blueness, redness
+
+
+def rgb_to_ycc_adjoint(luma: Tensor, blueness: Tensor, redness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The transpose of colour.rgb_to_ycc's linear part: a gradient of (Y, Cb, Cr) → of (R, G, B)."""
+    blue, red = blueness / BLUE_RANGE, redness / RED_RANGE
+    luma = (luma - blue).sub_(red)
+    return red.add_(luma, alpha=RED), luma * GREEN, blue.add_(luma, alpha=BLUE)
+
+
+def sum_under_samples(plane: Tensor, sampling: Subsampling) -> Tensor:
+    """[N, H, W] → [N, h, w]: the sum over the pixels under each chroma sample, the transpose of repetition."""
+    vertical, horizontal = sampling.factors
+    plane = F.pad(plane, (0, -plane.shape[2] % horizontal, 0, -plane.shape[1] % vertical))
+    if vertical == 2:
+        plane = plane[:, ::2] + plane[:, 1::2]
+    return plane[:, :, ::2] + plane[:, :, 1::2] if horizontal == 2 else plane
+
+
+def averaging_adjoint(samples: Tensor, sampling: Subsampling, size: tuple[int, int]) -> Tensor:
+    """[N, h, w] → [N, H, W]: the transpose of averaging. A last column or row that is half of a sample's is averaged
+    with itself."""
+    vertical, horizontal = sampling.factors
+    if (vertical, horizontal) == (1, 1):
+        return samples
+    n, rows, columns = samples.shape
+    shares = (samples / (vertical * horizontal))[:, :, None, :, None].expand(n, rows, vertical, columns, horizontal)
+    pixels = shares.reshape(n, rows * vertical, columns * horizontal)[:, : size[0], : size[1]]
+    if size[0] % vertical:
+        pixels[:, -1] *= 2
+    if size[1] % horizontal:
+        pixels[:, :, -1] *= 2
+    return pixels
 
 
 def repeat_chroma(plane: Tensor, region: Region) -> Tensor:
@@ -132,11 +240,16 @@ def repeat_chroma(plane: Tensor, region: Region) -> Tensor:
     return x.movedim(6, 4).flatten(3)
 
 
-def to_rgb(planes: list[Tensor], dim: int) -> Tensor:
-    """Component planes less 128 → an image, 0..255, with its channels at `dim`."""
+def to_colours(planes: list[Tensor], dim: int) -> Tensor:
+    """Component planes less 128 → an image with its channels at `dim`, not limited."""
     luma = planes[0] + 128
     channels = (luma,) if len(planes) == 1 else differences_to_rgb(luma, planes[1], planes[2])
-    return torch.stack(channels, dim=dim).clamp_(0, 255)
+    return torch.stack(channels, dim=dim)
+
+
+def to_rgb(planes: list[Tensor], dim: int) -> Tensor:
+    """The same, limited to 0..255."""
+    return to_colours(planes, dim).clamp_(0, 255)
 
 
 def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:

@@ -1,0 +1,66 @@
+"""Whether two implementations of an operator agree, before anybody times them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from kernels_cases import Case, Inputs, Operators, in_torch, make_inputs, run
+from torch import Tensor
+
+from kernels import Coefficients
+from kernels.libjpeg import compress
+
+SIDE, IMAGES = 93, 3
+NEAR, FEW = 0.02, 0.02
+"""Gray levels, beyond the last bits of the dtype, that count as the same; the share of values that may differ more. A
+coefficient that lies within its last bits of a tie may be rounded to either side, and takes its block with it."""
+
+
+def to_cpu(inputs: Inputs) -> Inputs:
+    gradient = None if inputs.gradient is None else inputs.gradient.cpu()
+    return Inputs(inputs.x.cpu(), inputs.c.to("cpu"), gradient)
+
+
+def share_apart(found: Tensor, expected: Tensor) -> float:
+    """The share of values that differ by more than their last bits and NEAR."""
+    near = NEAR + 2 * torch.finfo(expected.dtype).eps * expected.float().abs()
+    return float(((found.float() - expected.float()).abs() > near).float().mean())
+
+
+def compare_coefficients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> str:
+    apart = [(a.int() - b.int()).abs() for a, b in zip(found, expected, strict=True)]
+    share = sum(int((d > 0).sum()) for d in apart) / sum(d.numel() for d in apart)
+    worst = max(int(d.max()) for d in apart)
+    return f"{100 * share:.2f} % of coefficients differ, by {worst} at most" if share > 1e-3 or worst > 1 else ""
+
+
+def compare_exact(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], c: Coefficients) -> str:
+    """Also the certificate, by libjpeg's arithmetic."""
+    (image, mismatches), (other, others) = found, expected
+    counted = compress(image, c.tables, c.sampling).mismatches(c)
+    if not torch.equal(counted, mismatches.long()):
+        return f"claims {mismatches.tolist()} mismatches, has {counted.tolist()}"
+    if int(mismatches.sum()) > int(others.sum()):
+        return f"{mismatches.tolist()} mismatches, torch_ops {others.tolist()}"
+    share = float(((image.int() - other.int()).abs() > 1).float().mean())
+    return f"{100 * share:.2f} % of pixels differ by more than a gray level" if share > 0.01 else ""
+
+
+def disagreement(case: Case, operators: Operators, device: torch.device) -> str:
+    """What is wrong with `operators` on small images of an odd size, beside torch_ops on the CPU; empty if nothing."""
+    case = replace(case, images=IMAGES, side=SIDE)
+    inputs = make_inputs(case, device, seed=1)
+    found = tuple(tensor.cpu() for tensor in run(operators, case, inputs))
+    expected = run(in_torch(), case, to_cpu(inputs))
+    if case.operator == "encode":
+        return compare_coefficients(found, expected)
+    if case.operator == "project_exact":
+        return compare_exact(found, expected, inputs.c.to("cpu"))
+    names = ("the result", "the gradient")
+    for name, a, b in zip(names, found, expected, strict=False):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name} is {list(a.shape)} {a.dtype}, expected {list(b.shape)} {b.dtype}"
+        if not share_apart(a, b) <= FEW:
+            return f"{100 * share_apart(a, b):.1f} % of {name} differs"
+    return ""

@@ -1,0 +1,239 @@
+"""bench/kernels.py on a GPU: every case checked, timed, and set beside torch_ops and kornia."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import kernels_kornia
+import torch
+from kernels_cases import Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
+from kernels_check import disagreement
+from kernels_table import Row, cuda_line, cuda_table, device_line
+from kernels_timing import copy_bandwidth, time_cuda
+from tqdm import tqdm
+
+import kernels
+from kernels import Subsampling, mcu, torch_ops
+
+NO_TIME = "no time left"
+TUNED_MEGAPIXELS = COMPILED_MEGAPIXELS = EXACT_MEGAPIXELS = 16
+"""The most on which kernels choose their configuration; for which torch.compile, which compiles for each size anew, is
+tried; and for which torch_ops' project_exact is, which works for seconds and keeps many tensors of an image's size."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """seconds, repetitions: of one median. against: implementations beside the kernels. minutes: after so many nothing
+    new is begun."""
+
+    operators: list[str]
+    samplings: list[Subsampling]
+    dtypes: list[str]
+    megapixels: list[int]
+    quality: int
+    against: list[str]
+    seconds: float
+    repetitions: int
+    minutes: float
+
+
+@contextmanager
+def whole_images() -> Iterator[None]:
+    """torch_ops works in bands that stay in a CPU's cache. On a GPU they would only be more launches, and more code to
+    compile, so here it takes images whole (but for decode, whose bands are its own)."""
+    before = mcu.BAND_PIXELS
+    mcu.BAND_PIXELS = 1 << 62
+    try:
+        yield
+    finally:
+        mcu.BAND_PIXELS = before
+
+
+def launch_once(case: Case) -> None:
+    """Compiles an operator's kernels, and no others, in all their configurations into Triton's cache on disk."""
+    run(ours(), case, make_inputs(case, torch.device("cuda"), by=in_torch()))
+    torch.cuda.synchronize()
+
+
+def compile_ahead(cases: list[Case], seconds: float) -> None:
+    """In several processes at once; what remains for this one is to read the cache and to choose among configurations.
+    What is not done after so many seconds, or fails, is compiled, and reported, where it is first used."""
+    with_backward = {case.operator for case in cases if case.backward}
+    kinds = dict.fromkeys(
+        replace(case, images=1, side=128) for case in cases if f"{case.operator}+backward" not in with_backward
+    )
+    workers = max(1, min(12, (os.cpu_count() or 1) - 1, len(kinds)))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    futures = [pool.submit(launch_once, kind) for kind in kinds]
+    with suppress(TimeoutError):
+        for _ in tqdm(as_completed(futures, seconds), total=len(kinds), desc="compile", unit="kernel", leave=False):
+            pass
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:100] if text else ''}"
+
+
+def attempt(row: Row, name: str, measure: Callable[[], float]) -> None:
+    """Notes a time, or why there is none, and goes on with the others."""
+    try:
+        row.seconds[name] = measure()
+    except torch.OutOfMemoryError:
+        row.notes[name] = "out of memory"
+    except Exception as error:
+        row.notes[name] = reason(error)
+    torch.cuda.empty_cache()
+
+
+def sets_of(case: Case) -> int:
+    """How many sets of inputs and results are three times the L2 cache."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(2, min(64, -(-3 * cache // bytes_needed(case))))
+
+
+def tune_and_check(cases: list[Case], device: torch.device) -> str:
+    """Of one operator, sampling and dtype: the first launch, on many pixels, chooses a configuration; then small images
+    tell whether it is right. What is wrong, or nothing."""
+    case = ([case for case in cases if case.images <= TUNED_MEGAPIXELS] or cases)[-1]
+    try:
+        run(ours(), case, make_inputs(case, device))
+        wrong = disagreement(case, ours(), device)
+    except Exception as error:
+        wrong = reason(error)
+    torch.cuda.empty_cache()
+    return wrong
+
+
+def not_beside_torch(case: Case) -> str:
+    """Why a case is not timed beside torch_ops, or nothing."""
+    if case.operator == "project_exact" and kernels.project_exact is in_torch().project_exact:
+        return "the same code"
+    return f"up to {EXACT_MEGAPIXELS} MP" if case.operator == "project_exact" and case.images > EXACT_MEGAPIXELS else ""
+
+
+def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> None:
+    case, sets = row.case, sets_of(row.case)
+    inputs = [make_inputs(case, device, seed) for seed in range(sets)]
+
+    def timed(call: Callable[[int], object]) -> Callable[[], float]:
+        return lambda: time_cuda(call, sets, settings.seconds, settings.repetitions)
+
+    attempt(row, "kernel", timed(lambda k: run(ours(), case, inputs[k])))
+    if "torch_ops" in settings.against and not_beside_torch(case):
+        row.notes["torch_ops"] = not_beside_torch(case)
+    elif "torch_ops" in settings.against:
+        attempt(row, "torch_ops", timed(lambda k: run(in_torch(), case, inputs[k])))
+    if codec is not None and kernels_kornia.applies(case):
+        calls = [kernels_kornia.prepare(codec, case, one) for one in inputs]
+        attempt(row, "kornia", timed(lambda k: calls[k]()))
+
+
+def time_compiled(row: Row, settings: Settings, device: torch.device) -> None:
+    torch._dynamo.reset()
+    operators = Operators(
+        torch.compile(torch_ops.encode, dynamic=False),
+        torch.compile(torch_ops.decode, dynamic=False),
+        torch.compile(torch_ops.roundtrip, dynamic=False),
+        torch.compile(torch_ops.project, dynamic=False),
+        in_torch().project_exact,
+    )
+    inputs = [make_inputs(row.case, device, seed) for seed in range(2)]
+    attempt(
+        row,
+        "compiled",
+        lambda: time_cuda(lambda k: run(operators, row.case, inputs[k]), 2, settings.seconds, settings.repetitions),
+    )
+
+
+def kinds_of(rows: list[Row]) -> list[list[Row]]:
+    """Rows that differ in their size only, together."""
+    return [list(group) for _, group in groupby(rows, key=lambda row: replace(row.case, images=0))]
+
+
+def to_compile(rows: list[Row]) -> list[Row]:
+    """Of each kind the row of 16 megapixels, or of what is nearest below; `decode`, the slowest to compile, last."""
+    chosen = []
+    for kind in kinds_of(rows):
+        fitting = [row for row in kind if row.case.images <= COMPILED_MEGAPIXELS]
+        chosen += [row for row in fitting[-1:] if row.case.operator != "project_exact" and row.kernel]
+    return sorted(chosen, key=lambda row: row.case.operator == "decode")
+
+
+def measure_kinds(rows: list[Row], settings: Settings, codec: Any, device: torch.device, end: float) -> Iterator[Row]:
+    """Fills in all but `compiled`, until the clock says `end`; gives each row when it is done."""
+    for kind in kinds_of(rows):
+        wrong = tune_and_check([row.case for row in kind], device) if time.monotonic() < end else NO_TIME
+        for row in kind:
+            if not wrong and time.monotonic() < end:
+                try:
+                    time_row(row, settings, codec, device)
+                except Exception as error:  # of making the inputs
+                    row.notes["kernel"] = reason(error)
+            else:
+                row.notes["kernel"] = wrong or NO_TIME
+            yield row
+
+
+def measure_compiled(rows: list[Row], settings: Settings, device: torch.device, end: float) -> None:
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # constants, traced as code
+    for row in tqdm(to_compile(rows), desc="torch.compile", unit="case", leave=False):
+        if time.monotonic() < end:
+            time_compiled(row, settings, device)
+        else:
+            row.notes["compiled"] = NO_TIME
+
+
+def kornia_codec(settings: Settings, device: torch.device) -> Any:
+    """None where it is not wanted or not there, or where it decodes something else; says so."""
+    if "kornia" not in settings.against:
+        return None
+    codec = kernels_kornia.load()
+    if codec is None:
+        print(kernels_kornia.MISSING)
+        return None
+    wrong, found = kernels_kornia.disagreement(codec, device)
+    print(f"WRONG: {wrong}: not timed" if wrong else found)
+    return None if wrong else codec
+
+
+def report(rows: list[Row], copy: float) -> bool:
+    """Prints the table and what is missing from it. Whether every kernel was right."""
+    print(cuda_table(rows, copy))
+    print("Goals are an H100's. Columns of others: how many times as long they take.")
+    late = sum(NO_TIME in row.notes.values() for row in rows)
+    if late:
+        print(f"{late} of {len(rows)} cases lack a figure for want of time: more --minutes, or fewer cases, help")
+    failed = [row for row in rows if row.notes.get("kernel", NO_TIME) != NO_TIME]
+    for row in failed:
+        print(f"FAILED: {row.case.operator} {row.case.sampling.label} {row.case.dtype}: {row.notes['kernel']}")
+    return not failed
+
+
+def measure(settings: Settings, device: torch.device) -> tuple[dict[str, Any], bool]:
+    """Prints the table, and on stderr its rows as they come. (figures for --json, whether every kernel was right.)"""
+    end = time.monotonic() + 60 * settings.minutes
+    cases = all_cases(settings.operators, settings.samplings, settings.dtypes, settings.megapixels, settings.quality)
+    rows, copy = [Row(case) for case in cases], copy_bandwidth()
+    print(f"{device_line(device)}; quality {settings.quality}; copy {copy / 1e9:.0f} GB/s, read and written")
+    with whole_images():
+        codec = kornia_codec(settings, device)
+        compile_ahead(cases, 30 * settings.minutes)
+        measured = measure_kinds(rows, settings, codec, device, end)
+        for row in tqdm(measured, total=len(rows), desc="kernels", unit="case", leave=False):
+            tqdm.write(cuda_line(row, copy), file=sys.stderr)
+        if "compiled" in settings.against:
+            measure_compiled(rows, settings, device, end)
+    right, figures = report(rows, copy), [row.figures(copy) for row in rows]
+    return {"device": device_line(device), "copy_gigabytes_a_second": copy / 1e9, "rows": figures}, right

@@ -1,0 +1,164 @@
+"""Rows, goals and tables of bench/kernels.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from kernels_cases import Case, bytes_needed
+from kernels_timing import Cost
+
+from kernels import Subsampling
+
+OTHERS = ("torch_ops", "compiled", "kornia")
+FROM_MEGAPIXELS = 16
+SHARE_OF_COPY, TIMES_KORNIA, TIMES_KORNIA_CPU, EXACT_GIGAPIXELS = 0.8, 20.0, 3.0, 2.0
+"""Goals on an H100, from 16 megapixels a launch up; on a CPU the one of kornia."""
+
+
+def verdict(goal: str, met: bool) -> str:
+    return f"{goal}: {'met' if met else 'missed'}"
+
+
+@dataclass
+class Row:
+    """A case on a GPU. seconds: by implementation, `kernel` and OTHERS. notes: why one has no time."""
+
+    case: Case
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kernel(self) -> float | None:
+        return self.seconds.get("kernel")
+
+    def gigapixels(self) -> float | None:
+        return self.case.pixels / self.kernel / 1e9 if self.kernel else None
+
+    def bandwidth(self) -> float | None:
+        """Bytes needed a second."""
+        return bytes_needed(self.case) / self.kernel if self.kernel else None
+
+    def times(self, other: str) -> float | None:
+        """How many times as long the other takes."""
+        return self.seconds[other] / self.kernel if self.kernel and other in self.seconds else None
+
+    def goal(self, copy: float) -> str:
+        """The goal that this case has, and whether it is met; `copy` is the card's copy bandwidth."""
+        operator, gigapixels, bandwidth = self.case.operator, self.gigapixels(), self.bandwidth()
+        if self.case.images < FROM_MEGAPIXELS or gigapixels is None or bandwidth is None:
+            return ""
+        if operator in ("encode", "decode", "roundtrip", "project"):
+            return verdict(f">= {100 * SHARE_OF_COPY:.0f} % of copy", bandwidth >= SHARE_OF_COPY * copy)
+        if self.case.sampling is not Subsampling.S420:
+            return ""
+        kornia = self.times("kornia")
+        if operator == "roundtrip+backward" and kornia is not None:
+            return verdict(f">= {TIMES_KORNIA:.0f}x kornia", kornia >= TIMES_KORNIA)
+        if operator == "project_exact" and self.case.quality == 10:
+            return verdict(f">= {EXACT_GIGAPIXELS:.0f} GP/s", gigapixels >= EXACT_GIGAPIXELS)
+        return ""
+
+    def figures(self, copy: float) -> dict[str, Any]:
+        """For --json."""
+        kernel, bandwidth = self.kernel, self.bandwidth()
+        return {
+            "operator": self.case.operator,
+            "sampling": self.case.sampling.label,
+            "dtype": self.case.dtype,
+            "megapixels": self.case.images,
+            "quality": self.case.quality,
+            "milliseconds": 1e3 * kernel if kernel else None,
+            "gigapixels_a_second": self.gigapixels(),
+            "megabytes": bytes_needed(self.case) / 1e6,
+            "share_of_copy": bandwidth / copy if bandwidth else None,
+            "milliseconds_of_others": {name: 1e3 * self.seconds[name] for name in OTHERS if name in self.seconds},
+            "goal": self.goal(copy),
+            "notes": self.notes,
+        }
+
+
+def line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def number(value: float | None, digits: int = 2, unit: str = "") -> str:
+    return "" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def cuda_line(row: Row, copy: float) -> str:
+    case, share = row.case, row.figures(copy)["share_of_copy"]
+    cells = [case.operator, case.sampling.label, case.dtype, str(case.images)]
+    cells += [number(1e3 * row.kernel if row.kernel else None, 4) or row.notes.get("kernel", "")]
+    cells += [number(row.gigapixels()), number(bytes_needed(case) / 1e6, 1), number(share and 100 * share, 0)]
+    cells += [number(row.times(name), 1, "x") or row.notes.get(name, "") for name in OTHERS]
+    return line([*cells, row.goal(copy)])
+
+
+def cuda_table(rows: list[Row], copy: float) -> str:
+    """Times in milliseconds of the device; the others as how many times as long they take."""
+    header = ["operator", "sampling", "images", "MP", "ms", "GP/s", "MB needed", "% of copy", *OTHERS, "goal"]
+    return "\n".join([line(header), line(["---"] * len(header)), *(cuda_line(row, copy) for row in rows)])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """torch_ops beside another implementation on the CPU, on the same `pixels`. mine, theirs: seconds."""
+
+    what: str
+    other: str
+    shape: str
+    pixels: int
+    mine: Cost
+    theirs: Cost
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other takes, by the clock."""
+        return self.theirs.wall / self.mine.wall
+
+    @property
+    def cpu_ratio(self) -> float:
+        return self.theirs.cpu / self.mine.cpu
+
+    def goal(self) -> str:
+        if (self.what, self.other) != ("roundtrip+backward 4:2:0", "kornia"):
+            return ""
+        return verdict(f">= {TIMES_KORNIA_CPU:.0f}x", min(self.ratio, self.cpu_ratio) >= TIMES_KORNIA_CPU)
+
+    def figures(self) -> dict[str, Any]:
+        mine, theirs = vars(self.mine), vars(self.theirs)
+        kept = {"what": self.what, "other": self.other, "shape": self.shape, "megapixels": self.pixels / 2**20}
+        return kept | {"mine": mine, "theirs": theirs, "ratio": self.ratio, "cpu_ratio": self.cpu_ratio}
+
+
+def cpu_table(pairs: list[Pair]) -> str:
+    """Milliseconds a megapixel (of 2^20)."""
+    header = [
+        "operator",
+        "images",
+        "beside",
+        "ms/MP",
+        "CPU ms/MP",
+        "its ms/MP",
+        "its CPU ms/MP",
+        "ratio",
+        "CPU",
+        "goal",
+    ]
+    lines = [line(header), line(["---"] * len(header))]
+    for pair in pairs:
+        megapixels = pair.pixels / 2**20
+        costs = (pair.mine.wall, pair.mine.cpu, pair.theirs.wall, pair.theirs.cpu)
+        cells = [number(1e3 * cost / megapixels, 1) for cost in costs]
+        ratios = [number(pair.ratio, 2, "x"), number(pair.cpu_ratio, 2, "x")]
+        lines.append(line([pair.what, pair.shape, pair.other, *cells, *ratios, pair.goal()]))
+    return "\n".join(lines)
+
+
+def device_line(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, PyTorch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s'[: threads > 1]}, PyTorch {torch.__version__}"

@@ -1,0 +1,74 @@
+"""Medians of times: of a GPU by its events, of a CPU side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+CYCLES = 2_000_000_000
+"""About a GPU's clock a second: how long it is told to wait while a call is being queued."""
+
+
+def time_cuda(call: Callable[[int], object], sets: int, seconds: float, repetitions: int) -> float:
+    """Median seconds of the device for `call(k)`, k going round `sets` sets of inputs. Results are kept until their set
+    comes round again, so that neither what is read nor what is written lies in the L2 cache.
+
+    The GPU waits before each call until the host has queued it, as far as a call does not wait for the GPU itself: a
+    small kernel's time is its own and not the launch's. At most `repetitions`, in about so many `seconds`."""
+    kept: list[object] = [None] * sets
+    for k in range(min(sets, 2)):
+        kept[k] = call(k)
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    kept[0] = call(0)
+    queued = time.perf_counter() - begun
+    torch.cuda.synchronize()
+    once = time.perf_counter() - begun
+    wait = min(2 * queued + 20e-6, 0.05)
+    times = max(3, min(repetitions, int(seconds / (once + wait))))
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(times)]
+    for k, (start, end) in enumerate(events):
+        torch.cuda._sleep(int(wait * CYCLES))
+        start.record()
+        kept[k % sets] = call(k % sets)
+        end.record()
+    torch.cuda.synchronize()
+    return float(median(start.elapsed_time(end) for start, end in events)) / 1e3
+
+
+def copy_bandwidth(size: int = 1 << 30) -> float:
+    """Bytes a second, read and written, of copying `size` bytes from one place of the GPU's memory to another."""
+    source = torch.zeros(size // 4, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * size / time_cuda(lambda _: target.copy_(source), 1, 1.0, 50)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one call, medians: of the clock, and of all the process's threads."""
+
+    wall: float
+    cpu: float
+
+
+def time_side_by_side(calls: dict[str, Callable[[], object]], seconds: float, repetitions: int) -> dict[str, Cost]:
+    """Each call in turn, again and again: what else the machine does meets all of them alike. At least 3 rounds, at
+    most `repetitions`, in about so many `seconds`."""
+    walls: dict[str, list[float]] = {name: [] for name in calls}
+    cpus: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    end = time.perf_counter() + seconds
+    for done in range(repetitions):
+        if done >= 3 and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            walls[name].append(time.perf_counter() - wall)
+            cpus[name].append(time.process_time() - cpu)
+    return {name: Cost(median(walls[name]), median(cpus[name])) for name in calls}
