@@ -1,13 +1,13 @@
 """The generator: decoded image + quantisation tables (+ noise) → restored image.
 
-A residual trunk on a 4x pixel-unshuffled image, FiLM-conditioned on the tables (DESIGN: the paper conditions on a
-quality number), with the paper's noise injection. It knows where it is in the JPEG grid: a learned bias for each
-position in a 16x16 MCU.
+A trunk on a 4x pixel-unshuffled image, FiLM-conditioned on the tables (the paper conditions on a quality number), with
+noise injected. It knows where it is in the JPEG grid: a learned bias for each position in a 16x16 MCU. What it computes
+is a change of the decoded image. Two trunks: plain residual blocks, small and fast, and the paper's RRDB.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.coefficients import Subsampling
 from model.noise import gaussian
+from model.rrdb import RRDB, Upsampler
 
 SCALE = 4
 """Pixels of one side of a trunk position (pixel unshuffle)."""
@@ -23,11 +24,16 @@ ALIGNMENT = 16
 """Pixels to which inputs must be aligned, in size and in place: the grid of the largest MCU."""
 
 
+TRUNKS = ("residual", "rrdb")
+
+
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """features: width of the trunk. blocks: residual blocks at a quarter of the resolution, half of them before and
+    """features: width of the trunk. blocks: at a quarter of the resolution; half of the residual ones lie before and
     half after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). embedding: width of
-    the conditioning. noise: inject it."""
+    the conditioning. noise: inject it. trunk: `residual` or `rrdb`. growth: channels that a convolution of `rrdb` adds.
+
+    Raises ValueError for another trunk, and for inner blocks in `rrdb`."""
 
     features: int = 64
     blocks: int = 8
@@ -35,6 +41,18 @@ class GeneratorConfig:
     inner_blocks: int = 0
     embedding: int = 64
     noise: bool = False
+    trunk: str = "residual"
+    growth: int = 32
+
+    def __post_init__(self) -> None:
+        if self.trunk not in TRUNKS:
+            raise ValueError(f"trunk {self.trunk!r}: expected {' or '.join(TRUNKS)}")
+        if self.trunk == "rrdb" and self.inner_blocks:
+            raise ValueError(f"inner_blocks {self.inner_blocks}: the trunk rrdb has none, expected 0")
+
+
+PAPER = GeneratorConfig(trunk="rrdb", blocks=23, features=64, growth=32, noise=True)
+"""The paper's size: 17 million parameters."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,10 @@ class Noise:
 
     seeds: Tensor
     origins: Tensor
+
+    def layers(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
+        """[N, count, h, w] float32: the noise of layers `first` and on, on a grid of every `scale` pixels."""
+        return torch.cat([gaussian(self.seeds, first + n, self.origins // scale, size) for n in range(count)], 1)
 
 
 def three_tables(tables: Tensor) -> Tensor:
@@ -90,7 +112,7 @@ class ResidualBlock(nn.Module):
         gain, shift = self.film(embedded)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
         h = self.first(x)
         if self.noise_layer is not None and noise is not None:
-            z = gaussian(noise.seeds, self.noise_layer, noise.origins // scale, (h.shape[2], h.shape[3]))
+            z = noise.layers(self.noise_layer, 1, scale, (h.shape[2], h.shape[3]))
             h = torch.addcmul(h, z.to(h.dtype), self.noise_weight.to(h.dtype))
         h = F.relu(torch.addcmul(shift, h, 1 + gain), inplace=True)
         change: Tensor = self.second(h)
@@ -103,10 +125,16 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        channels = 3 * SCALE**2
         self.conditioning = Conditioning(config.embedding)
-        self.head = nn.Conv2d(channels, config.features, 3, padding=1)
+        self.head = nn.Conv2d(3 * SCALE**2, config.features, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(1, config.features, ALIGNMENT // SCALE, ALIGNMENT // SCALE))
+        if config.trunk == "rrdb":
+            self._build_rrdb(config)
+        else:
+            self._build_residual(config)
+
+    def _build_residual(self, config: GeneratorConfig) -> None:
+        channels = 3 * SCALE**2
         layers = iter(range(config.blocks + config.inner_blocks))
 
         def stage(features: int, blocks: int) -> nn.ModuleList:
@@ -123,11 +151,27 @@ class Generator(nn.Module):
             self.up = nn.Conv2d(config.inner_features, 4 * config.features, 1)
         self.tail = nn.Conv2d(config.features, channels, 3, padding=1)
         self.gain = nn.Linear(config.embedding, 1)
-        with torch.no_grad():
-            self.tail.weight.mul_(0.1)
-        for parameter in (self.tail.bias, self.gain.weight, self.gain.bias):
-            assert parameter is not None
-            nn.init.zeros_(parameter)
+        start_small(self.tail)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.gain.bias)
+
+    def _build_rrdb(self, config: GeneratorConfig) -> None:
+        self.dense = nn.ModuleList(
+            RRDB(config.features, config.growth, config.embedding, config.noise) for _ in range(config.blocks)
+        )
+        self.body = nn.Conv2d(config.features, config.features, 3, padding=1)
+        self.upsampler = Upsampler(config.features, config.noise)
+        start_small(self.upsampler.tail)
+
+    @property
+    def reach(self) -> int:
+        """Pixels: what lies further than this outside a tile, itself on the MCU grid, cannot change a pixel in it; so
+        many of context make tiles and the whole image agree."""
+        config = self.config
+        if config.trunk == "rrdb":
+            return SCALE * (2 + RRDB.draws * config.blocks) + Upsampler.reach
+        inner = 4 * config.inner_blocks + 1 if config.inner_blocks else 0
+        return SCALE * (2 + 2 * config.blocks + inner)
 
     def convolve_in(self, dtype: torch.dtype) -> Generator:
         """For inference: convolutions (and their inputs) in `dtype`, channels last; the conditioning stays as it is."""
@@ -152,6 +196,11 @@ class Generator(nn.Module):
         x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
         x = self.head(x)
         x = x + self.place.to(x.dtype).repeat(1, 1, height // ALIGNMENT, width // ALIGNMENT)
+        trunk = self._rrdb if self.config.trunk == "rrdb" else self._residual
+        return decoded + trunk(x, embedded, noise).to(decoded.dtype)
+
+    def _residual(self, x: Tensor, embedded: Tensor, noise: Noise | None) -> Tensor:
+        """Head's features [N, features, h, w] → change [N, 3, H, W]."""
         for block in self.before:
             x = block(x, embedded, noise, SCALE)
         if self.config.inner_blocks:
@@ -162,4 +211,35 @@ class Generator(nn.Module):
         for block in self.after:
             x = block(x, embedded, noise, SCALE)
         change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
-        return decoded + F.pixel_shuffle(change, SCALE).to(decoded.dtype)
+        return F.pixel_shuffle(change, SCALE)
+
+    def _rrdb(self, x: Tensor, embedded: Tensor, noise: Noise | None) -> Tensor:
+        """Head's features [N, features, h, w] → change [N, 3, H, W]. Layers of noise are numbered in their order."""
+        height, width = x.shape[2:]
+
+        def drawn(first: int, count: int, scale: int) -> Tensor | None:
+            size = (height * SCALE // scale, width * SCALE // scale)
+            return None if noise is None else noise.layers(first, count, scale, size)
+
+        y, layer = x, 0
+        for block in self.dense:
+            y = block(y, embedded, drawn(layer, RRDB.draws, SCALE))
+            layer += RRDB.draws
+        change: Tensor = self.upsampler(x + self.body(y), drawn(layer, 1, SCALE // 2), drawn(layer + 1, 1, 1))
+        return change
+
+
+def start_small(tail: nn.Conv2d) -> None:
+    """A last convolution whose output begins near zero."""
+    with torch.no_grad():
+        tail.weight.mul_(0.1)
+    assert tail.bias is not None
+    nn.init.zeros_(tail.bias)
+
+
+def inherit(generator: Generator, trained: Generator) -> None:
+    """Takes over all weights of a trained generator of the same size. A noisy one keeps its own noise where the trained
+    one has none: so a sampler starts from a regression network. Raises ValueError for another size."""
+    if replace(trained.config, noise=trained.config.noise or generator.config.noise) != generator.config:
+        raise ValueError(f"a generator of {generator.config} cannot take over the weights of {trained.config}")
+    generator.load_state_dict(trained.state_dict(), strict=generator.config.noise == trained.config.noise)
