@@ -1,0 +1,141 @@
+"""All that is compared for one file: plain decode, the regression, samples before and after projection, their mean, and
+white noise as strong as the samples' variety. Computed as pipeline.restorer does it, down to the bit, with every draw
+made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import Coefficients, decode, project_exact
+from model.noise import derive_seed, gaussian
+from pipeline import tiling
+from pipeline.restorer import Restorer, one_thread, run_generator
+from train.measures import Compressed, Spread
+
+MODES = {
+    "plain": "what Pillow shows",
+    "mmse": "the regression network's image, projected",
+    "noise": "the same with white noise added, of the samples' mean deviation in this image, projected",
+    "sample": "one draw, rounded to 8 bits",
+    "projected": "one draw, projected",
+    "mean": "the average of all draws, projected",
+}
+"""Projected: by `project_exact`, as in every image that the pipeline writes."""
+
+DRAWN = frozenset({"noise", "sample", "projected", "mean"})
+"""Those that need a network that draws samples."""
+
+SHOWN = 4
+WHITE = -1
+"""In the place of a sample's number: no sample has the white noise's seed."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """regression: a deterministic network. sampler: a noisy one, or None."""
+
+    regression: Restorer
+    sampler: Restorer | None = None
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """image: [C, H, W] uint8. deviation: [C, H, W] float32, gray levels, over the samples, where there are several.
+    samples: the first SHOWN of them, the image included."""
+
+    image: Tensor
+    deviation: Tensor | None = None
+    samples: tuple[Tensor, ...] = ()
+
+
+class Drawer:
+    """One file's images before projection, and their projection."""
+
+    def __init__(self, restorer: Restorer, c: Coefficients) -> None:
+        self.restorer, self.c = restorer, c
+        self.tiles = tiling.plan(c.size, restorer.options.tile)
+        with one_thread(restorer.device):
+            parts = (tiling.tile_coefficients(c, tile).to(restorer.device) for tile in self.tiles)
+            self.decoded = [tiling.pad(decode(part)) for part in parts]
+
+    def draw(self, seed: int) -> Tensor:
+        """[C, H, W] float32, gray levels, not limited to 0..255; a deterministic network takes any seed."""
+        image = torch.empty(self.c.sampling.components, *self.c.size, device=self.restorer.device)
+        for decoded, tile in zip(self.decoded, self.tiles, strict=True):
+            restored = run_generator(self.restorer.generator, decoded, self.c, seed, [tile])
+            tiling.paste(image, tiling.cut_core(restored, tile)[0], tile)
+        return image
+
+    def project(self, x: Tensor) -> Tensor:
+        """[C, H, W] float32 → uint8, on the CPU, consistent with the file."""
+        image = tiling.canvas(1, self.c.sampling.components, self.c.size)[0]
+        for tile in self.tiles:
+            core = x[None, :, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
+            with one_thread(self.restorer.device):
+                exact, _ = project_exact(core, tiling.core_coefficients(self.c, tile).to(self.restorer.device))
+            tiling.paste(image, exact[0].cpu(), tile)
+        return image
+
+
+def restorations(
+    compressed: Compressed, networks: Networks, modes: frozenset[str], samples: int, seed: int
+) -> dict[str, Restoration]:
+    """By mode, in the order of MODES: those of `modes`, and whatever they need; `plain` and `mmse` always. The noise of
+    a sample depends on the user's `seed`, the image's key and the sample's number alone.
+
+    Raises ValueError for modes that want a sampler when there is none."""
+    if networks.sampler is None and modes & DRAWN:
+        raise ValueError(f"modes {', '.join(sorted(modes & DRAWN))} need a network that draws samples")
+    regression = Drawer(networks.regression, compressed.bitstream.coefficients)
+    expected = regression.draw(0)
+    found = {"plain": Restoration(compressed.decoded), "mmse": Restoration(regression.project(expected))}
+    if networks.sampler is not None and modes & DRAWN:
+        drawer = Drawer(networks.sampler, compressed.bitstream.coefficients)
+        seeds = [derive_seed(seed, compressed.key, number) for number in range(samples)]
+        found |= _drawn(drawer, seeds, modes)
+        deviation = found["sample"].deviation
+        if "noise" in modes and deviation is not None:
+            noise = white_noise(derive_seed(seed, compressed.key, WHITE), expected) * deviation.mean()
+            found["noise"] = Restoration(regression.project(expected + noise))
+    return {mode: found[mode] for mode in MODES if mode in found}
+
+
+def _drawn(drawer: Drawer, seeds: list[int], modes: frozenset[str]) -> dict[str, Restoration]:
+    """`sample` always, `projected` and `mean` where wanted."""
+    free, exact = Spread(), Spread()
+    total = torch.zeros(())
+    drawn: list[Tensor] = []
+    projected: list[Tensor] = []
+    for number, seed in enumerate(seeds):
+        x = drawer.draw(seed)
+        total = total.to(x.device) + x
+        limited = x.clamp(0, 255)
+        free.add(limited)
+        if number < SHOWN:
+            drawn.append(limited.round().to(torch.uint8).cpu())
+        if "projected" in modes:
+            image = drawer.project(x)
+            exact.add(image.float())
+            if number < SHOWN:
+                projected.append(image)
+    found = {"sample": Restoration(drawn[0], _on_cpu(free.deviation), tuple(drawn))}
+    if projected:
+        found["projected"] = Restoration(projected[0], exact.deviation, tuple(projected))
+    if "mean" in modes:
+        found["mean"] = Restoration(drawer.project(total / len(seeds)))
+    return found
+
+
+def _on_cpu(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.cpu()
+
+
+def white_noise(seed: int, like: Tensor) -> Tensor:
+    """Standard normal, of the shape [C, H, W] and on the device of `like`."""
+    seeds = torch.tensor([seed], device=like.device)
+    corner = torch.zeros(1, 2, dtype=torch.int64, device=like.device)
+    height, width = like.shape[1:]
+    return torch.cat([gaussian(seeds, channel, corner, (height, width))[0] for channel in range(len(like))])
