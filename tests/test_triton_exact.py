@@ -78,3 +78,16 @@ def search_from(x, c, region) -> exact.Search:
     return exact.Search(
         tiles.float(), centre, step, torch.zeros_like(centre), tiles, wrong, where, torch.zeros_like(where)
     )
+
+
+def test_it_is_a_custom_operator(device, seed):
+    sampling = Subsampling.S420
+    x = pictures(1, sampling, (16, 16)).clamp(0, 255)
+    c = encode(x, tables_of(10, sampling), sampling).to(device)
+    planes = [plane.contiguous() for plane in c.planes]
+    x = x.to(device)
+    torch.library.opcheck(torch.ops.jpeg_posterior.project_exact, (x, planes, c.tables, sampling.label, *c.size))
+    compiled = torch.compile(project_exact, fullgraph=True, backend="eager")
+    with torch.autocast(device.type, torch.bfloat16):
+        for mine, theirs in zip(compiled(x, c), project_exact(x, c), strict=True):
+            assert torch.equal(mine, theirs)
