@@ -1,6 +1,6 @@
 """How fast the operators of kernels/ are, and beside whom: see --help.
 
-The code is in kernels_main.py. This file has only the name, which is also that of the package that it measures: for the
+The code is in operators/. This file has only the name, which is also that of the package that it measures: for the
 scripts of this folder it would hide the package, so it puts the checkout first on the path, and gives way to it.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":
-    from kernels_main import main
+    from operators.main import main
 
     sys.exit(main())
 

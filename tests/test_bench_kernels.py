@@ -11,9 +11,9 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))  # last: a script there has the name of the package
 
-from kernels_cases import DTYPES, OPERATORS, Case, Inputs, all_cases, bytes_needed, in_torch, make_inputs, ours, run
-from kernels_check import disagreement
-from kernels_table import Cost, Pair, Row, cpu_table, cuda_table
+from operators.cases import DTYPES, OPERATORS, Case, Inputs, all_cases, bytes_needed, in_torch, make_inputs, ours, run
+from operators.check import disagreement
+from operators.table import Cost, Pair, Row, cpu_table, cuda_table
 
 from kernels import Subsampling
 

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from kernels_cases import SIDE, Case, Inputs, make_inputs
 from torch import Tensor
 
 from kernels import Subsampling, roundtrip
+from operators.cases import SIDE, Case, Inputs, make_inputs
 
 MISSING = "kornia is not installed: its columns are left out (pip install kornia, or pip install -e '.[bench]')"
 AS_GIVEN = 50.0

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
-from kernels_cases import OPERATORS
-from kernels_table import line
 from tqdm import tqdm
 
 from kernels import Subsampling
+from operators.cases import OPERATORS
+from operators.table import line
 
 HEADER = ("kernel", "sampling", "images", "sm", "blocks", "warps", "registers", "stack", "shared")
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}

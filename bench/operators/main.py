@@ -32,14 +32,12 @@ import json
 import sys
 from pathlib import Path
 
-import kernels_cpu
-import kernels_cuda
-import roofline
 import torch
-from kernels_cases import DTYPES, OPERATORS
-from kernels_resources import print_resources
 
 from kernels import Subsampling
+from operators import cpu, cuda, roofline
+from operators.cases import DTYPES, OPERATORS
+from operators.resources import print_resources
 
 AGAINST = ("torch_ops", "compiled", "kornia", "pillow")
 
@@ -79,8 +77,8 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def cuda_settings(options: argparse.Namespace) -> kernels_cuda.Settings:
-    return kernels_cuda.Settings(
+def cuda_settings(options: argparse.Namespace) -> cuda.Settings:
+    return cuda.Settings(
         operators=options.operator,
         samplings=[Subsampling.from_label(label) for label in options.sampling],
         dtypes=options.dtype,
@@ -93,8 +91,8 @@ def cuda_settings(options: argparse.Namespace) -> kernels_cuda.Settings:
     )
 
 
-def cpu_settings(options: argparse.Namespace) -> kernels_cpu.Settings:
-    return kernels_cpu.Settings(
+def cpu_settings(options: argparse.Namespace) -> cpu.Settings:
+    return cpu.Settings(
         operators=options.operator,
         samplings=[Subsampling.from_label(label) for label in options.sampling],
         megapixels=options.megapixels or [1],
@@ -111,10 +109,10 @@ def main() -> int:
         samplings = [Subsampling.from_label(label) for label in options.sampling]
         figures, right = print_resources(options.operator, samplings, options.dtype, options.capability), True
     elif options.device == "cuda":
-        figures, right = kernels_cuda.measure(cuda_settings(options), torch.device("cuda"))
+        figures, right = cuda.measure(cuda_settings(options), torch.device("cuda"))
     else:
         torch.set_num_threads(options.threads)
-        figures, right = kernels_cpu.measure(cpu_settings(options))
+        figures, right = cpu.measure(cpu_settings(options))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     if options.plot and not roofline.draw(figures, options.plot):

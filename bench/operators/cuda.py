@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-import kernels_kornia
 import torch
-from kernels_cases import Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
-from kernels_check import disagreement
-from kernels_table import Row, cuda_line, cuda_table, device_line
-from kernels_timing import copy_bandwidth, time_cuda
 from tqdm import tqdm
 
 import kernels
 from kernels import Subsampling, mcu, torch_ops
+from operators import kornia_codec
+from operators.cases import Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
+from operators.check import disagreement
+from operators.table import Row, cuda_line, cuda_table, device_line
+from operators.timing import copy_bandwidth, time_cuda
 
 NO_TIME = "no time left"
 TUNED_MEGAPIXELS = COMPILED_MEGAPIXELS = EXACT_MEGAPIXELS = 16
@@ -135,8 +135,8 @@ def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> 
         row.notes["torch_ops"] = not_beside_torch(case)
     elif "torch_ops" in settings.against:
         attempt(row, "torch_ops", timed(lambda k: run(in_torch(), case, inputs[k])))
-    if codec is not None and kernels_kornia.applies(case):
-        calls = [kernels_kornia.prepare(codec, case, one) for one in inputs]
+    if codec is not None and kornia_codec.applies(case):
+        calls = [kornia_codec.prepare(codec, case, one) for one in inputs]
         attempt(row, "kornia", timed(lambda k: calls[k]()))
 
 
@@ -199,11 +199,11 @@ def kornia_codec(settings: Settings, device: torch.device) -> Any:
     """None where it is not wanted or not there, or where it decodes something else; says so."""
     if "kornia" not in settings.against:
         return None
-    codec = kernels_kornia.load()
+    codec = kornia_codec.load()
     if codec is None:
-        print(kernels_kornia.MISSING)
+        print(kornia_codec.MISSING)
         return None
-    wrong, found = kernels_kornia.disagreement(codec, device)
+    wrong, found = kornia_codec.disagreement(codec, device)
     print(f"WRONG: {wrong}: not timed" if wrong else found)
     return None if wrong else codec
 

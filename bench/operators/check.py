@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from kernels_cases import Case, Inputs, Operators, in_torch, make_inputs, run
 from torch import Tensor
 
 from kernels import Coefficients
 from kernels.libjpeg import compress
+from operators.cases import Case, Inputs, Operators, in_torch, make_inputs, run
 
 SIDE, IMAGES = 93, 3
 NEAR, FEW = 0.02, 0.02

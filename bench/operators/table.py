@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from kernels_cases import Case, bytes_needed
-from kernels_timing import Cost
 
 from kernels import Subsampling
+from operators.cases import Case, bytes_needed
+from operators.timing import Cost
 
 OTHERS = ("torch_ops", "compiled", "kornia")
 FROM_MEGAPIXELS = 16

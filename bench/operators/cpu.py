@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import kernels_kornia
 import numpy as np
 import torch
-from kernels_cases import SIDE, Case, Inputs, in_torch, make_inputs, run
-from kernels_table import Pair, cpu_table, device_line
-from kernels_timing import time_side_by_side
 from PIL import Image
 from tqdm import tqdm
 
 from kernels import Coefficients, Subsampling, torch_ops
+from operators import kornia_codec
+from operators.cases import SIDE, Case, Inputs, in_torch, make_inputs, run
+from operators.table import Pair, cpu_table, device_line
+from operators.timing import time_side_by_side
 
 CPU = torch.device("cpu")
 CROPS = (32, 128)
@@ -54,7 +54,7 @@ def shape_of(case: Case) -> str:
 
 def beside_kornia(codec: Any, case: Case) -> Contest:
     inputs = make_inputs(case, CPU)
-    theirs = kernels_kornia.prepare(codec, case, inputs)
+    theirs = kornia_codec.prepare(codec, case, inputs)
     what = f"{case.operator} {case.sampling.label}"
     return Contest(what, "kornia", shape_of(case), case.pixels, lambda: run(in_torch(), case, inputs), theirs)
 
@@ -110,11 +110,11 @@ def kornia_contests(settings: Settings) -> tuple[list[Contest], list[str]]:
     operators = [name for name in ("roundtrip", "roundtrip+backward") if name in settings.operators]
     if "kornia" not in settings.against or Subsampling.S420 not in settings.samplings or not operators:
         return [], []
-    codec = kernels_kornia.load()
+    codec = kornia_codec.load()
     if codec is None:
-        print(kernels_kornia.MISSING)
+        print(kornia_codec.MISSING)
         return [], []
-    wrong, found = kernels_kornia.disagreement(codec, CPU)
+    wrong, found = kornia_codec.disagreement(codec, CPU)
     if wrong:
         return [], [wrong]
     print(found)
