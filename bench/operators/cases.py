@@ -31,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIDE = 1024
 """Height and width of an image. A launch of 16 megapixels (of 2^20) is a batch of 16 images."""
 
-SAMPLE = Path(__file__).parents[1] / "pipeline" / "sample" / "sample.tar"
+SAMPLE = Path(__file__).parents[2] / "pipeline" / "sample" / "sample.tar"
 PHOTOGRAPHS = ("dogs-q20", "cat-q20", "coffee-q30", "stream-q30", "drum-q40", "fig-q40", "dandelion-q50", "stream-q75")
 NOISE = 3.0
 """Gray levels of noise on a plainly decoded image, what `project` and `project_exact` are given."""

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels import Coefficients, Subsampling, torch_ops
-from operators import kornia_codec
+from operators import kornia_jpeg
 from operators.cases import SIDE, Case, Inputs, in_torch, make_inputs, run
 from operators.table import Pair, cpu_table, device_line
 from operators.timing import time_side_by_side
@@ -54,7 +54,7 @@ def shape_of(case: Case) -> str:
 
 def beside_kornia(codec: Any, case: Case) -> Contest:
     inputs = make_inputs(case, CPU)
-    theirs = kornia_codec.prepare(codec, case, inputs)
+    theirs = kornia_jpeg.prepare(codec, case, inputs)
     what = f"{case.operator} {case.sampling.label}"
     return Contest(what, "kornia", shape_of(case), case.pixels, lambda: run(in_torch(), case, inputs), theirs)
 
@@ -110,11 +110,11 @@ def kornia_contests(settings: Settings) -> tuple[list[Contest], list[str]]:
     operators = [name for name in ("roundtrip", "roundtrip+backward") if name in settings.operators]
     if "kornia" not in settings.against or Subsampling.S420 not in settings.samplings or not operators:
         return [], []
-    codec = kornia_codec.load()
+    codec = kornia_jpeg.load()
     if codec is None:
-        print(kornia_codec.MISSING)
+        print(kornia_jpeg.MISSING)
         return [], []
-    wrong, found = kornia_codec.disagreement(codec, CPU)
+    wrong, found = kornia_jpeg.disagreement(codec, CPU)
     if wrong:
         return [], [wrong]
     print(found)

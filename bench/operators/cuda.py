@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import kernels
 from kernels import Subsampling, mcu, torch_ops
-from operators import kornia_codec
+from operators import kornia_jpeg
 from operators.cases import Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
 from operators.check import disagreement
 from operators.table import Row, cuda_line, cuda_table, device_line
@@ -135,8 +135,8 @@ def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> 
         row.notes["torch_ops"] = not_beside_torch(case)
     elif "torch_ops" in settings.against:
         attempt(row, "torch_ops", timed(lambda k: run(in_torch(), case, inputs[k])))
-    if codec is not None and kornia_codec.applies(case):
-        calls = [kornia_codec.prepare(codec, case, one) for one in inputs]
+    if codec is not None and kornia_jpeg.applies(case):
+        calls = [kornia_jpeg.prepare(codec, case, one) for one in inputs]
         attempt(row, "kornia", timed(lambda k: calls[k]()))
 
 
@@ -199,11 +199,11 @@ def kornia_codec(settings: Settings, device: torch.device) -> Any:
     """None where it is not wanted or not there, or where it decodes something else; says so."""
     if "kornia" not in settings.against:
         return None
-    codec = kornia_codec.load()
+    codec = kornia_jpeg.load()
     if codec is None:
-        print(kornia_codec.MISSING)
+        print(kornia_jpeg.MISSING)
         return None
-    wrong, found = kornia_codec.disagreement(codec, device)
+    wrong, found = kornia_jpeg.disagreement(codec, device)
     print(f"WRONG: {wrong}: not timed" if wrong else found)
     return None if wrong else codec
 
