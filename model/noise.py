@@ -29,10 +29,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a 32-bit product; 16-bit halves keep every step inside a signed 64-bit integer."""
-    low, high = a * (b & 0xFFFF), a * (b >> 16)
-    middle = high + (low >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
+    """High and low 32 bits of a 32-bit product: it may wrap to a negative 64-bit integer, whose bits are right."""
+    product = a * b
+    return (product >> 32) & _LOW, product & _LOW
 
 
 def gaussian(seeds: Tensor, layer: int, origins: Tensor, size: tuple[int, int]) -> Tensor:

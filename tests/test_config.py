@@ -24,7 +24,7 @@ def written(tmp_path):
 def test_the_shipped_configurations_load():
     assert SHIPPED
     for path in SHIPPED:
-        assert load_config(path, []).data.train
+        assert load_config(path, ["run.device=cpu"]).data.train
 
 
 def test_what_is_not_given_has_its_default(written):
@@ -63,11 +63,16 @@ def test_overrides_replace_single_values(written):
         ("model.blocks", -1),
         ("model.noise", 1),
         ("model.noise", True),
+        ("model.trunk", "foo"),
+        ("model.growth", 0),
         ("data.train", "photos"),
         ("data.train", [1]),
         ("data.train", []),
         ("data.crop", 100),
         ("data.batch", 0),
+        ("data.loader", "disk"),
+        ("data.orientations", 4),
+        ("data.workers", 0),
         ("degradation.quality", [5]),
         ("degradation.quality", ["a", "b"]),
         ("degradation.quality", [60, 5]),
@@ -83,11 +88,17 @@ def test_overrides_replace_single_values(written):
         ("optimiser.betas", [0.9]),
         ("optimiser.betas", [0.9, 1]),
         ("optimiser.ema", 1),
+        ("optimiser.warmup", -1),
+        ("optimiser.accumulate", 0),
+        ("critic.features", 0),
+        ("critic.halvings", -1),
         ("run.seed", -1),
         ("run.seed", 2**32),
         ("run.device", "abacus"),
         ("run.log_every", 0),
         ("run.save_every", None),
+        ("run.grid_every", 10),  # there are no images to show
+        ("run.timeout", 0),
     ],
 )
 def test_mistakes_are_named_by_their_key(written, key, value):
@@ -97,6 +108,42 @@ def test_mistakes_are_named_by_their_key(written, key, value):
     wanted = section if section == "modle" else key.replace(".", r"\.")
     with pytest.raises(ConfigError, match=wanted):
         written(yaml.safe_dump(tree))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("game.adversarial=-1", "game.adversarial"),
+        ("game.consistency=[0, 1]", "game.consistency"),
+        ("game.consistency=[1]", "game.consistency"),
+        ("game.consistency=[-1, -1]", "game.consistency"),
+        ("game.r1_every=0", "game.r1_every"),
+        ("game.samples=1", "game.samples"),
+        ("game.moment_images=33", "game.moment_images"),
+        ("game.moment_images=0", "game.moment_images"),
+        ("game.moments_every=0", "game.moments_every"),
+        ("game.unbiased=2", "game.unbiased"),
+        ("model.noise=false", "model.noise"),
+        ("data.batch=33", "data.batch"),
+        ("game.second_moment=.nan", "game.second_moment"),
+    ],
+)
+def test_a_game_that_cannot_be_played_is_named_by_its_key(written, change, named):
+    game = MINIMAL + "model: {noise: true}\noptimiser: {loss: game, accumulate: 2}\ngame: {perceptual: 1e-4}\n"
+    assert written(game).optimiser.loss == "game"
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        written(game, change)
+
+
+def test_a_game_without_any_term_of_a_single_sample_is_refused(written):
+    game = MINIMAL + "model: {noise: true}\noptimiser: {loss: game}\n"
+    nothing = ("game.adversarial=0", "game.consistency=[0, 0]")
+    with pytest.raises(ConfigError, match=r"game\.adversarial"):
+        written(game, *nothing)
+    assert written(game, *nothing, "game.perceptual=1")
+    deterministic = ("model.noise=false", "game.first_moment=0")
+    assert not written(game, *deterministic).model.noise
+    assert written(game, "game.samples=1", "game.unbiased=false").game.samples == 1
 
 
 @pytest.mark.parametrize("override", ["steps=5", "optimiser.steps", "optimiser=5", "run.output=[a", "data.nothing=1"])

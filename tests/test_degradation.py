@@ -11,11 +11,12 @@ from jpegs import encode as pillow_encode
 from jpegs import photograph
 from PIL import Image, ImageFilter
 
-from kernels import Subsampling, decode, quality_to_tables
+from kernels import Subsampling, quality_to_tables
 from pipeline.bitstream import read_bitstream
 from train.config import DegradationConfig
 from train.crops import step_generator
-from train.degradation import SAMPLINGS, compress, degrade, perturb, random_quality, random_tables
+from train.degradation import SAMPLINGS, as_batch, compress, degrade, perturbed, random_qualities, random_tables
+from train.distributed import Ranks
 
 DRAWN = DegradationConfig(quality=(5, 95), quality_mean=30.0)
 
@@ -26,8 +27,8 @@ def crops(count, size=48):
 
 
 def test_qualities_are_log_uniform_on_both_sides_of_the_middle():
-    random = step_generator(0, 0)
-    drawn = np.array([random_quality(DRAWN, random) for _ in range(8000)])
+    uniform = torch.rand(8000, 2, generator=step_generator(0, 0), dtype=torch.float64)
+    drawn = random_qualities(DRAWN, uniform).numpy()
     assert (drawn.min(), drawn.max()) == (5, 95)
     for low, high in ((5, 30), (30, 95)):
         for share in (0.25, 0.5, 0.75, 1.0):
@@ -36,66 +37,88 @@ def test_qualities_are_log_uniform_on_both_sides_of_the_middle():
             expected += 0.5 if low == 30 else 0
             assert abs((drawn <= np.floor(bound)).mean() - min(expected, 1)) < 0.03
     fixed = DegradationConfig(quality=(40, 40), quality_mean=40.0)
-    assert {random_quality(fixed, random) for _ in range(50)} == {40}
+    assert set(random_qualities(fixed, uniform[:50]).tolist()) == {40}
 
 
 def test_tables_are_a_baseline_files():
-    random = step_generator(0, 1)
-    for sampling in Subsampling:
-        for perturbed in (0.0, 1.0):
-            config = DegradationConfig(quality=(1, 100), perturbed=perturbed)
-            for _ in range(40):
-                tables = random_tables(sampling, config, random)
-                assert (tuple(tables.shape), tables.dtype) == ((sampling.components, 8, 8), torch.int32)
-                assert 1 <= int(tables.min()) <= int(tables.max()) <= 255
+    for share in (0.0, 1.0):
+        config = DegradationConfig(quality=(1, 100), perturbed=share)
+        tables = random_tables(config, 200, step_generator(0, 1))
+        assert (tuple(tables.shape), tables.dtype) == ((200, 3, 8, 8), torch.int32)
+        assert 1 <= int(tables.min()) <= int(tables.max()) <= 255
 
 
 def test_the_given_share_of_tables_is_perturbed_around_annex_k():
-    random, annex_k = step_generator(0, 2), [quality_to_tables(q, 3) for q in range(1, 101)]
-    config = DegradationConfig(perturbed=0.25)
-    drawn = [random_tables(Subsampling.S420, config, random) for _ in range(400)]
+    annex_k = [quality_to_tables(q, 3) for q in range(1, 101)]
+    drawn = random_tables(DegradationConfig(perturbed=0.25), 400, step_generator(0, 2))
     changed = sum(not any(torch.equal(tables, one) for one in annex_k) for tables in drawn)
     assert abs(changed - 100) < 5 * (400 * 0.25 * 0.75) ** 0.5
     base = quality_to_tables(50, 3)
-    ratios = torch.stack([(perturb(base, random) / base).log() for _ in range(400)])
+    normal = torch.randn(400, 3 + 3 * 64, generator=step_generator(0, 3))
+    ratios = (perturbed(base.expand(400, -1, -1, -1), normal) / base).log()
     assert abs(float(ratios.mean())) < 0.05
     assert 0.1 < float(ratios.std()) < 0.6
+    tilts = ratios[:, 0, -1].mean(1) - ratios[:, 0, 0].mean(1)  # highest against lowest vertical frequency
+    assert 0.3 < float(tilts.std()) < 0.7
+    assert float((ratios[:, 1] - ratios[:, 2]).std()) < 0.15  # both chroma tables are shifted by the same
 
 
 def test_samplings_have_their_shares():
     shares = DRAWN.samplings
-    clean, counts = crops(8, 16).repeat(250, 1, 1, 1), Counter()
-    for pair in degrade(clean, DRAWN, step_generator(0, 3)):
-        assert pair.coefficients.sampling.label not in counts
-        counts[pair.coefficients.sampling.label] = len(pair.clean)
-        assert pair.sampling_index().tolist() == [SAMPLINGS.index(pair.coefficients.sampling)] * len(pair.clean)
-    assert sum(counts.values()) == 2000
+    batch = degrade(crops(8, 16).repeat(250, 1, 1, 1), DRAWN, step_generator(0, 3))
+    counts = Counter(sampling.label for sampling in batch.samplings)
+    assert batch.sampling_index.tolist() == [SAMPLINGS.index(sampling) for sampling in batch.samplings]
+    assert sum(counts.values()) == len(batch) == 2000
     for label, share in shares.items():
         assert abs(counts[label] - 2000 * share) < 5 * (2000 * share * (1 - share)) ** 0.5
-    only = degrade(clean[:20], DegradationConfig(samplings={"4:4:0": 2.0}), step_generator(0, 4))
-    assert [(pair.coefficients.sampling, len(pair.clean)) for pair in only] == [(Subsampling.S440, 20)]
+    only = degrade(crops(8, 16), DegradationConfig(samplings={"4:4:0": 2.0}), step_generator(0, 4))
+    assert only.samplings == [Subsampling.S440] * 8
+
+
+def assert_same(one, other):
+    assert one.samplings == other.samplings
+    for name in ("clean", "decoded", "tables", "sampling_index", "seeds"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_degrading_is_a_pure_function_of_its_generator():
-    first, again, other = (degrade(crops(12), DRAWN, step_generator(3, step)) for step in (7, 7, 8))
-    assert len(first) == len(again)
-    for one, two in zip(first, again, strict=True):
-        assert torch.equal(one.decoded, two.decoded)
-        assert torch.equal(one.coefficients.tables, two.coefficients.tables)
-    tables = [torch.cat([pair.coefficients.tables[:, 0] for pair in pairs]) for pairs in (first, other)]
-    assert not torch.equal(*tables)
+    first, again, other = (degrade(crops(12), DRAWN, step_generator(3, step), draws=4) for step in (7, 7, 8))
+    assert_same(first, again)
+    assert not torch.equal(first.tables, other.tables)
+    assert tuple(first.seeds.shape) == (12, 4)
+    assert len(set(first.seeds.flatten().tolist()) | set(other.seeds.flatten().tolist())) == 96
 
 
-def test_a_pair_is_one_image_before_and_after():
+def test_ranks_share_out_what_one_would_have_drawn():
+    clean = crops(12)
+    whole = degrade(clean, DRAWN, step_generator(3, 7), draws=2)
+    for rank in range(3):
+        own = slice(4 * rank, 4 * rank + 4)
+        share = degrade(clean[own], DRAWN, step_generator(3, 7), Ranks(rank, 3), draws=2)
+        assert (share.first, share.total) == (4 * rank, 12)
+        wanted = whole.split(3)[rank]
+        assert (wanted.first, wanted.total) == (4 * rank, 12)
+        assert_same(share, wanted)
+        assert [4 * rank + place for place in share.spread(5)] == [n for n in whole.spread(5) if n // 4 == rank]
+    assert whole.spread(5) == [0, 2, 4, 7, 9]
+    assert_same(whole.take([3, 3, 8]), whole.take([0, 3, 8, 3]).take([1, 3, 2]))
+
+
+def test_a_batch_is_its_crops_before_and_after_in_their_order():
     clean = crops(16)
-    pairs = degrade(clean, DegradationConfig(quality=(90, 95), quality_mean=92.0, perturbed=0.0), step_generator(0, 5))
-    for pair in pairs:
-        assert pair.clean.shape == pair.decoded.shape
-        assert float((pair.clean - pair.decoded).abs().mean()) < 8
-        repeated = decode(pair.coefficients).expand(-1, 3, -1, -1)
-        assert torch.equal(pair.decoded, repeated)
-        if pair.coefficients.sampling is not Subsampling.GRAY:
-            assert all(any(torch.equal(one, crop) for crop in clean) for one in pair.clean)
+    shares = {sampling.label: 1.0 for sampling in SAMPLINGS}
+    config = DegradationConfig(quality=(90, 95), quality_mean=92.0, perturbed=0.0, samplings=shares)
+    batch = degrade(clean, config, step_generator(0, 6))
+    assert float((batch.clean - batch.decoded).abs().mean()) < 8 / 255
+    assert Subsampling.GRAY in batch.samplings
+    for place, sampling in enumerate(batch.samplings):
+        tables = batch.tables[place : place + 1, : sampling.components]
+        pair = compress(clean[place : place + 1], tables, sampling)
+        alone = as_batch(pair, batch.seeds[:1])
+        for name in ("clean", "decoded", "tables", "sampling_index"):
+            assert torch.equal(getattr(alone, name)[0], getattr(batch, name)[place])
+        if sampling is not Subsampling.GRAY:
+            assert torch.equal(batch.clean[place], clean[place] / 255)
 
 
 @pytest.mark.parametrize("quality", [10, 40, 90])

@@ -1,153 +1,32 @@
-"""Training: exact resume after kills, errors that say what to do, and networks that learn."""
+"""Training: networks that learn, schedules, and errors that say what to do."""
 
-import dataclasses
-import json
 import math
 import multiprocessing
-import os
 import resource
-import signal
 import subprocess
 import sys
-import tarfile
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from jpegs import encode, photograph
+from training import STEPS, checkpoint, command, config_of, game_of, lines, write_photos
 
 from model.weights import load
-from train.config import Config, DataConfig, DegradationConfig, OptimiserConfig, RunConfig, as_tree
+from train.checkpoint import CHECKPOINT, WEIGHTS
 from train.crops import load_images
 from train.main import main
-from train.trainer import (
-    CHECKPOINT,
-    METRICS,
-    WEIGHTS,
-    TrainingError,
-    keep_lines_up_to,
-    learning_rate,
-    train,
-    validate,
-)
+from train.state import TrainingError, learning_rate
+from train.trainer import train
+from train.validate import validate
+from train.watch import METRICS
 
 ROOT = Path(__file__).parent.parent
-STEPS = 24
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two tar shards, one to train on and one held out; a folder of gray images."""
-    folder = tmp_path_factory.mktemp("photos")
-    for name, seeds in (("train", range(6)), ("held_out", range(100, 103))):
-        with tarfile.open(folder / f"{name}.tar", "w") as shard:
-            for seed in seeds:
-                path = folder / f"{seed}.jpg"
-                path.write_bytes(encode(photograph(136, 144, seed), "4:4:4", 97))
-                shard.add(path, path.name)
-                path.unlink()
-    (folder / "gray").mkdir()
-    (folder / "gray" / "one.jpg").write_bytes(encode(photograph(136, 144, 7), "gray", 97))
-    return folder
-
-
-def config_of(photos, output, **changes):
-    """A run of seconds; `changes` are `section=dict(key=value)`."""
-    config = Config(
-        model=dataclasses.replace(Config().model, features=8, blocks=2, embedding=8),
-        data=DataConfig([str(photos / "train.tar")], crop=32, batch=4),
-        degradation=DegradationConfig(quality=(5, 40), quality_mean=15.0),
-        optimiser=OptimiserConfig(steps=STEPS, learning_rate=3e-3, warmup=5, ema=0.9),
-        run=RunConfig(str(output), seed=3, log_every=2, save_every=3, validate_every=8),
-    )
-    return dataclasses.replace(
-        config, **{section: dataclasses.replace(getattr(config, section), **new) for section, new in changes.items()}
-    )
-
-
-def command(config, folder):
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(as_tree(config)))
-    return [sys.executable, "-m", "train.main", "--config", str(path)]
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-
-
-def assert_same_run(one, other):
-    """Weights, optimiser and step bit for bit; each step's line once, times and partial means aside."""
-    assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
-    ours, theirs = (torch.load(folder / CHECKPOINT, weights_only=True) for folder in (one, other))
-    assert ours["step"] == theirs["step"]
-    for part in ("generator", "average"):
-        assert all(torch.equal(ours[part][key], theirs[part][key]) for key in ours[part])
-    moments = [content["optimiser"]["state"] for content in (ours, theirs)]
-    assert moments[0].keys() == moments[1].keys()
-    for key, values in moments[0].items():
-        assert all(torch.equal(value, moments[1][key][name]) for name, value in values.items())
-    assert [(line["step"], line["lr"]) for line in lines(one)] == [(line["step"], line["lr"]) for line in lines(other)]
-    gains = [[line["gain_10"] for line in lines(folder) if "gain_10" in line] for folder in (one, other)]
-    assert gains[0] == gains[1]
-
-
-def test_a_run_killed_at_any_moment_ends_as_if_it_never_was(photos, tmp_path):
-    held_out = {"data": {"validation": str(photos / "held_out.tar")}}
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    train(config_of(photos, straight, **held_out))
-    order, ends = command(config_of(photos, killed, **held_out), tmp_path), []
-    for step in (2, 11):  # kill it soon after it wrote this step's line, or a later one's
-        process = subprocess.Popen(order, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not ((killed / METRICS).exists() and newest(killed) >= step):
-            time.sleep(0.002)
-        process.kill()
-        ends.append(process.wait())
-    assert ends == [-signal.SIGKILL] * 2
-    last = subprocess.run(order, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert last.stdout.splitlines()[-1] == f"trained weights: {killed / WEIGHTS}"
-    assert [line["step"] for line in lines(killed)] == list(range(2, STEPS + 1, 2))
-    assert_same_run(straight, killed)
-
-
-def newest(folder):
-    whole = (folder / METRICS).read_text().rpartition("\n")[0].splitlines()
-    return json.loads(whole[-1])["step"] if whole else 0
-
-
-def test_kills_while_it_trains_and_saves_change_nothing(photos, tmp_path):
-    """Many more kills, of forked children, spread over the time that steps and checkpoints take."""
-    changes = {"run": {"save_every": 1, "log_every": 1}, "model": {"features": 4}}
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    began = time.monotonic()
-    train(config_of(photos, straight, **changes))
-    took = time.monotonic() - began
-    config, kills = config_of(photos, killed, **changes), 0
-    for attempt in range(60):
-        child = multiprocessing.get_context("fork").Process(target=train, args=(config,))
-        child.start()
-        child.join(took * (0.2 + 0.07 * (attempt % 6)))
-        if child.exitcode is not None:
-            break
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        kills += 1
-    train(config)
-    assert kills >= 2
-    assert [line["step"] for line in lines(killed)] == list(range(1, STEPS + 1))
-    assert_same_run(straight, killed)
-
-
-def test_more_steps_go_on_from_a_finished_run(photos, tmp_path):
-    short = {"optimiser": {"steps": 6}, "run": {"bfloat16": False}}
-    weights = train(config_of(photos, tmp_path, **short))
-    before, digest = weights.read_bytes(), load(str(weights)).digest
-    train(config_of(photos, tmp_path, **short))
-    assert weights.read_bytes() == before
-    train(config_of(photos, tmp_path, optimiser={"steps": 9}, run={"bfloat16": False}))
-    assert load(str(weights)).digest != digest
-    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 9]
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def test_other_seeds_see_other_crops(photos, tmp_path):
@@ -173,7 +52,7 @@ def test_a_trained_network_beats_plain_decode_on_held_out_images(photos, tmp_pat
     gains = lines(tmp_path)[-1]
     assert gains["gain_10"] > 0.5
     assert gains["gain_20"] > 0.2
-    again = validate(load(str(weights)).generator, load_images([config.data.validation], 128), config)
+    again = validate(load(str(weights)).generator, load_images([config.data.validation], 128), config, CPU)
     assert again["gain_10"] == pytest.approx(gains["gain_10"], abs=0.02)
 
 
@@ -186,7 +65,7 @@ def test_gray_images_and_gray_jpegs_train_too(photos, tmp_path):
 def test_flat_images_give_figures_that_json_can_hold(photos, tmp_path):
     flat = torch.full((3, 128, 128), 128, dtype=torch.uint8)
     weights = train(config_of(photos, tmp_path, optimiser={"steps": 1}))
-    gains = validate(load(str(weights)).generator, [flat], config_of(photos, tmp_path))
+    gains = validate(load(str(weights)).generator, [flat], config_of(photos, tmp_path), CPU)
     assert all(math.isfinite(gain) for gain in gains.values())
 
 
@@ -203,7 +82,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(p
     config = config_of(photos, tmp_path, optimiser={"learning_rate": 1e37, "warmup": 0}, run={"save_every": 1})
     with pytest.raises(TrainingError, match=r"at step \d+"):
         train(config)
-    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    content = checkpoint(tmp_path)
     assert 1 <= content["step"] < STEPS
     assert all(tensor.isfinite().all() for tensor in content["generator"].values())
 
@@ -250,14 +129,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(photos, tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [2, 3, *range(4, STEPS + 1, 2)]
 
 
-def test_lines_after_the_checkpoint_and_cut_ones_are_dropped(tmp_path):
-    path = tmp_path / METRICS
-    kept = "".join(f'{{"step": {step}, "loss": 0.5}}\n' for step in (2, 4))
-    path.write_text(kept + '{"step": 6, "loss": 0.5}\n{"step": 8, "lo')
-    keep_lines_up_to(path, 4)
-    assert path.read_text() == kept
-
-
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -266,6 +137,9 @@ def test_lines_after_the_checkpoint_and_cut_ones_are_dropped(tmp_path):
         ("data.crop=160", "160x160"),
         ("optimiser.loss=l3", "optimiser.loss"),
         ("model.noise=true", "model.noise"),
+        ("model.trunk=foo", "model.trunk"),
+        ("optimiser.accumulate=3", "data.batch"),
+        ("run.start=nowhere", "run.start"),
         ("run.output=/dev/null/run", "/dev/null/run"),
     ],
 )
@@ -283,3 +157,41 @@ def test_help_says_what_to_write():
     )
     assert "--config FILE.yaml" in run.stdout
     assert "section.key=value" in run.stdout
+
+
+def test_parts_of_a_batch_change_nothing_but_rounding(photos, tmp_path):
+    for parts in (1, 4):
+        config = config_of(
+            photos, tmp_path / str(parts), optimiser={"steps": 4, "accumulate": parts}, run={"bfloat16": False}
+        )
+        train(config)
+    one, four = (checkpoint(tmp_path / str(parts))["generator"] for parts in (1, 4))
+    assert all((one[name] - four[name]).norm() <= 1e-3 * one[name].norm() + 1e-5 for name in one)
+
+
+def test_what_may_change_between_runs_of_a_game(photos, tmp_path):
+    train(game_of(photos, tmp_path, optimiser={"steps": 1}))
+    others = {"game": {"first_moment": 0.5}, "critic": {"features": 4}, "data": {"orientations": 2}}
+    for section, change in others.items():
+        with pytest.raises(TrainingError, match=f"{section}.{next(iter(change))}.*run.output"):
+            train(game_of(photos, tmp_path, **{section: change}))
+    train(game_of(photos, tmp_path, optimiser={"steps": 2, "accumulate": 2}, run={"timeout": 60.0}))
+    assert lines(tmp_path)[-1]["step"] == 2
+
+
+def test_compiled_networks_learn_what_the_others_do(photos, tmp_path, monkeypatch):
+    """Traced and guarded as torch.compile does it, but without generating code, which takes minutes."""
+    compiled_networks, compile_network = [], torch.nn.Module.compile
+
+    def traced(network):
+        compiled_networks.append(type(network).__name__)
+        compile_network(network, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    for compiled in (False, True):
+        config = game_of(photos, tmp_path / str(compiled), optimiser={"steps": 3}, run={"compile": compiled})
+        train(config)
+    assert compiled_networks == ["Generator", "Critic", "EfficientNetLite0"]
+    one, other = (lines(tmp_path / str(compiled))[-1] for compiled in (False, True))
+    figures = {name: value for name, value in one.items() if name != "seconds_per_step"}
+    assert {name: other[name] for name in figures} == pytest.approx(figures, rel=1e-3, abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,17 @@ import torch
 import yaml
 
 from kernels import Subsampling
+from model.critic import CriticConfig
 from model.generator import ALIGNMENT, GeneratorConfig
 from train.losses import LOSSES
+
+GAME = "game"
+"""The `optimiser.loss` that trains a sampler against a critic; all others are regressions."""
+
+LOADERS = ("memory", "dali")
+
+LITE0 = "lite0"
+"""The `game.features` that come with a package; all others are a path to VGG-19's."""
 
 
 class ConfigError(ValueError):
@@ -27,7 +37,10 @@ class DataConfig:
     train: list[str] = field(default_factory=list)  # tar shards, folders or files of clean images
     validation: str = ""  # the same for the figures printed on the way; never trained on
     crop: int = 96  # pixels, a multiple of 16
-    batch: int = 32  # crops a step
+    batch: int = 32  # crops a step, of all ranks together
+    loader: str = "memory"  # memory: JPEGs alone, all decoded and kept; dali: crops decoded as they are needed
+    orientations: int = 8  # of a crop, all as likely: 8, 2 (mirrored or not: for what has an upper side), or 1
+    workers: int = 4  # threads of dali that decode, and as many that read
 
 
 @dataclass(frozen=True)
@@ -44,16 +57,37 @@ class DegradationConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam with warm-up and cosine decay."""
+    """Adam with warm-up and cosine decay, for each network."""
 
-    loss: str = "log_mse"  # a name in train/losses.py
+    loss: str = "log_mse"  # a name in train/losses.py's LOSSES, or game: a sampler against a critic
     steps: int = 20_000
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-6
     warmup: int = 200  # steps
     betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # largest norm of the gradient
+    clip: float = 1.0  # largest norm of the gradient; .inf: any
+    accumulate: int = 1  # parts of a rank's batch that go through the networks one after another: less memory
     ema: float = 0.999  # decay of the averaged weights, which are what is shipped
+
+
+@dataclass(frozen=True)
+class GameConfig:
+    """The terms of equations 8 to 10: their weights, for images in 0..1 and means over all elements, and how often they
+    are taken. A weight of 0 leaves a term out, and what only it needs. For `optimiser.loss: game` alone."""
+
+    adversarial: float = 1e-3  # V; 0: no critic
+    r1: float = 1.0  # gamma
+    r1_every: int = 1  # steps; the penalty is multiplied by as many
+    consistency: tuple[float, float] = (0.1, 10.0)  # C: from the first to the last step, its logarithm linear in time
+    first_moment: float = 1.0  # FM
+    unbiased: bool = True  # FM without the Var / K that K samples add to it
+    second_moment: float = 0.0  # SM
+    mmse: str = "mmse"  # SM's frozen X̄: weights by name or path
+    moment_images: int = 8  # images for FM and SM, of all ranks together
+    samples: int = 8  # of each, K
+    moments_every: int = 8  # steps; FM and SM keep their weights
+    perceptual: float = 0.0  # P
+    features: str = LITE0  # P's: lite0, or the path of torchvision's VGG-19 file
 
 
 @dataclass(frozen=True)
@@ -61,13 +95,18 @@ class RunConfig:
     """Where and how."""
 
     output: str = "runs/mmse"
+    start: str = ""  # weights to start from, by name or path; empty: random ones
     seed: int = 0
-    device: str = "cpu"
+    device: str = "cpu"  # cuda: each rank its own
     bfloat16: bool = True  # autocast
+    compile: bool = False  # by torch.compile, all but R1
     threads: int = 0  # 0: as torch chooses
-    log_every: int = 50  # steps between lines of metrics.jsonl
+    log_every: int = 50  # steps between lines of metrics.jsonl, and looks whether all is finite
     validate_every: int = 1000
     save_every: int = 500
+    grid_every: int = 0  # steps between pictures of the validation images; 0: none
+    tensorboard: bool = False
+    timeout: float = 600.0  # seconds that a rank waits for the others
 
 
 @dataclass(frozen=True)
@@ -76,6 +115,8 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    game: GameConfig = field(default_factory=GameConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -116,7 +157,13 @@ def build(kind: type[Any], tree: Any, where: str) -> Any:
     for key in tree:
         if key not in hints:
             raise ConfigError(f"{where}{key}: no such key; {kind.__name__} has {', '.join(hints)}")
-    return kind(**{key: _value(value, hints[key], f"{where}{key}") for key, value in tree.items()})
+    values = {key: _value(value, hints[key], f"{where}{key}") for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:  # what the dataclass itself refuses, by the name of its field
+        raise ConfigError(f"{where}{error}") from error
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
@@ -142,44 +189,106 @@ def _name(hint: Any) -> str:
     return str(hint) if get_args(hint) else str(hint.__name__)
 
 
+Rule = tuple[str, bool, str]
+"""(key, whether it holds, what is expected)"""
+
+
 def check(config: Config) -> None:
     """Raises ConfigError, naming the key, for a value with which no run is possible."""
-    model, data, degradation, optimiser, run = (getattr(config, part.name) for part in dataclasses.fields(config))
-    low, high = degradation.quality
-    labels = [sampling.label for sampling in Subsampling]
-    shares = degradation.samplings
+    rules = [*_signs(config), *_data_rules(config), *_training_rules(config)]
+    if config.optimiser.loss == GAME:
+        rules += _game_rules(config)
+    for name, holds, wanted in rules:
+        section, _, key = name.partition(".")
+        if not holds:
+            raise ConfigError(f"{name}: expected {wanted}, got {getattr(getattr(config, section), key)!r}")
+
+
+def _signs(config: Config) -> Iterator[Rule]:
     positive = {
-        "model": ("features", "inner_features", "embedding"),
-        "data": ("batch",),
-        "optimiser": ("steps", "learning_rate", "clip"),
-        "run": ("log_every", "validate_every", "save_every"),
+        "model": ("features", "inner_features", "embedding", "growth"),
+        "data": ("batch", "workers"),
+        "optimiser": ("steps", "learning_rate", "clip", "accumulate"),
+        "critic": ("features", "most_features"),
+        "game": ("r1_every", "moments_every", "samples"),
+        "run": ("log_every", "validate_every", "save_every", "timeout"),
     }
-    rules = [
-        (f"{section}.{key}", getattr(getattr(config, section), key) > 0, "more than 0")
-        for section, keys in positive.items()
-        for key in keys
-    ]
-    rules += [
-        ("model.blocks", min(model.blocks, model.inner_blocks) >= 0, "0 or more"),
-        ("model.noise", not model.noise, f"false: {', '.join(LOSSES)} train a deterministic generator"),
+    not_negative = {
+        "model": ("blocks", "inner_blocks"),
+        "optimiser": ("final_learning_rate", "warmup"),
+        "critic": ("halvings",),
+        "game": ("adversarial", "r1", "first_moment", "second_moment", "perceptual"),
+        "run": ("threads", "grid_every"),
+    }
+    for section, keys in positive.items():
+        for key in keys:
+            yield f"{section}.{key}", getattr(getattr(config, section), key) > 0, "more than 0"
+    for section, keys in not_negative.items():
+        for key in keys:
+            yield f"{section}.{key}", getattr(getattr(config, section), key) >= 0, "0 or more"
+
+
+def _data_rules(config: Config) -> list[Rule]:
+    data, degradation = config.data, config.degradation
+    low, high = degradation.quality
+    labels, shares = [sampling.label for sampling in Subsampling], degradation.samplings
+    return [
         ("data.train", bool(data.train), "tar shards, folders or files"),
         ("data.crop", data.crop > 0 and data.crop % ALIGNMENT == 0, f"a multiple of {ALIGNMENT} pixels"),
+        ("data.loader", data.loader in LOADERS, " or ".join(LOADERS)),
+        ("data.orientations", data.orientations in (1, 2, 8), "1, 2 or 8"),
         ("degradation.quality", 1 <= low <= high <= 100, "two numbers in 1..100, the lower one first"),
         ("degradation.quality_mean", low <= degradation.quality_mean <= high, f"{low} to {high}, as the quality"),
         ("degradation.perturbed", 0 <= degradation.perturbed <= 1, "a share, 0..1"),
         ("degradation.samplings", set(shares) <= set(labels), f"weights of {', '.join(labels)}"),
         ("degradation.samplings", min(shares.values(), default=0) >= 0 < sum(shares.values()), "a positive weight"),
-        ("optimiser.loss", optimiser.loss in LOSSES, " or ".join(LOSSES)),
+    ]
+
+
+def _training_rules(config: Config) -> list[Rule]:
+    optimiser, run = config.optimiser, config.run
+    parts = optimiser.accumulate
+    return [
+        ("optimiser.loss", optimiser.loss in (*LOSSES, GAME), " or ".join((*LOSSES, GAME))),
+        (
+            "model.noise",
+            not (config.model.noise and optimiser.loss in LOSSES),
+            f"false: {', '.join(LOSSES)} train a deterministic generator, {GAME} one with noise",
+        ),
+        ("data.batch", config.data.batch % max(parts, 1) == 0, f"a multiple of optimiser.accumulate, {parts}"),
         ("optimiser.ema", 0 <= optimiser.ema < 1, "a decay, 0..1"),
         ("optimiser.betas", all(0 <= beta < 1 for beta in optimiser.betas), "two decays, 0..1"),
         ("run.seed", 0 <= run.seed < 2**32, "0..2^32 - 1"),
         ("run.device", _is_usable(run.device), "cpu, or a GPU that PyTorch sees"),
-        ("run.threads", run.threads >= 0, "0 or more"),
+        (
+            "run.grid_every",
+            not run.grid_every or bool(config.data.validation),
+            "0: there is no data.validation to show",
+        ),
     ]
-    for name, holds, wanted in rules:
-        section, _, key = name.partition(".")
-        if not holds:
-            raise ConfigError(f"{name}: expected {wanted}, got {getattr(getattr(config, section), key)!r}")
+
+
+def _game_rules(config: Config) -> list[Rule]:
+    game = config.game
+    weights = game.consistency
+    moments = game.first_moment > 0 or game.second_moment > 0
+    always = (game.adversarial, *weights, game.perceptual)
+    enough = 2 if game.second_moment or (game.first_moment and game.unbiased) else 1
+    return [
+        ("game.consistency", min(weights) > 0 or max(weights) == 0, "two positive weights, or two of 0"),
+        ("game.adversarial", max(always) > 0, "more than 0 where game.consistency and game.perceptual are 0"),
+        (
+            "model.noise",
+            config.model.noise or not moments,
+            "true: game.first_moment and second_moment are about samples",
+        ),
+        ("game.samples", not moments or game.samples >= enough, "2 or more: the terms hold a variance"),
+        (
+            "game.moment_images",
+            not moments or 1 <= game.moment_images <= config.data.batch,
+            f"1 to data.batch, {config.data.batch}",
+        ),
+    ]
 
 
 def _is_usable(device: str) -> bool:

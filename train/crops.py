@@ -41,22 +41,34 @@ def _decode(item: Item, path: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random generator of one training step; it heeds 32 bits of what it is given, so the seed is mixed into these.
-    The golden ratio's multiples keep the steps of one seed away from another's."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B1 + step) & 0xFFFFFFFF)
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """The random generator of one training step, the same on every rank; what is drawn from one stream does not change
+    another. It heeds 32 bits of what it is given, so the seed is mixed into these. The golden ratio's multiples keep
+    the steps of one seed away from another's."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA6B + step) & 0xFFFFFFFF)
 
 
-def random_crops(images: list[Tensor], crop: int, count: int, random: torch.Generator) -> Tensor:
-    """[count, 3, crop, crop] uint8: places uniform over all pixels of all images, turned and flipped at random."""
+def random_crops(
+    images: list[Tensor],
+    crop: int,
+    count: int,
+    random: torch.Generator,
+    *,
+    own: slice = slice(None),
+    orientations: int = 8,
+) -> Tensor:
+    """[count, 3, crop, crop] uint8: places uniform over all pixels of all images, in random orientations: 8, 2
+    (mirrored or not) or 1. All are drawn, and those of `own` are cut: ranks share out what one would have seen."""
     areas = torch.tensor([image.shape[1] * image.shape[2] for image in images], dtype=torch.float64)
     chosen = torch.multinomial(areas, count, replacement=True, generator=random).tolist()
+    places = torch.rand(count, 3, generator=random).tolist()
     crops = []
-    for index, place in zip(chosen, torch.rand(count, 3, generator=random).tolist(), strict=True):
+    for index, place in zip(chosen[own], places[own], strict=True):
         image = images[index]
         top, left = (int(p * (size - crop + 1)) for p, size in zip(place, image.shape[1:], strict=False))
         patch = image[:, top : top + crop, left : left + crop]
-        turn = int(place[2] * 8)
-        patch = patch.rot90(turn % 4, (1, 2))
-        crops.append(patch.flip(2) if turn >= 4 else patch)
+        turn = int(place[2] * orientations)
+        if orientations == 8:
+            patch = patch.rot90(turn % 4, (1, 2))
+        crops.append(patch.flip(2) if turn >= orientations / 2 and orientations > 1 else patch)
     return torch.stack(crops)

@@ -1,0 +1,112 @@
+"""Training runs of seconds, for the tests: tiny networks and crops of 32 pixels."""
+
+import dataclasses
+import json
+import sys
+import tarfile
+
+import torch
+import yaml
+from jpegs import encode, photograph
+
+from model.critic import CriticConfig
+from train.checkpoint import CHECKPOINT, WEIGHTS
+from train.config import Config, DataConfig, DegradationConfig, GameConfig, OptimiserConfig, RunConfig, as_tree
+from train.watch import METRICS
+
+STEPS = 24
+
+
+def write_photos(folder):
+    """Two tar shards, one to train on and one held out; a folder of gray images."""
+    for name, seeds in (("train", range(6)), ("held_out", range(100, 103))):
+        with tarfile.open(folder / f"{name}.tar", "w") as shard:
+            for seed in seeds:
+                path = folder / f"{seed}.jpg"
+                path.write_bytes(encode(photograph(136, 144, seed), "4:4:4", 97))
+                shard.add(path, path.name)
+                path.unlink()
+    (folder / "gray").mkdir()
+    (folder / "gray" / "one.jpg").write_bytes(encode(photograph(136, 144, 7), "gray", 97))
+    return folder
+
+
+def changed(config, changes):
+    """`changes`: section → {key: value}."""
+    return dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **new) for section, new in changes.items()}
+    )
+
+
+def config_of(photos, output, **changes):
+    """A regression; `changes` are `section=dict(key=value)`."""
+    config = Config(
+        model=dataclasses.replace(Config().model, features=8, blocks=2, embedding=8),
+        data=DataConfig([str(photos / "train.tar")], crop=32, batch=4),
+        degradation=DegradationConfig(quality=(5, 40), quality_mean=15.0),
+        optimiser=OptimiserConfig(steps=STEPS, learning_rate=3e-3, warmup=5, ema=0.9),
+        run=RunConfig(str(output), seed=3, log_every=2, save_every=3, validate_every=8),
+    )
+    return changed(config, changes)
+
+
+def game_of(photos, output, **changes):
+    """A game with all its terms in float32; R1 every other step, FM and SM every third."""
+    config = config_of(photos, output, model={"noise": True}, run={"bfloat16": False})
+    config = dataclasses.replace(
+        config,
+        optimiser=OptimiserConfig("game", STEPS, 2e-3, 1e-5, warmup=3, betas=(0.0, 0.99), clip=10.0, ema=0.9),
+        critic=CriticConfig(features=8, most_features=16, halvings=3),
+        game=GameConfig(r1_every=2, second_moment=10.0, moment_images=3, samples=3, moments_every=3, perceptual=1e-4),
+    )
+    return changed(config, changes)
+
+
+def command(config, folder):
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(as_tree(config)))
+    return [sys.executable, "-m", "train.main", "--config", str(path)]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def newest(folder):
+    """The last step that has a line."""
+    if not (folder / METRICS).exists():
+        return 0
+    whole = (folder / METRICS).read_text().rpartition("\n")[0].splitlines()
+    return json.loads(whole[-1])["step"] if whole else 0
+
+
+def checkpoint(folder):
+    return torch.load(folder / CHECKPOINT, weights_only=True)
+
+
+def assert_equal(one, other, where=""):
+    """Of trees of tensors and plain values: bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, (first, second) in enumerate(zip(one, other, strict=True)):
+            assert_equal(first, second, f"{where}[{number}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def assert_same_run(one, other):
+    """Weights, averages, optimisers, loader and step bit for bit; each step's line once, times and partial means
+    aside."""
+    assert (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes()
+    ours, theirs = ({**checkpoint(folder), "config": None} for folder in (one, other))
+    assert_equal(ours, theirs)
+    assert [(line["step"], line["lr"]) for line in lines(one)] == [(line["step"], line["lr"]) for line in lines(other)]
+    gains = [[line["gain_10"] for line in lines(folder) if "gain_10" in line] for folder in (one, other)]
+    assert gains[0] == gains[1]

@@ -1,0 +1,109 @@
+"""Where a step's clean crops come from: JPEGs held in memory, or DALI's loader (pipeline/loader.py)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.loader import Loader, LoaderConfig
+from train.config import Config
+from train.crops import load_images, random_crops, step_generator
+from train.distributed import Ranks, on_device
+
+
+class Source(Protocol):
+    """Crops by step: all ranks' together are the same however many ranks there are."""
+
+    def batch(self, step: int) -> Tensor:
+        """[n, 3, crop, crop] uint8 on the rank's device: its share of the step's crops, one after another in rank
+        order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, besides the step."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MemorySource:
+    """Crops of images in memory, a pure function of (seed, step)."""
+
+    def __init__(self, images: list[Tensor], config: Config, ranks: Ranks) -> None:
+        self.images, self.config, self.ranks = images, config, ranks
+        share = ranks.share(config.data.batch)
+        self.own = slice(ranks.rank * share, (ranks.rank + 1) * share)
+
+    def batch(self, step: int) -> Tensor:
+        data = self.config.data
+        random = step_generator(self.config.run.seed, step)
+        crops = random_crops(self.images, data.crop, data.batch, random, own=self.own, orientations=data.orientations)
+        return on_device(crops, self.ranks.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is none."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class DaliSource:
+    """Each image once an epoch, decoded when its turn comes."""
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        data = config.data
+        self.orientations = data.orientations
+        self.loader = Loader(
+            LoaderConfig(
+                paths=data.train,
+                crop=data.crop,
+                batch=ranks.share(data.batch),
+                seed=config.run.seed,
+                rank=ranks.rank,
+                world=ranks.size,
+                device=str(ranks.device),
+                threads=data.workers,
+                readers=data.workers,
+            )
+        )
+
+    def batch(self, step: int) -> Tensor:
+        if step != self.loader.step:
+            state = self.loader.state_dict()
+            self.loader.load_state_dict(state | {"position": step * state["crops_per_step"]})
+        batch = next(self.loader)
+        if self.orientations == 8:
+            return batch.images
+        turned = zip(batch.images, batch.crops, strict=True)
+        return torch.stack([upright(image, crop.orientation, self.orientations) for image, crop in turned])
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+def upright(image: Tensor, orientation: int, orientations: int) -> Tensor:
+    """A loader's crop [3, h, w] as it lies in its file: transposed (4), then flipped upside down (2) and left to right
+    (1), all undone; of two orientations, the last is put back."""
+    axes = [axis for bit, axis in ((2, 1), (1, 2)) if orientation & bit]
+    image = image.flip(axes) if axes else image
+    image = image.transpose(1, 2) if orientation & 4 else image
+    return image.flip(2) if orientations == 2 and orientation & 1 else image
+
+
+def open_source(config: Config, ranks: Ranks) -> Source:
+    """Raises SourceError for images that are missing, LoaderError where DALI cannot start, ConfigError for a batch that
+    the ranks cannot share."""
+    if config.data.loader == "dali":
+        return DaliSource(config, ranks)
+    return MemorySource(load_images(config.data.train, config.data.crop), config, ranks)

@@ -1,0 +1,194 @@
+"""The game of equations 8 to 10 (arXiv 2211.11827): one step of the critic, one of the generator, in turn.
+
+A step's crops go through in parts (`optimiser.accumulate`), on one rank or several; the result is the same up to
+rounding. The last backward pass of an update goes through the `shared` network, which averages over the ranks what that
+pass and all before it have summed up. So the rare terms, R1, FM and SM, come first, through the plain network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.critic import Critic
+from model.features import VGG19, EfficientNetLite0, Features, FeaturesError
+from model.generator import Generator
+from model.weights import WeightsError, load
+from train.config import LITE0, Config, ConfigError, GameConfig
+from train.degradation import Batch
+from train.distributed import Ranks
+from train.losses import consistency as consistency_of
+from train.losses import critic_loss, first_moment, generator_loss, perceptual, r1, second_moment
+from train.regression import Terms, autocast, restore
+from train.state import State, consistency_weight
+from train.update import Guard, update
+
+CRITICS_DRAW, GENERATORS_DRAW, FIRST_MOMENTS_DRAW = 0, 1, 2
+"""Which of a crop's noise seeds serve for what; FM and SM take all from the third on."""
+
+
+def draws(game: GameConfig) -> int:
+    """How many noise seeds a crop needs."""
+    return FIRST_MOMENTS_DRAW + game.samples
+
+
+@dataclass(frozen=True)
+class Aides:
+    """Frozen networks. features: P's. mmse: SM's X̄. None where the weights leave these terms out."""
+
+    features: Features | None
+    mmse: Generator | None
+
+
+def load_aides(config: Config, device: torch.device) -> Aides:
+    """Raises ConfigError for weights that are missing or of another kind."""
+    game, features, mmse = config.game, None, None
+    try:
+        if game.perceptual:
+            features = EfficientNetLite0.load() if game.features == LITE0 else VGG19.load(game.features)
+            features.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
+            if config.run.compile:
+                features.compile()
+    except FeaturesError as error:
+        raise ConfigError(f"game.features: {error}") from error
+    try:
+        if game.second_moment:
+            mmse = load(game.mmse).generator
+            mmse.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    except WeightsError as error:
+        raise ConfigError(f"game.mmse: {error}") from error
+    if mmse is not None and mmse.config.noise:
+        raise ConfigError(f"game.mmse: {game.mmse} is a sampler, expected a regression network")
+    return Aides(features, mmse)
+
+
+def critic_step(state: State, parts: list[Batch], config: Config, guard: Guard) -> Terms:
+    """Equation 9, its sign turned: the critic minimises V + R1. Every `r1_every` steps R1 counts that many times."""
+    game, share, critic = config.game, 1 / len(parts), state.critic
+    assert critic is not None
+    terms = {}
+    if game.r1 and state.step % game.r1_every == 0:
+        terms["r1"] = torch.zeros_like(guard.failed)
+        for part in parts:
+            penalty = r1(critic.network.forward, part.clean, game.r1)  # `forward` itself is never compiled
+            torch.autograd.backward(penalty * game.r1_every * share)
+            terms["r1"] += penalty.detach() * share
+    terms["critic"] = torch.zeros_like(guard.failed)
+    for part in parts:
+        seeds = part.seeds[:, CRITICS_DRAW] if config.model.noise else None
+        with torch.no_grad():
+            restored = restore(state.generator.network, part, config, seeds)
+        network = critic.shared if part is parts[-1] else critic.network
+        with autocast(config, restored.device):
+            clean_logits, restored_logits = network(torch.cat((part.clean, restored))).chunk(2)
+        loss = critic_loss(clean_logits, restored_logits)
+        torch.autograd.backward(loss * share)
+        terms["critic"] += loss.detach() * share
+    terms["critic_norm"] = update(critic, terms, state.step, config, guard)
+    return terms
+
+
+def generator_step(state: State, parts: list[Batch], aides: Aides, config: Config, guard: Guard) -> Terms:
+    """Equation 10: the generator minimises V, C, FM, P and SM, each times its weight. The critic stays as it is, and no
+    gradient of its parameters is computed."""
+    game, learner = config.game, state.generator
+    critic = state.critic.network if state.critic else None
+    weights = {**_weights(game), "consistency": consistency_weight(config, state.step)}
+    terms, zero = Terms(), torch.zeros_like(guard.failed)
+    with frozen(critic):
+        if (game.first_moment or game.second_moment) and state.step % game.moments_every == 0:
+            terms |= moments_pass(learner.network, parts, aides, config, guard.ranks)
+        for part in parts:
+            network = learner.shared if part is parts[-1] else learner.network
+            seeds = part.seeds[:, GENERATORS_DRAW] if config.model.noise else None
+            restored = restore(network, part, config, seeds)
+            found = sample_terms(restored, part, critic, aides, config)
+            loss = torch.stack([weights[name] * value for name, value in found.items()]).sum() / len(parts)
+            torch.autograd.backward(loss)
+            for name, value in found.items():
+                terms[name] = terms.get(name, zero) + value.detach() / len(parts)
+    terms["generator_norm"] = update(learner, terms, state.step, config, guard)
+    return terms
+
+
+def _weights(game: GameConfig) -> dict[str, float]:
+    names = ("adversarial", "perceptual", "first_moment", "second_moment")
+    return {name: getattr(game, name) for name in names}
+
+
+def sample_terms(restored: Tensor, batch: Batch, critic: Critic | None, aides: Aides, config: Config) -> Terms:
+    """V, C and P of one sample for each crop."""
+    terms = {}
+    if critic is not None:
+        with autocast(config, restored.device):
+            logits = critic(restored)
+        terms["adversarial"] = generator_loss(logits)
+    if config.game.consistency[0]:
+        terms["consistency"] = consistency(restored, batch)
+    if aides.features is not None:
+        with autocast(config, restored.device):
+            ours = aides.features(restored)
+            with torch.no_grad():
+                theirs = aides.features(batch.clean)
+        terms["perceptual"] = perceptual(ours, theirs)
+    return terms
+
+
+def consistency(restored: Tensor, batch: Batch) -> Tensor:
+    """C, equation 4, over crops of several samplings: each crop's mean counts the same."""
+    total = torch.zeros((), device=restored.device)
+    for sampling, places in batch.groups():
+        tables = batch.tables[places, : sampling.components]
+        term = consistency_of(restored[places], batch.clean[places], tables, sampling)
+        total = total + term * (len(places) / len(batch))
+    return total
+
+
+def moments_pass(network: Generator, parts: list[Batch], aides: Aides, config: Config, ranks: Ranks) -> Terms:
+    """FM and SM of K samples for each of a few crops, spread over the step: their gradients, and their means."""
+    game = config.game
+    names = [name for name in ("first_moment", "second_moment") if getattr(game, name)]
+    terms = {name: torch.zeros((), device=ranks.device) for name in names}
+    for part in parts:
+        chosen = part.spread(game.moment_images)
+        if not chosen:
+            continue
+        share = len(chosen) * ranks.size / game.moment_images  # ranks are averaged, however many crops each has
+        found = moment_terms(network, part.take(chosen), aides, config)
+        torch.autograd.backward(torch.stack([found[name] * getattr(game, name) for name in names]).sum() * share)
+        for name in names:
+            terms[name] += found[name].detach() * share
+    return terms
+
+
+def moment_terms(network: Generator, batch: Batch, aides: Aides, config: Config) -> Terms:
+    """FM and SM, equations 5 and 7, of K samples for each crop."""
+    game, count = config.game, len(batch)
+    repeated = batch.take([place for place in range(count) for _ in range(game.samples)])
+    seeds = batch.seeds[:, FIRST_MOMENTS_DRAW:].flatten()
+    samples = restore(network, repeated, config, seeds).unflatten(0, (count, game.samples))
+    terms = {}
+    if game.first_moment:
+        terms["first_moment"] = first_moment(samples, batch.clean, game.unbiased)
+    if aides.mmse is not None:
+        with torch.no_grad():
+            mean = restore(aides.mmse, batch, config)
+        terms["second_moment"] = second_moment(samples, batch.clean, mean)
+    return terms
+
+
+@contextmanager
+def frozen(network: nn.Module | None) -> Iterator[None]:
+    """No gradient of its parameters is computed inside."""
+    if network is None:
+        yield
+        return
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.requires_grad_(True)

@@ -1,0 +1,45 @@
+"""The regression: one step towards E[X | Y], the paper's "Ours-MSE", and X̄ of equation 7."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.generator import Noise
+from train.config import Config
+from train.degradation import Batch
+from train.losses import LOSSES
+from train.state import State
+from train.update import Guard, update
+
+Terms = dict[str, Tensor]
+"""What a step tells of itself: scalars by name, on the device, the same names on all ranks."""
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.run.bfloat16)
+
+
+def restore(generator: nn.Module, batch: Batch, config: Config, seeds: Tensor | None = None) -> Tensor:
+    """[n, 3, h, w] float32, 0..1. seeds: [n] int64, the noise of each crop; none for a deterministic generator."""
+    noise = None
+    if seeds is not None:
+        noise = Noise(seeds, torch.zeros(len(batch), 2, dtype=torch.int64, device=seeds.device))
+    with autocast(config, batch.decoded.device):
+        restored: Tensor = generator(batch.decoded, batch.tables, batch.sampling_index, noise)
+    return restored.float()
+
+
+def regression_step(state: State, parts: list[Batch], config: Config, guard: Guard) -> Terms:
+    """One update of the generator with `optimiser.loss`."""
+    learner, total = state.generator, torch.zeros((), device=guard.failed.device)
+    for part in parts:
+        network = learner.shared if part is parts[-1] else learner.network
+        loss = LOSSES[config.optimiser.loss](restore(network, part, config), part.clean) / len(parts)
+        torch.autograd.backward(loss)
+        total += loss.detach()
+    norm = update(learner, {"loss": total}, state.step, config, guard)
+    return {"loss": total, "generator_norm": norm}
