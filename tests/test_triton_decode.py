@@ -63,6 +63,13 @@ def test_views_decode_like_copies(sampling, device, seed):
     assert torch.equal(decode(view), decode(copy))
 
 
+@ALL
+def test_planes_may_start_anywhere_in_memory(sampling, device, seed):
+    c = wild(2, sampling, (21, 37)).to(device)
+    shifted = tuple(torch.cat([p.new_zeros(1), p.flatten()])[1:].view(p.shape) for p in c.planes)
+    assert torch.equal(decode(Coefficients(shifted, c.tables, c.sampling, c.size)), decode(c))
+
+
 def test_the_operator_is_registered_in_full(device, seed):
     c = real(2, Subsampling.S420, (9, 10)).to(device)
     arguments = (list(c.planes), c.tables, c.sampling.label, *c.size)

@@ -9,7 +9,7 @@ from scenes import pictures
 from kernels import Subsampling
 from kernels.libjpeg import integer_forward as integer_forward_in_torch
 from kernels.mcu import put_blocks, regions, to_tiles
-from kernels.triton_ops.blocks import block_offsets, pack, spot
+from kernels.triton_ops.blocks import coefficient_offsets, pack, spot
 from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.exact import eight_bits
 from kernels.triton_ops.integer import integer_forward
@@ -25,12 +25,13 @@ def forward_kernel(
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
     r, g, b = load_rgb(x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V)
     y, cb, cr = integer_forward(eight_bits(r), eight_bits(g), eight_bits(b), row, height, C, V, G, H)
-    tl.store(luma + block_offsets(image, row, column, rows * V, columns * H), pack(y), mask=valid[:, None, None])
+    where = coefficient_offsets(image, row, column, rows * V, columns * H)
+    tl.store(luma + where, tl.reshape(pack(y), where.shape), mask=valid[:, None])
     if C == 3:
         image, row, column, valid = spot(mcus, rows, columns, 1, G, 1)
-        where = block_offsets(image, row, column, rows, columns)
-        tl.store(blue + where, pack(cb), mask=valid[:, None, None])
-        tl.store(red + where, pack(cr), mask=valid[:, None, None])
+        where = coefficient_offsets(image, row, column, rows, columns)
+        tl.store(blue + where, tl.reshape(pack(cb), where.shape), mask=valid[:, None])
+        tl.store(red + where, tl.reshape(pack(cr), where.shape), mask=valid[:, None])
 
 
 @ALL

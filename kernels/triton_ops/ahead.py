@@ -2,17 +2,20 @@
 
 python -m kernels.triton_ops.ahead              a table for sm_80, sm_90 and sm_100
 python -m kernels.triton_ops.ahead --json       the same for programs
+python -m kernels.triton_ops.ahead --check      the table, and an error when a kernel spills
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -24,11 +27,28 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.coefficients import Subsampling
-from kernels.triton_ops import KERNELS
-from kernels.triton_ops.launch import INTERPRETED
+from kernels.triton_ops import KERNELS, descent, exact
+from kernels.triton_ops.launch import INTERPRETED, OPTIONS
 
 CAPABILITIES = (80, 90, 100)
 IMAGES = ("fp32", "bf16", "fp16")
+
+POINTERS = {
+    **dict.fromkeys(("x", "out", "gradient"), "image"),
+    **dict.fromkeys(("out32", "gradient32"), "fp32"),
+    **dict.fromkeys(("luma_plane", "blue_plane", "red_plane"), "i16"),
+    **dict.fromkeys(("tables", "mismatches", "unsettled", "wrongs", "attempts"), "i32"),
+    "image8": "u8",
+}
+"""What pointers point to, by the argument's name; image: to what the caller's images are made of."""
+
+FLOATS = ("half",)
+
+CONSTANTS: dict[str, dict[str, Any]] = {"exact": exact.CONSTANTS, "descent": descent.CONSTANTS}
+"""Constants of a kernel that neither its sampling nor its configuration says, by the kernel's name."""
+
+Job = tuple[str, Subsampling, str, int]
+"""Kernel, sampling, dtype of the images, capability: a call of `compile_kernel`."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +66,31 @@ class Resources:
     shared: int
 
 
-def types(kernel: Any, dtype: str) -> dict[str, str]:
-    """The kernel's signature; what an argument is can be told from its name."""
-    names = {"tables": "*i32", "image8": "*u8", "mismatches": "*i32", "stride_w": "constexpr"}
-    names |= dict.fromkeys(("x", "out", "gradient"), f"*{dtype}")
-    names |= {"out32": "*fp32", "gradient32": "*fp32", "half": "fp32"}
-    names |= {argument: "*i16" for argument in kernel.arg_names if argument.endswith("_plane")}
-    names |= {argument: "constexpr" for argument in kernel.arg_names if argument.isupper()}
-    return {argument: names.get(argument, "i32") for argument in kernel.arg_names}
+def source_of(kernel: Any, values: dict[str, Any], dtype: str) -> ASTSource:
+    """What a launch compiles on contiguous images in memory as PyTorch allocates it, which starts at multiples of 16
+    bytes. values: the constants."""
+    signature = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FLOATS, "fp32")
+    signature |= {name: f"*{dtype if target == 'image' else target}" for name, target in POINTERS.items()}
+    signature = {name: "constexpr" if name in values else signature[name] for name in kernel.arg_names}
+    constants = {name: value for name, value in values.items() if name in signature}
+    attributes = {
+        (place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind.startswith("*")
+    }
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
 def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int) -> Iterator[Resources]:
     """One kernel for one kind of input, in each of its configurations."""
     tuner = KERNELS[name]
-    kernel = tuner.fn
-    signature = types(kernel, dtype)
+    vertical, horizontal = sampling.factors
+    always = {"C": sampling.components, "V": vertical, "H": horizontal, "stride_w": 1, "gradient_stride_w": 1}
     for config in tuner.configs:
-        vertical, horizontal = sampling.factors
-        values = {"C": sampling.components, "V": vertical, "H": horizontal, "stride_w": 1, **config.kwargs}
-        constants = {key: value for key, value in values.items() if key in kernel.arg_names}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": config.num_warps}
-        )
-        registers, stack = usage(compiled.asm["cubin"])
-        shared = compiled.metadata.shared
-        blocks = config.kwargs["BLOCKS"]
-        yield Resources(name, sampling.label, dtype, capability, blocks, config.num_warps, registers, stack, shared)
+        source = source_of(tuner.fn, always | CONSTANTS.get(name, {}) | config.kwargs, dtype)
+        options = {"num_warps": config.num_warps, **OPTIONS}
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        taken = (*usage(compiled.asm["cubin"]), compiled.metadata.shared)
+        blocks = config.kwargs.get("BLOCKS", 0)
+        yield Resources(name, sampling.label, dtype, capability, blocks, config.num_warps, *taken)
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
@@ -89,14 +107,38 @@ def usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def compile_job(job: Job) -> list[Resources]:
+    return list(compile_kernel(*job))
+
+
+def compile_all(work: list[Job], processes: int) -> Iterator[Resources]:
+    """In the order of `work`, as it is done."""
+    context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        for found in tqdm(pool.map(compile_job, work), total=len(work), unit="kernel", leave=False, file=sys.stderr):
+            yield from found
+
+
+MOST_SHARED = 100 * 1024
+
+
+def faults(row: Resources) -> list[str]:
+    """What a kernel may not do: keep values in memory for want of registers, or take most of the shared memory."""
+    found = [f"{row.stack} bytes of stack: it spills"] * (row.stack > 0)
+    return found + [f"{row.shared} bytes of shared memory, more than {MOST_SHARED}"] * (row.shared > MOST_SHARED)
+
+
 def main() -> int:
+    """Exit code 1 when --check finds fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS), help="[all]")
     labels = [sampling.label for sampling in Subsampling]
     parser.add_argument("--sampling", nargs="+", choices=labels, default=labels, help="[all]")
     parser.add_argument("--capability", nargs="+", type=int, default=list(CAPABILITIES), help="[80 90 100]")
     parser.add_argument("--dtype", nargs="+", choices=IMAGES, default=["fp32"], help="of the images [fp32]")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="compile N kernels at a time [1]")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
+    parser.add_argument("--check", action="store_true", help="fail when a kernel spills, or takes much shared memory")
     options = parser.parse_args()
     if INTERPRETED:
         parser.error("with TRITON_INTERPRET=1 nothing is compiled")
@@ -105,11 +147,14 @@ def main() -> int:
     if not options.json:
         print("| kernel | sampling | images | sm | blocks | warps | registers | stack | shared |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for arguments in tqdm(work, unit="kernel", leave=False, file=sys.stderr):
-        for row in compile_kernel(*arguments):
-            line = json.dumps(asdict(row)) if options.json else f"| {' | '.join(map(str, asdict(row).values()))} |"
-            tqdm.write(line, file=sys.stdout)
-    return 0
+    wrong = []
+    for row in compile_all(work, options.processes):
+        line = json.dumps(asdict(row)) if options.json else f"| {' | '.join(map(str, asdict(row).values()))} |"
+        tqdm.write(line, file=sys.stdout)
+        wrong += [f"{row.kernel} {row.sampling} sm_{row.capability}: {fault}" for fault in faults(row)]
+    if options.check and wrong:
+        print("ahead:", *wrong, sep="\n", file=sys.stderr)
+    return int(options.check and bool(wrong))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """What every kernel is made of: 8x8 blocks in registers.
 
-A block's eight rows (or columns) are eight tensors [B, 8], a tuple called an octet here, so that a pass of the DCT is
-arithmetic between them and only the transposition between two passes crosses threads. The B blocks of a program are
-those of G neighbouring MCUs, ordered (row in the MCU, MCU, column in the MCU): B = V G H for luma, with V and H the
-sampling factors, and G for chroma.
+The B blocks of a program are those of G neighbouring MCUs, ordered (row in the MCU, MCU, column in the MCU): B = V G H
+for luma, with V and H the sampling factors, and G for one component of chroma. They come in three forms:
+
+- pixels [8, B, 8] for (row, block, column), in which images are read, written and computed with place by place: what
+  comes last is what neighbouring threads have, so they touch neighbouring pixels, and what comes first a thread's own;
+- octets, tuples of a block's eight rows (or columns), eight tensors [B, 8], so that a pass of the DCT is arithmetic
+  between them and only the transposition between two passes crosses threads;
+- coefficients [B, 8, 8] for (block, row frequency, column frequency), as the planes of files have them.
 """
 
 from __future__ import annotations
@@ -23,137 +27,26 @@ def spot(mcus, rows, columns, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr)
 
 
 @triton.jit
+def spot_chroma(mcus, rows, columns, G: tl.constexpr, H: tl.constexpr):
+    """The same of 2 G H blocks, G H of blueness and then as many of redness, and whose component each is: 1 or 2."""
+    image, row, column, valid = spot(mcus, rows, columns, 2, G, H)
+    return image, row // 2, column, valid, row % 2 + 1
+
+
+@triton.jit
+def chroma_plane(blue_plane, red_plane, component):
+    """Pointers [B, 1] to the blocks' planes. That these start at multiples of 16 bytes (new ones do, and others by
+    launch.aligned) the compiler knows of each plane, but not of a choice between them."""
+    return tl.multiple_of(tl.where(component == 1, blue_plane, red_plane), [16])[:, None]
+
+
+@triton.jit
 def source_row(row, height, V: tl.constexpr):
     """The row of the image that a row of an MCU shows: rows repeat only up to the sampling factor; below that the last
     group of rows repeats, for libjpeg-turbo repeats the last row of *averaged* samples."""
     last_group = (height - 1) // V * V
     row = tl.where(row < last_group + V, row, last_group + row % V)
     return tl.minimum(row, height - 1)
-
-
-@triton.jit
-def load_octet(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V: tl.constexpr):
-    """One channel's pixels of blocks as eight rows [B, 8], float32; beyond the image they repeat its edge."""
-    place = tl.minimum(column[:, None] * 8 + tl.arange(0, 8)[None, :], width - 1)
-    corner = x + image.to(tl.int64)[:, None] * stride_n + place * stride_w
-    octet = ()
-    for k in tl.static_range(8):
-        y = source_row(row * 8 + k, height, V).to(tl.int64)
-        octet = octet + (tl.load(corner + y[:, None] * stride_h, mask=valid[:, None], other=0.0).to(tl.float32),)
-    return octet
-
-
-@triton.jit
-def store_octet(x, octet, image, row, column, valid, height, width, stride_n, stride_h, stride_w):
-    """The inverse: what lies beyond the image is not written."""
-    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
-    corner = x + image.to(tl.int64)[:, None] * stride_n + place * stride_w
-    inside = valid[:, None] & (place < width)
-    for k in tl.static_range(8):
-        y = (row * 8 + k)[:, None]
-        tl.store(corner + y.to(tl.int64) * stride_h, octet[k].to(x.dtype.element_ty), mask=inside & (y < height))
-
-
-@triton.jit
-def luma_rows(luma, row, height, V: tl.constexpr):
-    """Luma, unlike chroma, repeats the very last row: where the rows below an even height alternate (`source_row`),
-    every other one is replaced."""
-    if V == 1:
-        return luma
-    octet = ()
-    for k in tl.static_range(8):
-        below = (row * 8 + k)[:, None] >= height
-        octet = octet + (tl.where(below, luma[k // 2 * 2 + 1], luma[k]),)
-    return octet
-
-
-@triton.jit
-def to_ycc(red, green, blue):
-    """Octets of RGB, 0..255 → octets of Y - 128 and the two differences (JFIF)."""
-    luma, blueness, redness = (), (), ()
-    for k in tl.static_range(8):
-        y = red[k] * 0.299 + green[k] * 0.587 + blue[k] * 0.114
-        luma = luma + (y - 128.0,)
-        blueness = blueness + ((blue[k] - y) * (1 / 1.772),)
-        redness = redness + ((red[k] - y) * (1 / 1.402),)
-    return luma, blueness, redness
-
-
-@triton.jit
-def load_ycc(
-    x,
-    image,
-    row,
-    column,
-    valid,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    C: tl.constexpr,
-    V: tl.constexpr,
-):
-    """Octets of Y - 128 and the two differences at all places of MCUs; of gray images, luma thrice."""
-    first = load_octet(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-    if C == 1:
-        luma = ()
-        for k in tl.static_range(8):
-            luma = luma + (first[k] - 128.0,)
-        return luma, luma, luma
-    else:
-        second = load_octet(x + stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-        third = load_octet(x + 2 * stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-        return to_ycc(first, second, third)
-
-
-@triton.jit
-def to_rgb(luma, blueness, redness):
-    """The linear way back, octets of differences of (Y, Cb, Cr) → of (R, G, B)."""
-    red, green, blue = (), (), ()
-    for k in tl.static_range(8):
-        red = red + (luma[k] + 1.402 * redness[k],)
-        green = green + (luma[k] - (0.114 * 1.772 / 0.587) * blueness[k] - (0.299 * 1.402 / 0.587) * redness[k],)
-        blue = blue + (luma[k] + 1.772 * blueness[k],)
-    return red, green, blue
-
-
-@triton.jit
-def sum_under_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Full-size octets of luma's blocks [V G H, 8] → sums of the V x H values under each chroma sample, [G, 8]."""
-    if V == 2:
-        top, bottom = (), ()
-        for m in tl.static_range(4):
-            pair = tl.reshape(x[2 * m] + x[2 * m + 1], [2, G * H, 8])
-            upper, lower = tl.split(tl.permute(pair, (1, 2, 0)))
-            top = top + (upper,)
-            bottom = bottom + (lower,)
-        x = top + bottom
-    if H == 2:
-        narrow = ()
-        for k in tl.static_range(8):
-            left, right = tl.split(tl.reshape(x[k], [G, 8, 2]))
-            narrow = narrow + (left + right,)
-        x = narrow
-    return x
-
-
-@triton.jit
-def repeat_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Chroma octets [G, 8] → each sample repeated over its V x H pixels, octets of luma's blocks [V G H, 8]."""
-    if H == 2:
-        wide = ()
-        for k in tl.static_range(8):
-            wide = wide + (tl.reshape(tl.join(x[k], x[k]), [2 * G, 8]),)
-        x = wide
-    if V == 2:
-        tall = ()
-        for m in tl.static_range(4):
-            both = tl.reshape(tl.permute(tl.join(x[m], x[4 + m]), (2, 0, 1)), [2 * G * H, 8])
-            tall = tall + (both, both)
-        x = tall
-    return x
 
 
 @triton.jit
@@ -175,6 +68,84 @@ def unpack(y):
     x1, x5 = tl.split(x15)
     x3, x7 = tl.split(x37)
     return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def to_rows(x):
+    """Pixels → an octet of rows. A thread has all of a column: nothing moves."""
+    return unpack(tl.permute(x, (1, 2, 0)))
+
+
+@triton.jit
+def from_rows(x):
+    """The inverse."""
+    return tl.permute(pack(x), (2, 0, 1))
+
+
+@triton.jit
+def beside(x, y):
+    """Two planes' pixels [8, B, 8] → side by side: [8, 2 B, 8]."""
+    return tl.reshape(tl.permute(tl.join(x, y), (0, 3, 1, 2)), [8, 2 * x.shape[1], 8])
+
+
+@triton.jit
+def apart(x):
+    """The inverse."""
+    return tl.split(tl.permute(tl.reshape(x, [8, 2, x.shape[1] // 2, 8]), (0, 2, 3, 1)))
+
+
+@triton.jit
+def luma_pixels(luma, row, height, V: tl.constexpr):
+    """Luma, unlike chroma, repeats the very last row: where the rows below an even height alternate (`source_row`),
+    every other one is replaced."""
+    if V == 1:
+        return luma
+    else:
+        upper, lower = tl.split(tl.permute(tl.reshape(luma, [4, 2, luma.shape[1], 8]), (0, 2, 3, 1)))
+        below = row[None, :] * 8 + tl.arange(0, 4)[:, None] * 2 >= height
+        upper = tl.where(below[:, :, None], lower, upper)
+        return tl.reshape(tl.permute(tl.join(upper, lower), (0, 3, 1, 2)), luma.shape)
+
+
+@triton.jit
+def ycc(red, green, blue, C: tl.constexpr):
+    """RGB, 0..255 → Y - 128 and the two differences (JFIF); of gray, luma thrice."""
+    if C == 1:
+        luma = red - 128.0
+        return luma, luma, luma
+    else:
+        y = red * 0.299 + green * 0.587 + blue * 0.114
+        return y - 128.0, (blue - y) * (1 / 1.772), (red - y) * (1 / 1.402)
+
+
+@triton.jit
+def rgb(luma, blueness, redness):
+    """The linear way back, differences of (Y, Cb, Cr) → of (R, G, B)."""
+    green = luma - (0.114 * 1.772 / 0.587) * blueness - (0.299 * 1.402 / 0.587) * redness
+    return luma + 1.402 * redness, green, luma + 1.772 * blueness
+
+
+@triton.jit
+def shrink(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Pixels of luma's blocks [8, V G H, 8] → sums of the V x H values under each chroma sample, [8, G, 8]."""
+    if H == 2:
+        left, right = tl.split(tl.reshape(x, [8, V * G, 8, 2]))
+        x = left + right
+    if V == 2:
+        upper, lower = tl.split(tl.permute(tl.reshape(x, [4, 2, V, G, 8]), (2, 0, 3, 4, 1)))
+        x = tl.reshape(upper + lower, [8, G, 8])
+    return x
+
+
+@triton.jit
+def grow(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Chroma's [8, G, 8] → each sample repeated over its V x H pixels, pixels of luma's blocks [8, V G H, 8]."""
+    if V == 2:
+        x = tl.permute(tl.reshape(x, [2, 4, G, 8]), (1, 0, 2, 3))
+        x = tl.reshape(tl.permute(tl.join(x, x), (0, 4, 1, 2, 3)), [8, V * G, 8])
+    if H == 2:
+        x = tl.reshape(tl.join(x, x), [8, V * G * H, 8])
+    return x
 
 
 @triton.jit
@@ -250,26 +221,127 @@ def idct(f):
 
 
 @triton.jit
-def block_offsets(image, row, column, rows, columns):
-    """[B, 8, 8]: where the coefficients of blocks lie in a plane [N, rows, columns, 8, 8]."""
+def coefficient_offsets(image, row, column, rows, columns):
+    """[B, 64]: where the coefficients of blocks lie in a plane [N, rows, columns, 8, 8]. They are read and written as
+    64 in a row: of [B, 8, 8] compilers before Triton 3.9 would give neighbouring threads different blocks."""
     place = (image.to(tl.int64) * rows + row) * columns + column
-    return place[:, None, None] * 64 + tl.arange(0, 8)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+    return place[:, None] * 64 + tl.arange(0, 64)[None, :]
 
 
 @triton.jit
-def load_coefficients(plane, image, row, column, valid, rows, columns):
-    """Blocks of a plane that has rows x columns of them → eight columns, each [B, 8], float32."""
-    where = plane + block_offsets(image, row, column, rows, columns)
-    return unpack(tl.load(where, mask=valid[:, None, None], other=0).to(tl.float32))
+def load_blocks(plane, image, row, column, valid, rows, columns):
+    """Coefficients [B, 8, 8] of a plane that has rows x columns blocks, float32."""
+    where = plane + coefficient_offsets(image, row, column, rows, columns)
+    return tl.reshape(tl.load(where, mask=valid[:, None], other=0).to(tl.float32), [valid.shape[0], 8, 8])
 
 
 @triton.jit
-def load_steps(tables, image, valid, COMPONENT: tl.constexpr, COMPONENTS: tl.constexpr):
-    """One component's quantisation steps for each block, as eight columns [B, 8], float32."""
-    where = tables + block_offsets(image, 0, COMPONENT, 1, COMPONENTS)
-    return unpack(tl.load(where, mask=valid[:, None, None], other=1).to(tl.float32))
+def load_table(tables, image, valid, component, COMPONENTS: tl.constexpr):
+    """A component's quantisation steps for each block: [B, 8, 8], float32."""
+    where = tables + coefficient_offsets(image, 0, component, 1, COMPONENTS)
+    return tl.reshape(tl.load(where, mask=valid[:, None], other=1).to(tl.float32), [valid.shape[0], 8, 8])
 
 
 @triton.jit
 def round_half_away(x):
     return tl.where(x >= 0, tl.floor(x + 0.5), tl.ceil(x - 0.5))
+
+
+@triton.jit
+def limit(x, low, high):
+    """What is not a number stays so."""
+    return tl.clamp(x, low, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def forward(x):
+    """Pixels → 8 times their DCT: coefficients."""
+    return pack(dct(to_rows(x)))
+
+
+@triton.jit
+def inverse(f):
+    """Coefficients → 8 times their inverse DCT: pixels."""
+    return from_rows(idct(unpack(f)))
+
+
+@triton.jit
+def luma_rows(luma, row, height, V: tl.constexpr):
+    """Luma, unlike chroma, repeats the very last row: where the rows below an even height alternate (`source_row`),
+    every other one is replaced."""
+    if V == 1:
+        return luma
+    octet = ()
+    for k in tl.static_range(8):
+        below = (row * 8 + k)[:, None] >= height
+        octet = octet + (tl.where(below, luma[k // 2 * 2 + 1], luma[k]),)
+    return octet
+
+
+@triton.jit
+def to_ycc(red, green, blue):
+    """`ycc` of octets."""
+    luma, blueness, redness = (), (), ()
+    for k in tl.static_range(8):
+        y, b, r = ycc(red[k], green[k], blue[k], 3)
+        luma, blueness, redness = luma + (y,), blueness + (b,), redness + (r,)
+    return luma, blueness, redness
+
+
+@triton.jit
+def to_rgb(luma, blueness, redness):
+    """`rgb` of octets."""
+    red, green, blue = (), (), ()
+    for k in tl.static_range(8):
+        r, g, b = rgb(luma[k], blueness[k], redness[k])
+        red, green, blue = red + (r,), green + (g,), blue + (b,)
+    return red, green, blue
+
+
+@triton.jit
+def sum_under_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Full-size octets of luma's blocks [V G H, 8] → sums of the V x H values under each chroma sample, [G, 8]."""
+    if V == 2:
+        top, bottom = (), ()
+        for m in tl.static_range(4):
+            pair = tl.reshape(x[2 * m] + x[2 * m + 1], [2, G * H, 8])
+            upper, lower = tl.split(tl.permute(pair, (1, 2, 0)))
+            top = top + (upper,)
+            bottom = bottom + (lower,)
+        x = top + bottom
+    if H == 2:
+        narrow = ()
+        for k in tl.static_range(8):
+            left, right = tl.split(tl.reshape(x[k], [G, 8, 2]))
+            narrow = narrow + (left + right,)
+        x = narrow
+    return x
+
+
+@triton.jit
+def repeat_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Chroma octets [G, 8] → each sample repeated over its V x H pixels, octets of luma's blocks [V G H, 8]."""
+    if H == 2:
+        wide = ()
+        for k in tl.static_range(8):
+            wide = wide + (tl.reshape(tl.join(x[k], x[k]), [2 * G, 8]),)
+        x = wide
+    if V == 2:
+        tall = ()
+        for m in tl.static_range(4):
+            both = tl.reshape(tl.permute(tl.join(x[m], x[4 + m]), (2, 0, 1)), [2 * G * H, 8])
+            tall = tall + (both, both)
+        x = tall
+    return x
+
+
+@triton.jit
+def load_coefficients(plane, image, row, column, valid, rows, columns):
+    """`load_blocks` as eight columns [B, 8]."""
+    return unpack(load_blocks(plane, image, row, column, valid, rows, columns))
+
+
+@triton.jit
+def load_steps(tables, image, valid, COMPONENT: tl.constexpr, COMPONENTS: tl.constexpr):
+    """`load_table` as eight columns [B, 8]."""
+    return unpack(load_table(tables, image, valid, COMPONENT, COMPONENTS))

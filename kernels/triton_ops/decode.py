@@ -15,38 +15,41 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling
-from kernels.triton_ops.blocks import block_offsets, idct, idct_pass, pack, spot, to_rgb, unpack
-from kernels.triton_ops.launch import launch, three, tuned
+from kernels.triton_ops.blocks import (
+    apart,
+    beside,
+    chroma_plane,
+    from_rows,
+    idct,
+    idct_pass,
+    inverse,
+    limit,
+    load_blocks,
+    load_table,
+    pack,
+    rgb,
+    spot,
+    spot_chroma,
+    unpack,
+)
+from kernels.triton_ops.edges import store_pixels
+from kernels.triton_ops.launch import SIZES, aligned, launch, three, tuned
 
 
 @triton.jit
 def load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, C: tl.constexpr):
-    """q * step of blocks of a plane that has rows x columns of them, [B, 8, 8]; zero beyond it."""
-    mask = (valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns))[:, None, None]
-    q = tl.load(plane + block_offsets(image, row, column, rows, columns), mask=mask, other=0)
-    steps = tl.load(tables + block_offsets(image, 0, component, 1, C), mask=mask, other=1)
-    return q.to(tl.float32) * steps.to(tl.float32)
-
-
-@triton.jit
-def load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns):
-    """The same of B blocks of both chroma planes, [2 B, 8, 8]."""
-    blue = load_dequantised(blue_plane, tables, 1, image, row, column, valid, rows, columns, 3)
-    red = load_dequantised(red_plane, tables, 2, image, row, column, valid, rows, columns, 3)
-    return tl.reshape(tl.permute(tl.join(blue, red), (3, 0, 1, 2)), [2 * blue.shape[0], 8, 8])
-
-
-@triton.jit
-def limit(x):
-    """8 times samples → samples less 128, limited to what a plane can hold."""
-    return tl.clamp(x * 0.125, -128.0, 127.0)
+    """q * step / 8 of blocks of a plane that has rows x columns of them, [B, 8, 8]; zero beyond it."""
+    valid = valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    q = load_blocks(plane, image, row, column, valid, rows, columns)
+    return q * (load_table(tables, image, valid, component, C) * 0.125)
 
 
 @triton.jit
 def limit_octet(x):
+    """Samples less 128, limited to what a plane can hold."""
     octet = ()
     for k in tl.static_range(8):
-        octet = octet + (limit(x[k]),)
+        octet = octet + (limit(x[k], -128.0, 127.0),)
     return octet
 
 
@@ -62,14 +65,15 @@ def end_pass(f, end):
 def borders(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr, DOWN: tl.constexpr):
     """The lines of samples that touch 2 G blocks: above and below with DOWN, else left and right. An octet along the
     lines, [G / 2, 8] for (block, side): the lines of four blocks stand together as a block's rows do."""
-    image, row, column, valid = spot(mcus, rows, columns, 1, G, 2)
+    image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 2)
     side = column % 2 * 2 - 1
     column = column // 2
     if DOWN:
         row += side
     else:
         column += side
-    f = load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns)
+    plane = chroma_plane(blue_plane, red_plane, component)
+    f = load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, 3)
     end = (tl.arange(0, 4 * G) % 2 * 2 - 1).to(tl.float32)
     lines = end_pass(unpack(tl.permute(f, (0, 2, 1)) if DOWN else f), end[:, None])
     return limit_octet(idct_pass(unpack(tl.reshape(lines, [G // 2, 8, 8]))))
@@ -79,13 +83,14 @@ def borders(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr,
 def corners(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr):
     """The samples that touch 2 G blocks at their corners: the left and the right ones, [G / 2, 8] each for (block,
     above or below)."""
-    image, row, column, valid = spot(mcus, rows, columns, 1, G, 4)
+    image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 4)
     row, column = row + column // 2 % 2 * 2 - 1, column // 4 + column % 2 * 2 - 1
-    f = load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns)
+    plane = chroma_plane(blue_plane, red_plane, component)
+    f = load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, 3)
     corner = tl.arange(0, 8 * G)
     down, right = (corner // 2 % 2 * 2 - 1).to(tl.float32), (corner % 2 * 2 - 1).to(tl.float32)
     f = unpack(tl.reshape(end_pass(unpack(f), right[:, None]), [G, 8, 8]))
-    samples = limit(end_pass(f, tl.reshape(down, [G, 8])))
+    samples = limit(end_pass(f, tl.reshape(down, [G, 8])), -128.0, 127.0)
     return tl.split(tl.reshape(samples, [G // 2, 8, 2]))
 
 
@@ -104,7 +109,7 @@ def double(x, before, after, place, length, share):
 
 
 @triton.jit
-def apart(lines, G: tl.constexpr):
+def both_sides(lines, G: tl.constexpr):
     """`borders` → the lines before and after 2 G blocks, [2 G, 8] each."""
     return tl.split(tl.permute(tl.reshape(pack(lines), [2 * G, 2, 8]), (0, 2, 1)))
 
@@ -143,11 +148,12 @@ def decode_chroma(
         if H == 2:
             above, below = wide_borders(blue_plane, red_plane, tables, mcus, rows, columns, width, share, G)
         else:
-            above, below = apart(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, True), G)
+            above, below = both_sides(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, True), G)
     if H == 2:
-        left, right = apart(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, False), G)
-    image, row, column, valid = spot(mcus, rows, columns, 1, G, 1)
-    f = load_chroma(blue_plane, red_plane, tables, image, row, column, valid, rows, columns)
+        left, right = both_sides(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, False), G)
+    image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 1)
+    plane = chroma_plane(blue_plane, red_plane, component)
+    f = load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, 3)
     if H == 1:
         x = limit_octet(idct(unpack(f)))
     else:
@@ -163,57 +169,14 @@ def decode_chroma(
         return double(x, above, below, row[:, None] // 2 * 8, height, share)
 
 
-@triton.jit
-def part(x):
-    """An octet of both components → of blueness and of redness."""
-    B: tl.constexpr = x[0].shape[0] // 2
-    blueness, redness = (), ()
-    for k in tl.static_range(8):
-        blue, red = tl.split(tl.permute(tl.reshape(x[k], [2, B, 8]), (1, 2, 0)))
-        blueness = blueness + (blue,)
-        redness = redness + (red,)
-    return blueness, redness
-
-
-@triton.jit
-def store_channels(
-    out,
-    channels,
-    image,
-    row,
-    column,
-    valid,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    C: tl.constexpr,
-):
-    """All channels' octets, less 128 → limited to 0..255 and written; what lies beyond the image is not. Row by row, so
-    that few addresses are in registers at a time."""
-    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
-    inside = valid[:, None] & (place < width)
-    where = out + image.to(tl.int64)[:, None] * stride_n + (row * 8).to(tl.int64)[:, None] * stride_h + place * stride_w
-    for k in tl.static_range(8):
-        mask = inside & (row * 8 + k < height)[:, None]
-        channel = where
-        for c in tl.static_range(C):
-            x = tl.clamp(channels[c][k] + 128.0, 0.0, 255.0)
-            tl.store(channel, x.to(out.dtype.element_ty), mask=mask)
-            channel += stride_c
-        where += stride_h
-
-
-@tuned((16, 2), (16, 4), (32, 4))
-@triton.jit
+@tuned((8, 1), (32, 4))
+@triton.jit(do_not_specialize=SIZES)
 def decode_kernel(
     luma_plane,
     blue_plane,
     red_plane,
     tables,
-    out,
+    out32,
     stride_n,
     stride_c,
     stride_h,
@@ -233,22 +196,27 @@ def decode_kernel(
     if C == 3:
         h, w = (height + V - 1) // V, (width + H - 1) // H
         chroma = decode_chroma(blue_plane, red_plane, tables, mcus, rows, columns, h, w, V, G, H)
-    image, row, column, valid = spot(mcus, rows, columns, 1, G, H)
-    for v in tl.static_range(V):  # the rows of luma's blocks, one at a time
-        y = row * V + v
-        f = load_dequantised(luma_plane, tables, 0, image, y, column, valid, rows * V, columns * H, C)
-        channels = (limit_octet(idct(unpack(f))),)
-        if C == 3:
-            blueness, redness = part(chroma[v])
-            channels = to_rgb(channels[0], blueness, redness)
-        store_channels(out, channels, image, y, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C)
+    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
+    f = load_dequantised(luma_plane, tables, 0, image, row, column, valid, rows * V, columns * H, C)
+    red = limit(inverse(f), -128.0, 127.0) + 128.0
+    green, blue = red, red
+    if C == 3:
+        blueness, redness = apart(from_rows(chroma[0]))
+        if V == 2:
+            lower_blueness, lower_redness = apart(from_rows(chroma[1]))
+            blueness, redness = beside(blueness, lower_blueness), beside(redness, lower_redness)
+        red, green, blue = rgb(red, blueness, redness)
+    red, green, blue = limit(red, 0.0, 255.0), limit(green, 0.0, 255.0), limit(blue, 0.0, 255.0)
+    store_pixels(
+        out32, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
+    )
 
 
 @torch.library.custom_op("jpeg_posterior::decode", mutates_args=())
 def _decode(planes: list[Tensor], tables: Tensor, sampling: str, height: int, width: int) -> Tensor:
     out = _empty_images(planes, tables, sampling, height, width)
     kind, size = Subsampling.from_label(sampling), (height, width)
-    launch(decode_kernel, kind, size, len(tables), *three(planes), tables, out, *out.stride())
+    launch(decode_kernel, kind, size, len(tables), *three(aligned(planes)), tables, out, *out.stride())
     return out
 
 

@@ -16,7 +16,7 @@ from kernels.descent import ATTEMPTS, NEAR, STRONGEST, TENURE, TURNS
 from kernels.tables import constant
 from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.integer import integer_forward, to_blocks
-from kernels.triton_ops.launch import INTERPRETED, OPTIONS, on_device_of
+from kernels.triton_ops.launch import INTERPRETED, OPTIONS, SIZES, on_device_of
 from kernels.triton_ops.moves import COPIES, NO_MOVE, copies, forbid, moved, next_eight, numbers, rank
 from kernels.triton_ops.search import (
     choose,
@@ -134,7 +134,7 @@ def integers(x):
 
 
 @triton.autotune([triton.Config({}, num_warps=8)], key=[])
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def descent_kernel(
     image8, mismatches, unsettled, wrongs, attempts, luma_plane, blue_plane, red_plane, tables,
     rows, columns, height, width,
@@ -160,7 +160,7 @@ def descent_kernel(
 PROGRAMS = 16 if INTERPRETED else 1024
 """How many MCUs are mended side by side, at most."""
 
-CONSTANTS = {"TURNS": TURNS, "TENURE": TENURE, "STRONGEST": STRONGEST, "NEAR": NEAR}
+CONSTANTS = {"ATTEMPTS": len(ATTEMPTS), "TURNS": TURNS, "TENURE": TENURE, "STRONGEST": STRONGEST, "NEAR": NEAR}
 """The CPU's own."""
 
 
@@ -185,5 +185,5 @@ def descend(
     with on_device_of(image8):
         descent_kernel[grid](
             image8, mismatches, unsettled, wrongs, attempts, *file, *sampling.mcu_grid(size), *size,
-            ATTEMPTS=len(attempts), C=sampling.components, V=vertical, H=horizontal, **CONSTANTS, **OPTIONS,
+            C=sampling.components, V=vertical, H=horizontal, **CONSTANTS | {"ATTEMPTS": len(attempts)}, **OPTIONS,
         )  # fmt: skip

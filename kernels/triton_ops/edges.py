@@ -1,7 +1,8 @@
-"""MCUs over the edge, where several places show one pixel (blocks.source_row and luma_rows say which).
+"""Pixels between images and registers (blocks.py), and MCUs over the edge, where several places show one pixel.
 
-A plane's places are its rows and columns in whole MCUs. Luma repeats within a block: its blocks beyond the image are
-padding. Chroma has one block for an MCU and repeats within that. So one rule serves both, with V = H = 1 for luma.
+A plane's places are its rows and columns in whole MCUs; blocks.source_row and luma_pixels say what those beyond the
+image show. Luma repeats within a block: its blocks beyond the image are padding. Chroma has one block for an MCU and
+repeats within that. So one rule serves both, with V = H = 1 for luma.
 """
 
 from __future__ import annotations
@@ -9,16 +10,99 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_ops.blocks import load_octet, repeat_samples, store_octet
+from kernels.triton_ops.blocks import from_rows, grow, source_row, to_rows
 
 
 @triton.jit
-def touches_edge(mcus, rows, columns, height, width, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Whether one of the program's MCUs may hang over the image."""
-    first = tl.program_id(0) * G
-    right = (width % (8 * H) != 0) & (first % columns + G >= columns)
-    bottom = (height % (8 * V) != 0) & (first % (rows * columns) + G > (rows - 1) * columns)
-    return right | bottom
+def places(row, column):
+    """Rows [8, B] and columns [B, 8] of a plane at blocks' places."""
+    return row[None, :] * 8 + tl.arange(0, 8)[:, None], column[:, None] * 8 + tl.arange(0, 8)[None, :]
+
+
+@triton.jit
+def addresses(x, image, y, place, stride_n, stride_h, stride_w):
+    """[8, B, 8]: where one channel's pixels are.
+
+    The hints are no facts, but an order: neighbouring threads take a row's pixels and go on in the next block's, as
+    pixels are in registers. Without a known alignment nothing else follows from them; each pixel is read by itself."""
+    corner = x + image.to(tl.int64)[:, None] * stride_n + place * stride_w
+    where = corner[None, :, :] + (y.to(tl.int64) * stride_h)[:, :, None]
+    return tl.multiple_of(tl.max_contiguous(where, [1, 2, 4]), [1, 1, 1])
+
+
+@triton.jit
+def inside(y, place, valid, height, width):
+    return (valid[:, None] & (place < width))[None, :, :] & (y < height)[:, :, None]
+
+
+@triton.jit
+def load_channels(where, mask, stride_c, C: tl.constexpr):
+    """Three tensors, float32; of gray images the one thrice. Channels are steps of stride_c apart, not multiples: twice
+    that may be more than 32 bits hold."""
+    red = tl.load(where, mask=mask, other=0).to(tl.float32)
+    if C == 1:
+        return red, red, red
+    else:
+        green = tl.load(where + stride_c, mask=mask, other=0).to(tl.float32)
+        return red, green, tl.load(where + stride_c + stride_c, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def load_pixels(
+    x,
+    image,
+    row,
+    column,
+    valid,
+    height,
+    width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    C: tl.constexpr,
+    V: tl.constexpr,
+):
+    """Each channel's pixels at all places of MCUs. Beyond the image they repeat its edge."""
+    y, place = places(row, column)
+    y, place = source_row(y, height, V), tl.minimum(place, width - 1)
+    where = addresses(x, image, y, place, stride_n, stride_h, stride_w)
+    return load_channels(where, valid[None, :, None], stride_c, C)
+
+
+@triton.jit
+def load_inside(x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C: tl.constexpr):
+    """The same, but zero beyond the image."""
+    y, place = places(row, column)
+    where = addresses(x, image, y, place, stride_n, stride_h, stride_w)
+    return load_channels(where, inside(y, place, valid, height, width), stride_c, C)
+
+
+@triton.jit
+def store_pixels(
+    x,
+    red,
+    green,
+    blue,
+    image,
+    row,
+    column,
+    valid,
+    height,
+    width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    C: tl.constexpr,
+):
+    """The inverse: what lies beyond the image is not written."""
+    y, place = places(row, column)
+    where, mask = addresses(x, image, y, place, stride_n, stride_h, stride_w), inside(y, place, valid, height, width)
+    tl.store(where, red.to(x.dtype.element_ty), mask=mask)
+    if C == 3:
+        tl.store(where + stride_c, green.to(x.dtype.element_ty), mask=mask)
+        tl.store(where + stride_c + stride_c, blue.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -37,14 +121,11 @@ def load_rgb(
     C: tl.constexpr,
     V: tl.constexpr,
 ):
-    """Octets of each channel at all places of MCUs, float32; of gray images, the one thrice."""
-    red = load_octet(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-    if C == 1:
-        return red, red, red
-    else:
-        green = load_octet(x + stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-        blue = load_octet(x + 2 * stride_c, image, row, column, valid, height, width, stride_n, stride_h, stride_w, V)
-        return red, green, blue
+    """`load_pixels` as octets of rows."""
+    red, green, blue = load_pixels(
+        x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
+    )
+    return to_rows(red), to_rows(green), to_rows(blue)
 
 
 @triton.jit
@@ -66,111 +147,64 @@ def store_rgb(
     C: tl.constexpr,
 ):
     """The inverse: what lies beyond the image is not written."""
-    store_octet(x, red, image, row, column, valid, height, width, stride_n, stride_h, stride_w)
-    if C == 3:
-        store_octet(x + stride_c, green, image, row, column, valid, height, width, stride_n, stride_h, stride_w)
-        store_octet(x + 2 * stride_c, blue, image, row, column, valid, height, width, stride_n, stride_h, stride_w)
+    red, green, blue = from_rows(red), from_rows(green), from_rows(blue)
+    store_pixels(
+        x, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
+    )
 
 
 @triton.jit
-def load_inside(x, image, row, column, valid, height, width, stride_n, stride_h, stride_w):
-    """blocks.load_octet, but zero beyond the image."""
-    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
-    corner = x + image.to(tl.int64)[:, None] * stride_n + place * stride_w
-    inside = valid[:, None] & (place < width)
-    octet = ()
-    for k in tl.static_range(8):
-        y = (row * 8 + k)[:, None]
-        value = tl.load(corner + y.to(tl.int64) * stride_h, mask=inside & (y < height), other=0.0)
-        octet = octet + (value.to(tl.float32),)
-    return octet
+def touches_edge(mcus, rows, columns, height, width, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Whether one of the program's MCUs may hang over the image."""
+    first = tl.program_id(0) * G
+    right = (width % (8 * H) != 0) & (first % columns + G >= columns)
+    bottom = (height % (8 * V) != 0) & (first % (rows * columns) + G > (rows - 1) * columns)
+    return right | bottom
 
 
 @triton.jit
 def averaging_adjoint(x, row, column, height, width, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Octets of the gradient of samples [G, 8] → of the pixels [V G H, 8] that each averages. The last row of an odd
-    height counts twice in its samples, the last column of an odd width likewise."""
-    x = repeat_samples(x, V, G, H)
-    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
+    """The gradient of samples [8, G, 8] → of the pixels [8, V G H, 8] that each averages. The last row of an odd height
+    counts twice in its samples, the last column of an odd width likewise."""
+    y, place = places(row, column)
     across = tl.where(place == width - 1, H - (width - 1) % H, 1).to(tl.float32) * (1 / (V * H))
-    octet = ()
-    for k in tl.static_range(8):
-        down = tl.where(row * 8 + k == height - 1, V - (height - 1) % V, 1).to(tl.float32)
-        octet = octet + (x[k] * (across * down[:, None]),)
-    return octet
+    down = tl.where(y == height - 1, V - (height - 1) % V, 1).to(tl.float32)
+    return grow(x, V, G, H) * (across[None, :, :] * down[:, :, None])
 
 
 @triton.jit
-def repeats_across(column, width, H: tl.constexpr):
-    """[B, 8]: how many places of a row of the MCU show what this one shows: 1 inside the image."""
-    last = width - 1
-    end = (column // H + 1) * 8 * H
-    place = column[:, None] * 8 + tl.arange(0, 8)[None, :]
-    return tl.where(place < last, 1, tl.maximum(end - last, 1)[:, None]).to(tl.float32)
+def showings(row, column, height, width, V: tl.constexpr, H: tl.constexpr):
+    """[8, B, 8]: how many places of an MCU show the pixel that each place shows: 1 inside the image. With V = 2 the two
+    rows of the last group share the places below it, or the one row has them all."""
+    y, place = places(row, column)
+    end, last = (column[:, None] // H + 1) * 8 * H, width - 1
+    across = tl.where(place < last, 1, tl.maximum(end - last, 1)).to(tl.float32)
+    end, last = (row[None, :] // V + 1) * 8 * V, (height - 1) // V * V
+    down = tl.where(y < last, 1, tl.maximum(end - last, 1) // (height - last)).to(tl.float32)
+    return across[None, :, :] * down[:, :, None]
 
 
 @triton.jit
-def repeats_down(y, row, height, V: tl.constexpr):
-    """[B]: how many places of a column of the MCU show what row y of the plane shows. With V = 2 the two rows of the
-    last group share the places below it, or the one row has them all."""
-    last_group = (height - 1) // V * V
-    end = (row // V + 1) * 8 * V
-    return tl.where(y < last_group, 1, tl.maximum(end - last_group, 1) // (height - last_group)).to(tl.float32)
-
-
-@triton.jit
-def share_among_places(x, row, column, height, width, V: tl.constexpr, H: tl.constexpr):
-    """Octets of what a pixel has, at all places that show it, → divided by their number."""
-    across = repeats_across(column, width, H)
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (x[k] / (across * repeats_down(row * 8 + k, row, height, V)[:, None]),)
-    return octet
-
-
-@triton.jit
-def sum_of_places(x, row, column, height, width, V: tl.constexpr, H: tl.constexpr):
-    """Octets of the mean over the places that show a pixel → their sum."""
-    across = repeats_across(column, width, H)
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (x[k] * (across * repeats_down(row * 8 + k, row, height, V)[:, None]),)
-    return octet
-
-
-@triton.jit
-def mean_of_rows(x, row, height):
-    """Octets with the last row of the plane, `height` rows high, and those below replaced by their mean."""
-    total, count = tl.zeros_like(x[0]), tl.zeros_like(row)
-    for k in tl.static_range(8):
-        below = row * 8 + k >= height - 1
-        total += tl.where(below[:, None], x[k], 0.0)
-        count += below.to(tl.int32)
-    mean = total / tl.maximum(count, 1).to(tl.float32)[:, None]
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (tl.where((row * 8 + k >= height - 1)[:, None], mean, x[k]),)
-    return octet
+def mean_of_rows(x, y, height):
+    """Rows y of a plane, `height` rows high, with the last row and those below replaced by their mean."""
+    below = y >= height - 1
+    total = tl.sum(tl.where(below[:, :, None], x, 0.0), axis=0)
+    count = tl.maximum(tl.sum(below.to(tl.int32), axis=0), 1).to(tl.float32)
+    return tl.where(below[:, :, None], (total / count[:, None])[None, :, :], x)
 
 
 @triton.jit
 def mean_of_places(x, row, column, pixel_column, height, width, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Octets of samples [G, 8] → what its places have on average, for each pixel: octets of pixels [V G H, 8].
+    """Samples [8, G, 8] → what its places have on average, for each pixel: [8, V G H, 8].
 
     Rows repeat as whole rows of samples. Columns repeat pixel by pixel: of the samples under an even width's last two
     columns, only the right half is the last column's."""
-    x = mean_of_rows(x, row, (height + V - 1) // V)
+    y, place = places(row, column)
+    x = mean_of_rows(x, y, (height + V - 1) // V)
     last = width - 1
-    sample_end = (column[:, None] * 8 + tl.arange(0, 8)[None, :] + 1) * H
-    weight = tl.minimum(tl.maximum(sample_end - last, 0), H).to(tl.float32)
+    weight = tl.minimum(tl.maximum((place + 1) * H - last, 0), H).to(tl.float32)
     count = tl.maximum(tl.sum(weight, axis=1), 1.0)
-    mean = ()
-    for k in tl.static_range(8):
-        tail = (tl.sum(x[k] * weight, axis=1) / count)[:, None]
-        mean = mean + (tl.broadcast_to(tail, x[k].shape),)
-    x, mean = repeat_samples(x, V, G, H), repeat_samples(mean, V, G, H)
+    mean = tl.sum(x * weight[None, :, :], axis=2) / count[None, :]
+    mean = tl.broadcast_to(mean[:, :, None], x.shape)
     beyond = pixel_column[:, None] * 8 + tl.arange(0, 8)[None, :] >= last
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (tl.where(beyond, mean[k], x[k]),)
-    return octet
+    return tl.where(beyond[None, :, :], grow(mean, V, G, H), grow(x, V, G, H))

@@ -12,49 +12,36 @@ from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.triton_ops.blocks import (
-    block_offsets,
-    dct,
-    load_steps,
-    load_ycc,
-    luma_rows,
-    pack,
+    beside,
+    chroma_plane,
+    coefficient_offsets,
+    forward,
+    load_table,
+    luma_pixels,
     round_half_away,
+    shrink,
     spot,
-    sum_under_samples,
+    spot_chroma,
+    ycc,
 )
-from kernels.triton_ops.launch import check_layout, launch, three, tuned
+from kernels.triton_ops.edges import load_pixels
+from kernels.triton_ops.launch import SIZES, check_layout, launch, three, tuned
 
 
 @triton.jit
 def store_quantised(
-    plane,
-    f,
-    scale,
-    tables,
-    image,
-    row,
-    column,
-    valid,
-    rows,
-    columns,
-    height,
-    width,
-    COMPONENT: tl.constexpr,
-    C: tl.constexpr,
+    plane, f, scale, tables, component, image, row, column, valid, rows, columns, height, width, C: tl.constexpr
 ):
     """round(DCT / step) of a component's blocks; f is `scale` times the DCT. Blocks of padding: zero."""
-    steps = load_steps(tables, image, valid, COMPONENT, C)
-    shown = ((row * 8 < height) & (column * 8 < width))[:, None]
-    quantised = ()
-    for k in tl.static_range(8):
-        q = tl.clamp(round_half_away(f[k] / (scale * steps[k])), -32768.0, 32767.0)
-        quantised = quantised + (tl.where(shown, q, 0.0).to(tl.int16),)
-    where = plane + block_offsets(image, row, column, rows, columns)
-    tl.store(where, pack(quantised), mask=valid[:, None, None])
+    steps = load_table(tables, image, valid, component, C)
+    q = tl.clamp(round_half_away(f / (scale * steps)), -32768.0, 32767.0)
+    q = tl.where(((row * 8 < height) & (column * 8 < width))[:, None, None], q, 0.0)
+    where = plane + coefficient_offsets(image, row, column, rows, columns)
+    tl.store(where, tl.reshape(q.to(tl.int16), where.shape), mask=valid[:, None])
 
 
-@tuned((16, 4), (32, 4), (32, 8))
-@triton.jit
+@tuned((8, 1), (32, 4))
+@triton.jit(do_not_specialize=SIZES)
 def encode_kernel(
     x,
     luma_plane,
@@ -78,19 +65,19 @@ def encode_kernel(
     """One read of the pixels, one write of the coefficients."""
     G: tl.constexpr = BLOCKS // (V * H)
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    luma, blueness, redness = load_ycc(
+    red, green, blue = load_pixels(
         x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
     )
-    f = dct(luma_rows(luma, row, height, V))
-    store_quantised(luma_plane, f, 8.0, tables, image, row, column, valid, rows * V, columns * H, height, width, 0, C)
+    luma, blueness, redness = ycc(red, green, blue, C)
+    f = forward(luma_pixels(luma, row, height, V))
+    store_quantised(luma_plane, f, 8.0, tables, 0, image, row, column, valid, rows * V, columns * H, height, width, C)
     if C == 3:
-        image, row, column, valid = spot(mcus, rows, columns, 1, G, 1)
+        image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 1)
         height, width = (height + V - 1) // V, (width + H - 1) // H
-        f = dct(sum_under_samples(blueness, V, G, H))
+        plane = chroma_plane(blue_plane, red_plane, component)
+        f = forward(beside(shrink(blueness, V, G, H), shrink(redness, V, G, H)))
         scale: tl.constexpr = 8.0 * V * H
-        store_quantised(blue_plane, f, scale, tables, image, row, column, valid, rows, columns, height, width, 1, C)
-        f = dct(sum_under_samples(redness, V, G, H))
-        store_quantised(red_plane, f, scale, tables, image, row, column, valid, rows, columns, height, width, 2, C)
+        store_quantised(plane, f, scale, tables, component, image, row, column, valid, rows, columns, height, width, C)
 
 
 @torch.library.custom_op("jpeg_posterior::encode", mutates_args=())

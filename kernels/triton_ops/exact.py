@@ -19,7 +19,7 @@ from kernels.triton_ops.descent import descend
 from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.folding import to_places
 from kernels.triton_ops.integer import integer_forward, to_blocks
-from kernels.triton_ops.launch import check_layout, launch, three, tuned
+from kernels.triton_ops.launch import SIZES, aligned, check_layout, launch, three, tuned
 from kernels.triton_ops.search import choose, count_wrong, excess, load_intervals, pack_channels, store_packed
 
 ENOUGH = tl.constexpr(15)
@@ -90,7 +90,7 @@ def forward(image, row, height, C: tl.constexpr, V: tl.constexpr, G: tl.constexp
 
 
 @tuned((4, 1))  # one: to time several would fill the list several times
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def exact_kernel(
     x,
     image8,
@@ -215,7 +215,7 @@ def _project_exact(
     rows, columns = kind.mcu_grid(size)
     unsettled = x.new_zeros(1 + len(x) * rows * columns, dtype=torch.int32)
     wrongs = torch.empty_like(unsettled)
-    file = (*three(planes), tables)
+    file = (*three(aligned(planes)), tables)
     launch(exact_kernel, kind, size, len(x), x, image8, unsettled, wrongs, *file, *x.stride(), **CONSTANTS)
     descend(image8, mismatches.zero_(), unsettled, wrongs, file, kind, size)
     return image8, mismatches

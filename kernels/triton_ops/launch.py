@@ -15,6 +15,16 @@ from kernels.coefficients import Subsampling
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on the CPU, slowly, in numpy."""
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Of every compilation: multiply-adds are one instruction. Triton asks for a choice, for it will change its own."""
+
+SIZES = [
+    *(f"{prefix}stride_{axis}" for prefix in ("", "gradient_") for axis in "nch"),
+    *("mcus", "rows", "columns", "height", "width"),
+]
+"""Arguments of whose values a kernel is compiled independently: else each kind of size, a multiple of 16 or not, would
+cost a compilation, and pixels would be written four at a time, for which they would have to change threads."""
+
 
 def tuned(*choices: tuple[int, int]) -> Callable[[Any], Any]:
     """A kernel whose first launch for each sampling and dtype times `choices`, (luma blocks of a program, warps), and
@@ -56,7 +66,12 @@ def launch(
 
     constants = {"C": sampling.components, "V": vertical, "H": horizontal}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **more)
+        kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **more, **OPTIONS)
+
+
+def aligned(planes: list[Tensor]) -> list[Tensor]:
+    """Planes as kernels may read them 16 bytes at a time: one that starts elsewhere, a view, is copied."""
+    return [plane if plane.data_ptr() % 16 == 0 else plane.clone() for plane in planes]
 
 
 def three(planes: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:

@@ -15,85 +15,68 @@ from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.triton_ops.blocks import (
-    dct,
-    idct,
-    load_coefficients,
-    load_steps,
-    luma_rows,
-    repeat_samples,
+    apart,
+    beside,
+    chroma_plane,
+    forward,
+    grow,
+    inverse,
+    load_blocks,
+    load_table,
+    luma_pixels,
+    rgb,
+    shrink,
     spot,
-    sum_under_samples,
-    to_rgb,
-    to_ycc,
+    spot_chroma,
+    ycc,
 )
-from kernels.triton_ops.edges import (
-    load_rgb,
-    mean_of_places,
-    share_among_places,
-    store_rgb,
-    sum_of_places,
-    touches_edge,
-)
-from kernels.triton_ops.launch import check_layout, launch, three, tuned
-from kernels.triton_ops.roundtrip import empty_image, to_rgb_adjoint, to_ycc_adjoint
+from kernels.triton_ops.edges import load_pixels, mean_of_places, showings, store_pixels, touches_edge
+from kernels.triton_ops.launch import SIZES, aligned, check_layout, launch, three, tuned
+from kernels.triton_ops.roundtrip import empty_image, rgb_adjoint, ycc_adjoint
 
 
 @triton.jit
-def to_planes(red, green, blue, C: tl.constexpr):
-    """Octets of channels → of Y - 128 and the two differences; of gray, luma thrice."""
-    if C == 3:
-        return to_ycc(red, green, blue)
-    else:
-        luma = ()
-        for k in tl.static_range(8):
-            luma = luma + (red[k] - 128.0,)
-        return luma, luma, luma
-
-
-@triton.jit
-def add(x, y):
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (x[k] + y[k],)
-    return octet
-
-
-@triton.jit
-def intervals(plane, tables, half, image, row, column, valid, rows, columns, COMPONENT: tl.constexpr, C: tl.constexpr):
-    """The lower and upper ends of blocks' intervals, eight columns [B, 8] each."""
-    steps = load_steps(tables, image, valid, COMPONENT, C)
-    quantised = load_coefficients(plane, image, row, column, valid, rows, columns)
-    low, high = (), ()
-    for k in tl.static_range(8):
-        low = low + (quantised[k] * steps[k] - half * steps[k],)
-        high = high + (quantised[k] * steps[k] + half * steps[k],)
-    return low, high
+def intervals(plane, tables, half, image, row, column, valid, rows, columns, component, C: tl.constexpr):
+    """The lower and upper ends of blocks' intervals, [B, 8, 8] each."""
+    steps = load_table(tables, image, valid, component, C)
+    centre = load_blocks(plane, image, row, column, valid, rows, columns) * steps
+    return centre - half * steps, centre + half * steps
 
 
 @triton.jit
 def correction(x, low, high, SAMPLES: tl.constexpr):
     """IDCT(nearest(f) - f) of blocks, each value the sum of SAMPLES."""
-    f = dct(x)
-    change = ()
-    for k in tl.static_range(8):
-        c = f[k] * (0.125 / SAMPLES)
-        change = change + ((tl.minimum(tl.maximum(c, low[k]), high[k]) - c) * 0.125,)
-    return idct(change)
+    f = forward(x) * (0.125 / SAMPLES)
+    return inverse((tl.minimum(tl.maximum(f, low), high) - f) * 0.125)
 
 
 @triton.jit
 def correction_adjoint(gradient, x, low, high, SAMPLES: tl.constexpr):
     """IDCT(([f in its interval] - 1) DCT(gradient)) / SAMPLES of blocks x, each value the sum of SAMPLES."""
-    f, g = dct(x), dct(gradient)
-    change = ()
-    for k in tl.static_range(8):
-        c = f[k] * (0.125 / SAMPLES)
-        change = change + (tl.where((c >= low[k]) & (c <= high[k]), 0.0, g[k] * (-1 / 64 / SAMPLES)),)
-    return idct(change)
+    f = forward(beside(x, gradient))
+    f, g = tl.split(tl.permute(tl.reshape(f, [2, x.shape[1], 8, 8]), (1, 2, 3, 0)))
+    f *= 0.125 / SAMPLES
+    return inverse(tl.where((f >= low) & (f <= high), 0.0, g * (-1 / 64 / SAMPLES)))
 
 
-@tuned((4, 1), (8, 1), (16, 4))
 @triton.jit
+def spread(
+    samples, edge, mcus, rows, columns, pixel_column, height, width, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr
+):
+    """Both differences' samples [8, 2 G, 8] → what each pixel has of them, [8, V G H, 8] each: the sample's value; at
+    the edge, if any is here, the mean of what comes to the places that show the pixel."""
+    blue_samples, red_samples = apart(samples)
+    if edge:
+        _, row, column, _ = spot(mcus, rows, columns, 1, G, 1)
+        blueness = mean_of_places(blue_samples, row, column, pixel_column, height, width, V, G, H)
+        redness = mean_of_places(red_samples, row, column, pixel_column, height, width, V, G, H)
+    else:
+        blueness, redness = grow(blue_samples, V, G, H), grow(red_samples, V, G, H)
+    return blueness, redness
+
+
+@tuned((4, 1))
+@triton.jit(do_not_specialize=SIZES)
 def project_kernel(
     x,
     out32,
@@ -121,37 +104,31 @@ def project_kernel(
     G: tl.constexpr = BLOCKS // (V * H)
     edge = touches_edge(mcus, rows, columns, height, width, V, G, H)
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    red, green, blue = load_rgb(
+    red, green, blue = load_pixels(
         x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
     )
-    luma, blueness, redness = to_planes(red, green, blue, C)
+    luma, blueness, redness = ycc(red, green, blue, C)
     low, high = intervals(luma_plane, tables, half, image, row, column, valid, rows * V, columns * H, 0, C)
-    luma = correction(luma_rows(luma, row, height, V), low, high, 1)
+    luma = correction(luma_pixels(luma, row, height, V), low, high, 1)
     if edge:
         luma = mean_of_places(luma, row, column, column, height, width, 1, V * G * H, 1)
     if C == 1:
-        red = add(red, luma)
+        red += luma
     else:
-        image_, row_, column_, valid_ = spot(mcus, rows, columns, 1, G, 1)
-        low, high = intervals(blue_plane, tables, half, image_, row_, column_, valid_, rows, columns, 1, C)
-        blue_samples = correction(sum_under_samples(blueness, V, G, H), low, high, V * H)
-        low, high = intervals(red_plane, tables, half, image_, row_, column_, valid_, rows, columns, 2, C)
-        red_samples = correction(sum_under_samples(redness, V, G, H), low, high, V * H)
-        if edge:
-            blueness = mean_of_places(blue_samples, row_, column_, column, height, width, V, G, H)
-            redness = mean_of_places(red_samples, row_, column_, column, height, width, V, G, H)
-        else:
-            blueness = repeat_samples(blue_samples, V, G, H)
-            redness = repeat_samples(red_samples, V, G, H)
-        for_red, for_green, for_blue = to_rgb(luma, blueness, redness)
-        red, green, blue = add(red, for_red), add(green, for_green), add(blue, for_blue)
-    store_rgb(
+        image_, row_, column_, valid_, component = spot_chroma(mcus, rows, columns, G, 1)
+        plane = chroma_plane(blue_plane, red_plane, component)
+        low, high = intervals(plane, tables, half, image_, row_, column_, valid_, rows, columns, component, C)
+        samples = correction(beside(shrink(blueness, V, G, H), shrink(redness, V, G, H)), low, high, V * H)
+        blueness, redness = spread(samples, edge, mcus, rows, columns, column, height, width, V, G, H)
+        for_red, for_green, for_blue = rgb(luma, blueness, redness)
+        red, green, blue = red + for_red, green + for_green, blue + for_blue
+    store_pixels(
         out32, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
     )
 
 
-@tuned((4, 1), (16, 4))
-@triton.jit
+@tuned((4, 1))
+@triton.jit(do_not_specialize=SIZES)
 def project_backward_kernel(
     x,
     gradient32,
@@ -188,44 +165,39 @@ def project_backward_kernel(
     G: tl.constexpr = BLOCKS // (V * H)
     edge = touches_edge(mcus, rows, columns, height, width, V, G, H)
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    red, green, blue = load_rgb(
+    red, green, blue = load_pixels(
         x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
     )
-    luma, blueness, redness = to_planes(red, green, blue, C)
+    luma, blueness, redness = ycc(red, green, blue, C)
     n, c, h, w = gradient_stride_n, gradient_stride_c, gradient_stride_h, gradient_stride_w
-    red, green, blue = load_rgb(gradient32, image, row, column, valid, height, width, n, c, h, w, C, V)
-    for_luma, for_blueness, for_redness = to_rgb_adjoint(red, green, blue, C)
-    for_luma = luma_rows(for_luma, row, height, V)
+    red, green, blue = load_pixels(gradient32, image, row, column, valid, height, width, n, c, h, w, C, V)
+    for_luma, for_blueness, for_redness = rgb_adjoint(red, green, blue, C)
+    for_luma = luma_pixels(for_luma, row, height, V)
     if edge:
-        for_luma = share_among_places(for_luma, row, column, height, width, 1, 1)
-        for_blueness = share_among_places(for_blueness, row, column, height, width, V, H)
-        for_redness = share_among_places(for_redness, row, column, height, width, V, H)
+        shown = showings(row, column, height, width, V, H)
+        for_luma /= showings(row, column, height, width, 1, 1)
+        for_blueness, for_redness = for_blueness / shown, for_redness / shown
     low, high = intervals(luma_plane, tables, half, image, row, column, valid, rows * V, columns * H, 0, C)
-    for_luma = correction_adjoint(for_luma, luma_rows(luma, row, height, V), low, high, 1)
+    for_luma = correction_adjoint(for_luma, luma_pixels(luma, row, height, V), low, high, 1)
     if edge:
         for_luma = mean_of_places(for_luma, row, column, column, height, width, 1, V * G * H, 1)
-        for_luma = sum_of_places(for_luma, row, column, height, width, 1, 1)
+        for_luma *= showings(row, column, height, width, 1, 1)
     if C == 1:
-        red = add(red, for_luma)
+        red += for_luma
     else:
-        image_, row_, column_, valid_ = spot(mcus, rows, columns, 1, G, 1)
-        low, high = intervals(blue_plane, tables, half, image_, row_, column_, valid_, rows, columns, 1, C)
-        for_samples, samples = sum_under_samples(for_blueness, V, G, H), sum_under_samples(blueness, V, G, H)
-        blue_samples = correction_adjoint(for_samples, samples, low, high, V * H)
-        low, high = intervals(red_plane, tables, half, image_, row_, column_, valid_, rows, columns, 2, C)
-        for_samples, samples = sum_under_samples(for_redness, V, G, H), sum_under_samples(redness, V, G, H)
-        red_samples = correction_adjoint(for_samples, samples, low, high, V * H)
+        image_, row_, column_, valid_, component = spot_chroma(mcus, rows, columns, G, 1)
+        plane = chroma_plane(blue_plane, red_plane, component)
+        low, high = intervals(plane, tables, half, image_, row_, column_, valid_, rows, columns, component, C)
+        samples = beside(shrink(blueness, V, G, H), shrink(redness, V, G, H))
+        for_samples = beside(shrink(for_blueness, V, G, H), shrink(for_redness, V, G, H))
+        for_samples = correction_adjoint(for_samples, samples, low, high, V * H)
+        for_blueness, for_redness = spread(for_samples, edge, mcus, rows, columns, column, height, width, V, G, H)
         if edge:
-            for_blueness = mean_of_places(blue_samples, row_, column_, column, height, width, V, G, H)
-            for_redness = mean_of_places(red_samples, row_, column_, column, height, width, V, G, H)
-            for_blueness = sum_of_places(for_blueness, row, column, height, width, V, H)
-            for_redness = sum_of_places(for_redness, row, column, height, width, V, H)
-        else:
-            for_blueness = repeat_samples(blue_samples, V, G, H)
-            for_redness = repeat_samples(red_samples, V, G, H)
-        for_red, for_green, for_blue = to_ycc_adjoint(for_luma, for_blueness, for_redness, C)
-        red, green, blue = add(red, for_red), add(green, for_green), add(blue, for_blue)
-    store_rgb(
+            shown = showings(row, column, height, width, V, H)
+            for_blueness, for_redness = for_blueness * shown, for_redness * shown
+        for_red, for_green, for_blue = ycc_adjoint(for_luma, for_blueness, for_redness, C)
+        red, green, blue = red + for_red, green + for_green, blue + for_blue
+    store_pixels(
         out, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
     )
 
@@ -233,7 +205,7 @@ def project_backward_kernel(
 @torch.library.custom_op("jpeg_posterior::project", mutates_args=())
 def _project(x: Tensor, planes: list[Tensor], tables: Tensor, sampling: str, margin: float) -> Tensor:
     kind, size, out = Subsampling.from_label(sampling), (x.shape[2], x.shape[3]), empty_image(x, torch.float32)
-    launch(project_kernel, kind, size, len(x), x, out, *three(planes), tables, 0.5 - margin, *x.stride())
+    launch(project_kernel, kind, size, len(x), x, out, *three(aligned(planes)), tables, 0.5 - margin, *x.stride())
     return out
 
 
@@ -247,7 +219,7 @@ def _project_backward(
     gradient: Tensor, x: Tensor, planes: list[Tensor], tables: Tensor, sampling: str, margin: float
 ) -> Tensor:
     kind, size, out = Subsampling.from_label(sampling), (x.shape[2], x.shape[3]), empty_image(x, x.dtype)
-    inputs, strides = (x, gradient, out, *three(planes), tables), (*x.stride(), *gradient.stride())
+    inputs, strides = (x, gradient, out, *three(aligned(planes)), tables), (*x.stride(), *gradient.stride())
     launch(project_backward_kernel, kind, size, len(x), *inputs, 0.5 - margin, *strides)
     return out
 

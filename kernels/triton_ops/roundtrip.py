@@ -14,48 +14,36 @@ from torch import Tensor
 
 from kernels.coefficients import Subsampling, check_images
 from kernels.triton_ops.blocks import (
-    dct,
-    idct,
-    load_steps,
-    load_ycc,
-    luma_rows,
-    repeat_samples,
+    apart,
+    beside,
+    forward,
+    grow,
+    inverse,
+    limit,
+    load_table,
+    luma_pixels,
+    rgb,
     round_half_away,
+    shrink,
     spot,
-    sum_under_samples,
-    to_rgb,
+    spot_chroma,
+    ycc,
 )
-from kernels.triton_ops.edges import averaging_adjoint, load_inside, store_rgb
-from kernels.triton_ops.launch import check_layout, launch, tuned
-
-
-@triton.jit
-def limit(x, low, high):
-    """Octets between two limits; what is not a number stays so."""
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (tl.clamp(x[k], low, high, propagate_nan=tl.PropagateNan.ALL),)
-    return octet
+from kernels.triton_ops.edges import averaging_adjoint, load_inside, load_pixels, store_pixels
+from kernels.triton_ops.launch import SIZES, check_layout, launch, tuned
 
 
 @triton.jit
 def passed(gradient, x, low, high):
     """What `limit` lets through of a gradient: nothing where x lies outside."""
-    octet = ()
-    for k in tl.static_range(8):
-        octet = octet + (tl.where((x[k] >= low) & (x[k] <= high), gradient[k], 0.0),)
-    return octet
+    return tl.where((x >= low) & (x <= high), gradient, 0.0)
 
 
 @triton.jit
-def decoded(x, SAMPLES: tl.constexpr, tables, image, valid, COMPONENT: tl.constexpr, C: tl.constexpr):
-    """A component's blocks, each value the sum of SAMPLES → IDCT(step round(DCT / step)), not limited."""
-    f = dct(x)
-    steps = load_steps(tables, image, valid, COMPONENT, C)
-    rounded = ()
-    for k in tl.static_range(8):
-        rounded = rounded + (round_half_away(f[k] / (8.0 * SAMPLES * steps[k])) * (steps[k] * 0.125),)
-    return idct(rounded)
+def decoded(x, SAMPLES: tl.constexpr, tables, component, image, valid, C: tl.constexpr):
+    """Blocks, each value the sum of SAMPLES → IDCT(step round(DCT / step)), not limited."""
+    steps = load_table(tables, image, valid, component, C)
+    return inverse(round_half_away(forward(x) / (8.0 * SAMPLES * steps)) * (steps * 0.125))
 
 
 @triton.jit
@@ -76,36 +64,34 @@ def decoded_planes(
     G: tl.constexpr,
     H: tl.constexpr,
 ):
-    """Octets of the decoded planes less 128, not limited: luma's [V G H, 8], the differences' samples [G, 8]."""
+    """The decoded planes less 128, not limited: luma [8, V G H, 8], both differences' samples [8, 2 G, 8]."""
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    luma, blueness, redness = load_ycc(
+    red, green, blue = load_pixels(
         x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
     )
-    luma = decoded(luma_rows(luma, row, height, V), 1, tables, image, valid, 0, C)
-    if C == 3:
-        image, row, column, valid = spot(mcus, rows, columns, 1, G, 1)
-        blueness = decoded(sum_under_samples(blueness, V, G, H), V * H, tables, image, valid, 1, C)
-        redness = decoded(sum_under_samples(redness, V, G, H), V * H, tables, image, valid, 2, C)
-    return luma, blueness, redness
-
-
-@triton.jit
-def decoded_colours(luma, blueness, redness, C: tl.constexpr, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Octets of decoded planes → of (R, G, B) at each pixel, the planes limited, the colours not yet; of gray, thrice
-    the same."""
-    lifted = ()
-    for k in tl.static_range(8):
-        lifted = lifted + (tl.clamp(luma[k], -128.0, 127.0, propagate_nan=tl.PropagateNan.ALL) + 128.0,)
+    luma, blueness, redness = ycc(red, green, blue, C)
+    luma = decoded(luma_pixels(luma, row, height, V), 1, tables, 0, image, valid, C)
     if C == 1:
-        return lifted, lifted, lifted
+        return luma, luma
     else:
-        blueness = repeat_samples(limit(blueness, -128.0, 127.0), V, G, H)
-        redness = repeat_samples(limit(redness, -128.0, 127.0), V, G, H)
-        return to_rgb(lifted, blueness, redness)
+        image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 1)
+        samples = beside(shrink(blueness, V, G, H), shrink(redness, V, G, H))
+        return luma, decoded(samples, V * H, tables, component, image, valid, C)
 
 
-@tuned((4, 1), (8, 1), (16, 4))
 @triton.jit
+def decoded_colours(luma, chroma, C: tl.constexpr, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """Decoded planes → (R, G, B) at each pixel, the planes limited, the colours not yet; of gray, thrice the same."""
+    luma = limit(luma, -128.0, 127.0) + 128.0
+    if C == 1:
+        return luma, luma, luma
+    else:
+        blueness, redness = apart(limit(chroma, -128.0, 127.0))
+        return rgb(luma, grow(blueness, V, G, H), grow(redness, V, G, H))
+
+
+@tuned((4, 1), (32, 4))
+@triton.jit(do_not_specialize=SIZES)
 def roundtrip_kernel(
     x,
     out,
@@ -126,56 +112,40 @@ def roundtrip_kernel(
 ):
     """One read of the pixels, one write, both laid out alike."""
     G: tl.constexpr = BLOCKS // (V * H)
-    luma, blueness, redness = decoded_planes(
+    luma, chroma = decoded_planes(
         x, tables, stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width, C, V, G, H
     )
-    red, green, blue = decoded_colours(luma, blueness, redness, C, V, G, H)
+    red, green, blue = decoded_colours(luma, chroma, C, V, G, H)
     red, green, blue = limit(red, 0.0, 255.0), limit(green, 0.0, 255.0), limit(blue, 0.0, 255.0)
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    store_rgb(
+    store_pixels(
         out, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
     )
 
 
 @triton.jit
-def load_passed(gradient, colour, image, row, column, valid, height, width, stride_n, stride_h, stride_w):
-    """Of one channel's gradient, what the limits of its colour let through; zero beyond the image."""
-    octet = load_inside(gradient, image, row, column, valid, height, width, stride_n, stride_h, stride_w)
-    return passed(octet, colour, 0.0, 255.0)
-
-
-@triton.jit
-def to_rgb_adjoint(red, green, blue, C: tl.constexpr):
-    """Octets of the gradient of (R, G, B) → of (Y, Cb, Cr), the transpose of blocks.to_rgb; of gray, the same."""
+def rgb_adjoint(red, green, blue, C: tl.constexpr):
+    """The gradient of (R, G, B) → of (Y, Cb, Cr), the transpose of blocks.rgb; of gray, the same."""
     if C == 1:
         return red, red, red
     else:
-        luma, blueness, redness = (), (), ()
-        for k in tl.static_range(8):
-            luma = luma + (red[k] + green[k] + blue[k],)
-            blueness = blueness + (1.772 * blue[k] - (0.114 * 1.772 / 0.587) * green[k],)
-            redness = redness + (1.402 * red[k] - (0.299 * 1.402 / 0.587) * green[k],)
-        return luma, blueness, redness
+        blueness = 1.772 * blue - (0.114 * 1.772 / 0.587) * green
+        return red + green + blue, blueness, 1.402 * red - (0.299 * 1.402 / 0.587) * green
 
 
 @triton.jit
-def to_ycc_adjoint(luma, blueness, redness, C: tl.constexpr):
-    """Octets of the gradient of (Y, Cb, Cr) → of (R, G, B), the transpose of blocks.to_ycc; of gray, the same."""
+def ycc_adjoint(luma, blueness, redness, C: tl.constexpr):
+    """The gradient of (Y, Cb, Cr) → of (R, G, B), the transpose of blocks.ycc; of gray, the same."""
     if C == 1:
         return luma, luma, luma
     else:
-        red, green, blue = (), (), ()
-        for k in tl.static_range(8):
-            b, r = blueness[k] * (1 / 1.772), redness[k] * (1 / 1.402)
-            y = luma[k] - b - r
-            red = red + (0.299 * y + r,)
-            green = green + (0.587 * y,)
-            blue = blue + (0.114 * y + b,)
-        return red, green, blue
+        b, r = blueness * (1 / 1.772), redness * (1 / 1.402)
+        y = luma - b - r
+        return 0.299 * y + r, 0.587 * y, 0.114 * y + b
 
 
-@tuned((4, 1), (8, 1), (16, 4))
-@triton.jit
+@tuned((4, 1))
+@triton.jit(do_not_specialize=SIZES)
 def roundtrip_backward_kernel(
     x,
     gradient,
@@ -206,26 +176,24 @@ def roundtrip_backward_kernel(
     computed again for the brackets: one read of the pixels and of the gradient, one write.
     """
     G: tl.constexpr = BLOCKS // (V * H)
-    luma, blueness, redness = decoded_planes(
+    luma, chroma = decoded_planes(
         x, tables, stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width, C, V, G, H
     )
-    red, green, blue = decoded_colours(luma, blueness, redness, C, V, G, H)
+    red, green, blue = decoded_colours(luma, chroma, C, V, G, H)
     image, row, column, valid = spot(mcus, rows, columns, V, G, H)
     n, c, h, w = gradient_stride_n, gradient_stride_c, gradient_stride_h, gradient_stride_w
-    for_red = load_passed(gradient, red, image, row, column, valid, height, width, n, h, w)
-    for_green, for_blue = for_red, for_red
-    if C == 3:
-        for_green = load_passed(gradient + c, green, image, row, column, valid, height, width, n, h, w)
-        for_blue = load_passed(gradient + 2 * c, blue, image, row, column, valid, height, width, n, h, w)
-    for_luma, for_blueness, for_redness = to_rgb_adjoint(for_red, for_green, for_blue, C)
+    for_red, for_green, for_blue = load_inside(gradient, image, row, column, valid, height, width, n, c, h, w, C)
+    for_red, for_green = passed(for_red, red, 0.0, 255.0), passed(for_green, green, 0.0, 255.0)
+    for_blue = passed(for_blue, blue, 0.0, 255.0)
+    for_luma, for_blueness, for_redness = rgb_adjoint(for_red, for_green, for_blue, C)
     for_luma = passed(for_luma, luma, -128.0, 127.0)
     if C == 3:
-        for_blueness = passed(sum_under_samples(for_blueness, V, G, H), blueness, -128.0, 127.0)
-        for_redness = passed(sum_under_samples(for_redness, V, G, H), redness, -128.0, 127.0)
+        samples = beside(shrink(for_blueness, V, G, H), shrink(for_redness, V, G, H))
+        for_blueness, for_redness = apart(passed(samples, chroma, -128.0, 127.0))
         for_blueness = averaging_adjoint(for_blueness, row, column, height, width, V, G, H)
         for_redness = averaging_adjoint(for_redness, row, column, height, width, V, G, H)
-    red, green, blue = to_ycc_adjoint(for_luma, for_blueness, for_redness, C)
-    store_rgb(
+    red, green, blue = ycc_adjoint(for_luma, for_blueness, for_redness, C)
+    store_pixels(
         out, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
     )
 
