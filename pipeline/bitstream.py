@@ -147,7 +147,7 @@ def _sampling(header: Header) -> Subsampling:
     if len(header.components) != 3:
         kind = " (CMYK or YCCK)" if len(header.components) == 4 else ""
         raise UnsupportedJpeg(f"{len(header.components)} colour components{kind} are not modelled")
-    if _is_rgb(header):
+    if is_rgb(header):
         raise UnsupportedJpeg("RGB components are not modelled, only YCbCr")
     luma, *chroma = ((c.vertical, c.horizontal) for c in header.components)
     for sampling in (Subsampling.S444, Subsampling.S422, Subsampling.S440, Subsampling.S420):
@@ -158,7 +158,7 @@ def _sampling(header: Header) -> Subsampling:
     raise UnsupportedJpeg(f"sampling factors {factors} are not modelled")
 
 
-def _is_rgb(header: Header) -> bool:
+def is_rgb(header: Header) -> bool:
     """libjpeg's guess at the colour space of three components: JFIF decides, then Adobe, then their identifiers."""
     if header.jfif:
         return False

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.weights import write_whole
-from pipeline.bitstream import MAX_PIXELS, BitstreamError, JpegError, UnsupportedJpeg, _is_rgb
+from pipeline.bitstream import MAX_PIXELS, BitstreamError, JpegError, UnsupportedJpeg, is_rgb
 from pipeline.markers import Header, read_header
-from pipeline.source import JPEG_SUFFIXES, SIZE_LIMIT, SourceError, _Header, _members, digest, is_shard
+from pipeline.source import JPEG_SUFFIXES, SIZE_LIMIT, SourceError, TarHeader, digest, is_shard, members_of
 
 IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -150,7 +150,7 @@ def _jpeg_header(head: bytes, read: Reader, length: int) -> Header:
         raise UnsupportedJpeg(f"a JPEG of {header.precision}-bit samples, {header.process}")
     if len(header.components) not in (1, 3):
         raise UnsupportedJpeg(f"a JPEG of {len(header.components)} colour components")
-    if len(header.components) == 3 and _is_rgb(header):
+    if len(header.components) == 3 and is_rgb(header):
         raise UnsupportedJpeg("a JPEG of RGB components, not YCbCr")
     return header
 
@@ -332,8 +332,8 @@ def _inspect(path: str, progress: tqdm[Any]) -> dict[str, Any]:
 def _inspect_shard(file: IO[bytes], images: list[list[Any]], skipped: dict[str, str], progress: tqdm[Any]) -> None:
     count, repeats = 0, dict[str, int]()
     try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
-            for count, member in enumerate(_members(tar), 1):  # noqa: B007
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=TarHeader) as tar:
+            for count, member in enumerate(members_of(tar), 1):  # noqa: B007
                 if member.isdir() or not is_image(member.name):
                     continue
                 times = repeats[member.name] = repeats.get(member.name, 0) + 1

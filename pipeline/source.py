@@ -287,7 +287,7 @@ def _too_large(size: int, limit: int) -> str:
     return f"{size} bytes are more than the limit of {limit}"
 
 
-class _Header(tarfile.TarInfo):
+class TarHeader(tarfile.TarInfo):
     """A tar header that makes damage an error, where tarfile would take it for the end of the archive or believe it."""
 
     _EXTENSIONS = (
@@ -318,9 +318,9 @@ def _read_shard(
     try:
         if not entry.path.is_file():
             raise tarfile.ReadError("not a regular file or gone")
-        with entry.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=_Header) as archive:
+        with entry.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=TarHeader) as archive:
             repeats: dict[bytes, int] = {}
-            for count, member in enumerate(_members(archive), 1):  # noqa: B007
+            for count, member in enumerate(members_of(archive), 1):  # noqa: B007
                 found = _read_member(
                     archive, member, entry.name, repeats, finished=finished, side_members=side_members, limit=limit
                 )
@@ -335,7 +335,7 @@ def _read_shard(
         yield Item(entry.name, entry.name, None, entry.name, reason)
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     end = -1
     while (member := archive.next()) is not None:
         if member.size < 0 or archive.offset <= end:

@@ -193,7 +193,11 @@ def test_header_that_claims_a_negative_or_endless_size(tmp_path):
         assert errors(found)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a tar", b"x" * 20000, gzip.compress(b"no tar inside")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a tar", b"x" * 20000, gzip.compress(b"no tar inside")],
+    ids=["empty", "short", "long", "compressed"],
+)
 def test_file_named_tar_that_is_none(tmp_path, content):
     put(tmp_path / "fake.tar", content)
     put(tmp_path / "good.jpg")

@@ -86,7 +86,7 @@ def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int
     always = {"C": sampling.components, "V": vertical, "H": horizontal, "stride_w": 1, "gradient_stride_w": 1}
     for config in tuner.configs:
         source = source_of(tuner.fn, always | CONSTANTS.get(name, {}) | config.kwargs, dtype)
-        options = {"num_warps": config.num_warps, **OPTIONS}
+        options = {"num_warps": config.num_warps, "maxnreg": config.maxnreg, **OPTIONS}
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         taken = (*usage(compiled.asm["cubin"]), compiled.metadata.shared)
         blocks = config.kwargs.get("BLOCKS", 0)

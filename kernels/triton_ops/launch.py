@@ -26,10 +26,14 @@ SIZES = [
 cost a compilation, and pixels would be written four at a time, for which they would have to change threads."""
 
 
-def tuned(*choices: tuple[int, int]) -> Callable[[Any], Any]:
+ALL_REGISTERS = 255
+"""A thread's most. Said outright, for else the assembler may stop at 128 and spill, to have more threads at a time."""
+
+
+def tuned(*choices: tuple[int, int], registers: int | None = None) -> Callable[[Any], Any]:
     """A kernel whose first launch for each sampling and dtype times `choices`, (luma blocks of a program, warps), and
     keeps the fastest. The interpreter has nothing to time and takes all blocks that it can."""
-    configs = [triton.Config({"BLOCKS": blocks}, num_warps=warps) for blocks, warps in choices]
+    configs = [triton.Config({"BLOCKS": blocks}, num_warps=warps, maxnreg=registers) for blocks, warps in choices]
     if INTERPRETED:
         configs = [triton.Config({"BLOCKS": 128})]
     decorator: Callable[[Any], Any] = triton.autotune(configs, key=["C", "V", "H"])
