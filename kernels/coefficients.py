@@ -83,7 +83,8 @@ def _images_of(tables: Tensor, sampling: Subsampling) -> int:
 
 def check_images(x: Tensor, tables: Tensor, sampling: Subsampling, size: tuple[int, int] | None = None) -> None:
     """Raises ValueError unless `x` are images that go with `tables` and `sampling` (and have `size`, where given):
-    [N, components, H, W], floating point or uint8, on the tables' device."""
+    [N, components, H, W], floating point or uint8, contiguous or channels_last, on the tables' device. (The CPU could
+    read any layout, kernels could not: what works on one device works on the other.)"""
     n, components = _images_of(tables, sampling), sampling.components
     height, width = size or (tuple(x.shape[2:]) if x.ndim == 4 and x.numel() else ("H", "W"))
     if list(x.shape) != [n, components, height, width]:
@@ -94,6 +95,11 @@ def check_images(x: Tensor, tables: Tensor, sampling: Subsampling, size: tuple[i
         raise ValueError(f"images: expected floating point or uint8, got {x.dtype}")
     if x.device != tables.device:
         raise ValueError(f"images are on {x.device}, the tables on {tables.device}")
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        raise ValueError(
+            f"images: expected contiguous or channels_last, got strides {list(x.stride())} for {list(x.shape)}; "
+            "call .contiguous()"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The operators, alike on every device: Triton's kernels on CUDA, PyTorch elsewhere.
 
-Images are [N, C, H, W], gray levels 0..255, floating point or uint8; C is 3 (RGB), or 1 for gray. All operators raise
-ValueError for tensors whose shapes, dtypes or devices do not go together. Equation numbers are those of arXiv
-2211.11827.
+Images are [N, C, H, W], gray levels 0..255, floating point or uint8, contiguous or channels_last; C is 3 (RGB), or 1
+for gray. All operators raise ValueError for tensors whose shapes, dtypes, layouts or devices do not go together.
+Equation numbers are those of arXiv 2211.11827.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def pad(x: Tensor) -> Tensor:
 
 
 def cut_core(x: Tensor, tile: Tile) -> Tensor:
-    """[N, C, H, W] of a tile, padded or not → its core."""
-    return x[:, :, tile.rows.core, tile.columns.core]
+    """[N, C, H, W] of a tile, padded or not → its core, contiguous: a view is a layout that kernels do not take."""
+    return x[:, :, tile.rows.core, tile.columns.core].contiguous()
 
 
 def canvas(images: int, channels: int, size: tuple[int, int]) -> Tensor:

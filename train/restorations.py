@@ -75,7 +75,9 @@ class Drawer:
         for tile in self.tiles:
             core = x[None, :, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
             with one_thread(self.restorer.device):
-                exact, _ = project_exact(core, tiling.core_coefficients(self.c, tile).to(self.restorer.device))
+                exact, _ = project_exact(
+                    core.contiguous(), tiling.core_coefficients(self.c, tile).to(self.restorer.device)
+                )
             tiling.paste(image, exact[0].cpu(), tile)
         return image
 

@@ -25,7 +25,7 @@ from kernels.triton_ops.blocks import (
     ycc,
 )
 from kernels.triton_ops.edges import load_pixels
-from kernels.triton_ops.launch import SIZES, check_layout, launch, three, tuned
+from kernels.triton_ops.launch import SIZES, check_precision, launch, three, tuned
 
 
 @triton.jit
@@ -99,6 +99,6 @@ def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
     """See kernels.encode. It rounds what a float32 arithmetic of another order gives: a coefficient that lies within
     its last bits of a tie may fall to the other side."""
     check_images(x, tables, sampling)
-    check_layout(x)
+    check_precision(x)
     planes = _encode(x, tables.contiguous(), sampling.label)
     return Coefficients(tuple(planes), tables, sampling, (x.shape[2], x.shape[3]))

@@ -19,7 +19,7 @@ from kernels.triton_ops.descent import descend
 from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.folding import to_places
 from kernels.triton_ops.integer import integer_forward, to_blocks
-from kernels.triton_ops.launch import ALL_REGISTERS, SIZES, aligned, check_layout, launch, three, tuned
+from kernels.triton_ops.launch import ALL_REGISTERS, SIZES, aligned, check_precision, launch, three, tuned
 from kernels.triton_ops.search import choose, count_wrong, excess, load_intervals, pack_channels, store_packed
 
 ENOUGH = tl.constexpr(15)
@@ -232,7 +232,7 @@ def _empty_results(
 def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
     """See kernels.project_exact."""
     check_images(x, c.tables, c.sampling, c.size)
-    check_layout(x)
+    check_precision(x)
     planes = [plane.contiguous() for plane in c.planes]
     image, mismatches = _project_exact(x, planes, c.tables.contiguous(), c.sampling.label, *c.size)
     return image, mismatches.long()

@@ -40,15 +40,10 @@ def tuned(*choices: tuple[int, int], registers: int | None = None) -> Callable[[
     return decorator
 
 
-def check_layout(x: Tensor) -> None:
-    """Raises ValueError unless images are contiguous or channels_last, and for float64, which kernels do not keep."""
+def check_precision(x: Tensor) -> None:
+    """Raises ValueError for float64, which kernels would not keep."""
     if x.dtype == torch.float64:
         raise ValueError("images: float64 is more than the kernels compute in; kernels.torch_ops takes it")
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-        raise ValueError(
-            f"images: expected contiguous or channels_last, got strides {list(x.stride())} for {list(x.shape)}; "
-            "call .contiguous()"
-        )
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:

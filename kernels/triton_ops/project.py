@@ -31,7 +31,7 @@ from kernels.triton_ops.blocks import (
     ycc,
 )
 from kernels.triton_ops.edges import load_pixels, mean_of_places, showings, store_pixels, touches_edge
-from kernels.triton_ops.launch import SIZES, aligned, check_layout, launch, three, tuned
+from kernels.triton_ops.launch import SIZES, aligned, check_precision, launch, three, tuned
 from kernels.triton_ops.roundtrip import empty_image, rgb_adjoint, ycc_adjoint
 
 
@@ -253,7 +253,7 @@ _project.register_autograd(_backward, setup_context=_save)
 def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     """See kernels.project. float32 arithmetic; the result, float32, is laid out as x."""
     check_images(x, c.tables, c.sampling, c.size)
-    check_layout(x)
+    check_precision(x)
     if not 0 <= margin <= 0.5:
         raise ValueError(f"margin: expected 0..0.5 of a step, got {margin}")
     planes = [plane.contiguous() for plane in c.planes]

@@ -30,7 +30,7 @@ from kernels.triton_ops.blocks import (
     ycc,
 )
 from kernels.triton_ops.edges import averaging_adjoint, load_inside, load_pixels, store_pixels
-from kernels.triton_ops.launch import SIZES, check_layout, launch, tuned
+from kernels.triton_ops.launch import SIZES, check_precision, launch, tuned
 
 
 @triton.jit
@@ -247,6 +247,6 @@ def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
     """See kernels.roundtrip. float32 arithmetic; the result is laid out as x. A coefficient that lies within its last
     bits of a tie may be rounded to the other side, and with it its block differs."""
     check_images(x, tables, sampling)
-    check_layout(x)
+    check_precision(x)
     result: Tensor = _roundtrip(x, tables.contiguous(), sampling.label)
     return result
