@@ -9,18 +9,24 @@ from kernels.certificate import find, is_wrong
 from kernels.libjpeg import compress
 from kernels.mcu import regions, to_tiles
 from kernels.triton_ops import descent as triton_descent
+from kernels.triton_ops import exact as triton_exact
 from kernels.triton_ops.exact import project_exact
 from kernels.triton_ops.launch import three
 
 ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: sampling.label)
 
 
+@pytest.fixture
+def short_descent(monkeypatch) -> None:
+    """On both sides: the interpreter would take minutes over a stubborn MCU."""
+    for module in (descent, triton_descent):
+        monkeypatch.setattr(module, "ATTEMPTS", ((8, 11, 1),))
+
+
 @ALL
 @pytest.mark.parametrize("size", [(18, 17), (16, 32)])
-@pytest.mark.usefixtures("poisoned")
-def test_the_certificate_is_true_and_the_image_the_cpus(sampling, size, device, seed, monkeypatch):
-    for module in (descent, triton_descent):  # the interpreter would take minutes over a stubborn MCU
-        monkeypatch.setattr(module, "ATTEMPTS", ((8, 11, 1),))
+@pytest.mark.usefixtures("poisoned", "short_descent")
+def test_the_certificate_is_true_and_the_image_the_cpus(sampling, size, device, seed):
     x = 32 + 0.75 * pictures(3, sampling, size).clamp(0, 255)
     tables = torch.cat([tables_of(quality, sampling) for quality in (10, 30, 50)])
     c = encode(x, tables, sampling)
@@ -29,6 +35,41 @@ def test_the_certificate_is_true_and_the_image_the_cpus(sampling, size, device, 
     image, mismatches = project_exact(restored.to(device), c.to(device))
     assert torch.equal(compress(image.cpu(), tables, sampling).mismatches(c), mismatches.cpu())
     assert bool((mismatches.cpu() <= at_most).all())
+    assert float(((image.cpu().int() - expected.int()).abs() <= 1).float().mean()) >= 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.usefixtures("poisoned", "short_descent")
+def test_dtypes_and_layouts(dtype, layout, device, seed):
+    sampling = Subsampling.S420
+    tables = torch.cat([tables_of(10, sampling), tables_of(30, sampling)])
+    c = encode(32 + 0.75 * pictures(2, sampling, (18, 17)).clamp(0, 255), tables, sampling)
+    restored = (decode(c) + 3 * torch.randn(2, 3, 18, 17)).clamp(0, 255).to(dtype).contiguous(memory_format=layout)
+    expected, at_most = exact.project_exact(restored, c)
+    image, mismatches = project_exact(restored.to(device), c.to(device))
+    assert torch.equal(compress(image.cpu(), tables, sampling).mismatches(c), mismatches.cpu())
+    assert bool((mismatches.cpu() <= at_most).all())
+    assert float(((image.cpu().int() - expected.int()).abs() <= 1).float().mean()) >= 0.99
+
+
+@ALL
+@pytest.mark.parametrize("step", [1, 255])
+def test_the_finest_and_the_coarsest_steps_at_both_ends_of_the_gamut(sampling, step, device, seed, monkeypatch):
+    """After a few passes: with steps of one, 8-bit rounding alone leaves many intervals, on the CPU too."""
+    monkeypatch.setattr(exact, "PASSES", 3)
+    monkeypatch.setitem(triton_exact.CONSTANTS, "PASSES", 3)
+    for module in (descent, triton_descent):
+        monkeypatch.setattr(module, "ATTEMPTS", ((8, 0, 1),))
+    x = pictures(2, sampling, (17, 18)).clamp(0, 255)
+    x[0, :, :9], x[0, :, 9:] = 0, 255
+    tables = torch.full((2, sampling.components, 8, 8), step, dtype=torch.int32)
+    c = encode(x, tables, sampling)
+    restored = (x + 3 * torch.randn(x.shape)).clamp(0, 255)
+    expected, at_most = exact.project_exact(restored, c)
+    image, mismatches = project_exact(restored.to(device), c.to(device))
+    assert torch.equal(compress(image.cpu(), tables, sampling).mismatches(c), mismatches.cpu())
+    assert bool((mismatches.cpu() <= 1.02 * at_most + 2).all())  # the last bits of a sum may round a pixel otherwise
     assert float(((image.cpu().int() - expected.int()).abs() <= 1).float().mean()) >= 0.99
 
 
