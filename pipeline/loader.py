@@ -47,6 +47,7 @@ class LoaderConfig:
     paths: list[str] = field(default_factory=list)  # folders, tar shards, JPEG and PNG files
     crop: int = 128  # pixels
     batch: int = 32  # crops a step, of this rank
+    orientations: int = 8  # of a crop, all as likely: 8, 2 (mirrored or not: for what has an upper side), or 1
     seed: int = 0
     rank: int = 0
     world: int = 1  # ranks
@@ -176,7 +177,13 @@ class Loader:
     def _identity(self) -> dict[str, Any]:
         config = self.config
         crops = config.batch * config.world
-        return {"images": self.index.fingerprint(), "crop": config.crop, "seed": config.seed, "crops_per_step": crops}
+        return {
+            "images": self.index.fingerprint(),
+            "crop": config.crop,
+            "orientations": config.orientations,
+            "seed": config.seed,
+            "crops_per_step": crops,
+        }
 
     def _position(self) -> int:
         return self.step * self.config.batch * self.config.world
@@ -224,7 +231,7 @@ class Loader:
 
 
 def plan(index: Index, config: LoaderConfig, step: int) -> list[Crop]:
-    """The crops of this rank in a step: places uniform in each image, all eight orientations alike.
+    """The crops of this rank in a step: places uniform in each image, all orientations alike.
 
     Raises LoaderError when all their images are broken."""
     first = (step * config.world + config.rank) * config.batch
@@ -253,7 +260,7 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def _crop(index: Index, config: LoaderConfig, position: int, image: int) -> Crop:
     """One block of random bits for each position in the sequence of all crops."""
     bits = np.random.Philox(key=[config.seed & _WORD, 1], counter=[position, 0, 0, 0]).random_raw(3)
-    choices = (*(index.sizes[image] - config.crop + 1), 8)
+    choices = (*(index.sizes[image] - config.crop + 1), config.orientations)
     top, left, orientation = (int(word) * int(n) >> 64 for word, n in zip(bits, choices, strict=True))
     return Crop(image, position // len(index), top, left, orientation)
 
@@ -378,6 +385,8 @@ def _check(config: LoaderConfig) -> None:
     wrong = [f"{name} is {value}, expected 1 or more" for name, value in sizes.items() if value < 1]
     if not 0 <= config.rank < config.world:
         wrong.append(f"rank is {config.rank} of {config.world}")
+    if config.orientations not in (1, 2, 8):
+        wrong.append(f"orientations is {config.orientations}, expected 8, 2 or 1")
     if not config.paths:
         wrong.append("no paths are given")
     if config.device.partition(":")[0] not in ("cpu", "cuda"):

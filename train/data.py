@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from pipeline.loader import Loader, LoaderConfig
@@ -57,12 +56,12 @@ class DaliSource:
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         data = config.data
-        self.orientations = data.orientations
         self.loader = Loader(
             LoaderConfig(
                 paths=data.train,
                 crop=data.crop,
                 batch=ranks.share(data.batch),
+                orientations=data.orientations,
                 seed=config.run.seed,
                 rank=ranks.rank,
                 world=ranks.size,
@@ -76,11 +75,7 @@ class DaliSource:
         if step != self.loader.step:
             state = self.loader.state_dict()
             self.loader.load_state_dict(state | {"position": step * state["crops_per_step"]})
-        batch = next(self.loader)
-        if self.orientations == 8:
-            return batch.images
-        turned = zip(batch.images, batch.crops, strict=True)
-        return torch.stack([upright(image, crop.orientation, self.orientations) for image, crop in turned])
+        return next(self.loader).images
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()
@@ -90,15 +85,6 @@ class DaliSource:
 
     def close(self) -> None:
         self.loader.close()
-
-
-def upright(image: Tensor, orientation: int, orientations: int) -> Tensor:
-    """A loader's crop [3, h, w] as it lies in its file: transposed (4), then flipped upside down (2) and left to right
-    (1), all undone; of two orientations, the last is put back."""
-    axes = [axis for bit, axis in ((2, 1), (1, 2)) if orientation & bit]
-    image = image.flip(axes) if axes else image
-    image = image.transpose(1, 2) if orientation & 4 else image
-    return image.flip(2) if orientations == 2 and orientation & 1 else image
 
 
 def open_source(config: Config, ranks: Ranks) -> Source:
