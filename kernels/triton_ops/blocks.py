@@ -279,11 +279,11 @@ def luma_rows(luma, row, height, V: tl.constexpr):
 
 
 @triton.jit
-def to_ycc(red, green, blue):
+def to_ycc(red, green, blue, C: tl.constexpr):
     """`ycc` of octets."""
     luma, blueness, redness = (), (), ()
     for k in tl.static_range(8):
-        y, b, r = ycc(red[k], green[k], blue[k], 3)
+        y, b, r = ycc(red[k], green[k], blue[k], C)
         luma, blueness, redness = luma + (y,), blueness + (b,), redness + (r,)
     return luma, blueness, redness
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_ops.blocks import from_rows, grow, source_row, to_rows
+from kernels.triton_ops.blocks import grow, source_row, to_rows
 
 
 @triton.jit
@@ -126,31 +126,6 @@ def load_rgb(
         x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
     )
     return to_rows(red), to_rows(green), to_rows(blue)
-
-
-@triton.jit
-def store_rgb(
-    x,
-    red,
-    green,
-    blue,
-    image,
-    row,
-    column,
-    valid,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    C: tl.constexpr,
-):
-    """The inverse: what lies beyond the image is not written."""
-    red, green, blue = from_rows(red), from_rows(green), from_rows(blue)
-    store_pixels(
-        x, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
-    )
 
 
 @triton.jit

@@ -76,17 +76,14 @@ def eight_bits(x):
 @triton.jit
 def forward(image, row, height, C: tl.constexpr, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
     """Octets of R, G and B, float32 → of the DCT of Y - 128, Cb and Cr; gray: Y thrice."""
+    y, cb, cr = to_ycc(image[0], image[1], image[2], C)
+    y = scaled(dct(luma_rows(y, row, height, V)), 0.125)
     if C == 1:
-        y = ()
-        for k in tl.static_range(8):
-            y = y + (image[0][k] - 128.0,)
-        y = scaled(dct(y), 0.125)
         return y, y, y
     else:
-        y, cb, cr = to_ycc(image[0], image[1], image[2])
         scale: tl.constexpr = 0.125 / (V * H)
         cb, cr = dct(sum_under_samples(cb, V, G, H)), dct(sum_under_samples(cr, V, G, H))
-        return scaled(dct(luma_rows(y, row, height, V)), 0.125), scaled(cb, scale), scaled(cr, scale)
+        return y, scaled(cb, scale), scaled(cr, scale)
 
 
 @tuned((4, 1), registers=ALL_REGISTERS)  # one choice: to time several would fill the list several times

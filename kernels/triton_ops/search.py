@@ -8,8 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_ops.blocks import load_coefficients, load_steps
-from kernels.triton_ops.edges import store_rgb
+from kernels.triton_ops.blocks import from_rows, load_coefficients, load_steps
+from kernels.triton_ops.edges import store_pixels
 
 
 @triton.jit
@@ -111,5 +111,6 @@ def store_packed(out, packed, here, height, width, C: tl.constexpr):
     """Writes packed octets into contiguous uint8 images."""
     image, row, column, valid = here
     area = height.to(tl.int64) * width
-    red, green, blue = unpack_channels(packed, C)
-    store_rgb(out, red, green, blue, image, row, column, valid, height, width, C * area, area, width, 1, C)
+    channels = unpack_channels(packed, C)
+    red, green, blue = from_rows(channels[0]), from_rows(channels[1]), from_rows(channels[2])
+    store_pixels(out, red, green, blue, image, row, column, valid, height, width, C * area, area, width, 1, C)
