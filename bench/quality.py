@@ -1,92 +1,209 @@
-"""PSNR and exactness of the restoration, after `project_exact`, beside Pillow's plain decode of the same files.
+"""What the restoration is worth, after `project_exact`: PSNR beside plain decode and, of weights that draw samples, of
+one sample and of their mean beside the regression, variety, Fréchet distances; coefficients recounted by libjpeg-turbo.
 
-python bench/quality.py --data val.tar --quality 10 20 30 40
+python bench/quality.py --data val.tar
+python bench/quality.py --data val.tar --weights runs/posterior/generator.safetensors
+
+The measuring is train/evaluate.py's. A second table has whole restorations of the same files: by this decoder, timed
+from the file's bytes to the image in memory; and by the programs of bench/rivals.py that are on the PATH, timed as one
+process for each file, which writes its output. The exit code is 1 when a certificate is not true, and 2 when something
+cannot be measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from photographs import Pixels, load, to_jpeg
-from PIL import Image
-from tqdm import tqdm
+from rivals import COLUMNS as BESIDE
+from rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engine
 
-from pipeline.restorer import DEFAULT_WEIGHTS, Restorer
-from pipeline.sink import encode_image
-from pipeline.verify import count_mismatches
+from kernels import Subsampling
+from model.features import FeaturesError
+from model.weights import write_whole
+from pipeline.restorer import DEFAULT_WEIGHTS
+from pipeline.source import SourceError
+from train.evaluate import REGRESSION, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
+from train.measures import CROP, CROPS_WANTED, Extractor, load_extractors
+from train.restorations import MODES, Networks
+from train.table import Column, Report, Row, heading, line
+
+BEFORE_PROJECTION = "sample"
+"""The one mode that no user's file is restored in."""
+
+COLUMNS: list[Column] = [
+    ("quality", "quality", ""),
+    ("mode", "mode", ""),
+    ("PSNR dB", "psnr", ".2f"),
+    ("gain dB", "gain", "+.2f"),
+    ("to mmse dB", "to_mmse", "+.2f"),
+    ("consistency", "consistency", ".4f"),
+    ("mismatches", "mismatches", ""),
+    ("in dispute", "disputed", ""),
+    ("STD", "std", ".4f"),
+    ("correlation", "correlation", ".3f"),
+    ("Fréchet", "frechet", ".3f"),
+    ("to mmse's", "frechet_ratio", ".3f"),
+]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One quality. PSNR in dB, the mean over images. mismatches: coefficients that differ when the PNG is compressed
-    again by libjpeg-turbo with the file's tables, of `coefficients` in all; `claimed` is what the certificates say."""
+class Compared(Row):
+    """to_mmse: PSNR less the regression's, dB. frechet_ratio: the Fréchet distance by the regression's."""
 
-    quality: int
-    sampling: str
-    images: int
-    plain: float
-    restored: float
-    gain: float
-    mismatches: int
-    claimed: int
-    coefficients: int
+    to_mmse: float
+    frechet_ratio: float | None
 
 
-def psnr(a: Pixels, b: Pixels) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b) ** 2)))
+def compare(rows: list[Row]) -> list[Compared]:
+    """The rows of one quality, `mmse` among them."""
+    (mmse,) = (row for row in rows if row.mode == "mmse")
+    return [
+        Compared(
+            **vars(row),
+            to_mmse=row.psnr - mmse.psnr,
+            frechet_ratio=row.frechet / mmse.frechet if row.frechet is not None and mmse.frechet else None,
+        )
+        for row in rows
+    ]
 
 
-def measure(restorer: Restorer, images: list[Pixels], quality: int, sampling: str) -> Row:
-    plain, restored, mismatches, claimed, coefficients = [], [], 0, 0, 0
-    for number, image in enumerate(tqdm(images, desc=f"quality {quality}", unit="img", leave=False)):
-        data = to_jpeg(image, quality, sampling)
-        result = restorer.restore(data, key=str(number))
-        plain.append(psnr(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), image))
-        restored.append(psnr(result.pixels(), image))
-        mismatches += count_mismatches(encode_image(result.image.numpy()), result.bitstream)
-        claimed += result.mismatches
-        coefficients += result.coefficients
-    means = float(np.mean(plain)), float(np.mean(restored))
-    return Row(quality, sampling, len(images), *means, means[1] - means[0], mismatches, claimed, coefficients)
+def columns(sampled: bool, frechet: bool) -> list[Column]:
+    """Those that can hold something."""
+    missing = (() if sampled else ("std", "correlation")) + (() if frechet else ("frechet", "frechet_ratio"))
+    return [column for column in COLUMNS if column[1] not in missing]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a file")
-    parser.add_argument("--quality", type=int, nargs="+", default=[10, 20, 30, 40], help="[10 20 30 40]")
-    parser.add_argument("--sampling", nargs="+", default=["4:2:0"], help="[4:2:0]")
-    parser.add_argument("--weights", default=DEFAULT_WEIGHTS, help="[%(default)s]")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--limit", type=int, help="the first so many images only")
-    parser.add_argument("--json", type=Path, help="write the rows there too")
-    options = parser.parse_args()
-    restorer = Restorer.from_pretrained(options.weights, options.device, options.dtype)
-    images = load(options.data, options.limit)
-    print("| quality | sampling | images | plain dB | restored dB | gain dB | mismatches | coefficients |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    rows = []
-    for sampling in options.sampling:
-        for quality in options.quality:
-            row = measure(restorer, images, quality, sampling)
-            rows.append(row)
-            print(
-                f"| {row.quality} | {sampling} | {row.images} | {row.plain:.2f} | {row.restored:.2f} | {row.gain:+.2f} "
-                f"| {row.mismatches} | {row.coefficients} |",
-                flush=True,
-            )
+@dataclass(frozen=True)
+class Outcome:
+    """One sampling's tables."""
+
+    report: Report
+    rows: list[Compared]
+    beside: list[Figures]
+
+    @property
+    def untrue(self) -> list[str]:
+        """Where certificates say another number than was recounted."""
+        names = [(row.quality, row.mode, row.disputed) for row in self.rows]
+        names += [(row.quality, row.decoder, row.disputed) for row in self.beside]
+        return [
+            f"{count} of {self.report.sampling} quality {quality}, {name}" for quality, name, count in names if count
+        ]
+
+
+def measure(
+    photographs: Photographs,
+    networks: Networks,
+    settings: Settings,
+    extractors: Mapping[str, Extractor],
+    decoders: Mapping[str, Decoder],
+) -> Outcome:
+    """Prints the tables. Raises EvaluationError, SourceError and RivalError."""
+    rows: list[Compared] = []
+    beside: list[Figures] = []
+    contest = Contest(decoders)
+    chosen = columns(networks.sampler is not None, bool(extractors))
+
+    def show(found: list[Row]) -> None:
+        compared = compare(found)
+        print(*(line(row, chosen) for row in compared), sep="\n", flush=True)
+        rows.extend(compared)
+        beside.extend(contest.finish(found[0].quality))
+
+    print(heading(chosen), flush=True)
+    report = evaluate(photographs, networks, settings, extractors, show=show, look=contest.look)
+    print(f"\n{footnote(report, networks.sampler is not None)}\n\n{heading(BESIDE)}")
+    print(*(line(row, BESIDE) for row in beside), sep="\n", end="\n\n", flush=True)
+    return Outcome(report, rows, beside)
+
+
+def footnote(report: Report, sampled: bool) -> str:
+    """What the figures are over."""
+    text = f"{report.images} images, {report.sampling}"
+    if sampled:
+        text += f", {report.samples} samples of each"
+    return f"{text}; Fréchet distances over {report.crops} crops of {CROP}x{CROP}." if report.crops else f"{text}."
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    names = [program.name for program in PROGRAMS]
+    labels = [sampling.label for sampling in Subsampling]
+    add("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
+    add("--quality", type=int, nargs="+", default=[10, 20, 30, 40], help="[10 20 30 40]")
+    add("--sampling", nargs="+", choices=labels, default=["4:2:0"], help="[4:2:0]")
+    add("--weights", default=DEFAULT_WEIGHTS, help="a sampler, or a regression network [%(default)s]")
+    add("--mmse", help=f"the regression network beside a sampler [{REGRESSION}]")
+    add("--samples", type=int, default=16, help="draws of each image [%(default)s]")
+    add("--no-frechet", action="store_true", help="no Fréchet distances, and no weights needed for them")
+    add(
+        "--programs",
+        nargs="*",
+        default=names,
+        metavar="NAME",
+        help=f"run beside ours, none without a name [{' '.join(names)}]",
+    )
+    add("--device", default="auto")
+    add("--dtype", default="auto")
+    add("--limit", type=int, help="the first so many images only")
+    add("--json", type=Path, help="write all figures there too")
+    return result
+
+
+def run(options: argparse.Namespace) -> list[Outcome]:
+    """One for each sampling. Raises EvaluationError, FeaturesError, SourceError, RivalError or OSError."""
+    if options.limit is not None and options.limit < 1:
+        raise EvaluationError(f"limit {options.limit}: expected at least 1 image")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise EvaluationError(f"{options.json}: there is no folder {options.json.parent}")
+    programs, absent = choose(options.programs)
+    networks = load_networks(options.weights, options.mmse, options.device, options.dtype)
+    possible = modes_of(Settings(tuple(options.quality), samples=options.samples), networks) - {BEFORE_PROJECTION}
+    modes = tuple(mode for mode in MODES if mode in possible)
+    extractors = {} if options.no_frechet else load_extractors(None, networks.regression.device)
+    decoders = {"ours, mmse": engine(networks.regression)}
+    if networks.sampler is not None:
+        decoders["ours, one sample"] = engine(networks.sampler)
+    decoders |= {program.name: program.decode for program in programs}
+    if absent:
+        print(f"not on the PATH: {', '.join(absent)}\n")
+    outcomes = []
+    for label in options.sampling:
+        settings = Settings(tuple(options.quality), Subsampling.from_label(label), modes, options.samples)
+        outcomes.append(measure(Photographs(options.data, options.limit), networks, settings, extractors, decoders))
+    if extractors and outcomes[0].report.crops < CROPS_WANTED:
+        say(
+            f"Fréchet distances over fewer than {CROPS_WANTED} crops are too large: compare them within this table only"
+        )
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    false = [row for row in rows if row.mismatches != row.claimed]
-    if false:
-        print(f"certificates that are not true: {false}", file=sys.stderr)
-    return bool(false)
+        found = [
+            asdict(o.report) | {"rows": [*map(asdict, o.rows)], "beside": [*map(asdict, o.beside)]} for o in outcomes
+        ]
+        names = {"weights": options.weights, "mmse": options.mmse, "data": str(options.data)}
+        write_whole(options.json, json.dumps(names | {"samplings": found}, indent=1).encode())
+    return outcomes
+
+
+def say(message: str) -> None:
+    print(f"quality: {message}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        untrue = [text for outcome in run(options) for text in outcome.untrue]
+    except (EvaluationError, FeaturesError, SourceError, RivalError, OSError) as error:
+        say(str(error))
+        return 2
+    if untrue:
+        say(f"certificates that are not true: {'; '.join(untrue)}")
+    return int(bool(untrue))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_noise_is_as_strong_as_the_samples_vary(networks):
     assert not torch.equal(noise[0], noise[1])
     assert not torch.equal(noise, white_noise(4, added))
     without, strength = found["mmse"].image, found["sample"].deviation.mean()
-    assert torch.equal(drawer.project(expected), without)
+    assert torch.equal(drawer.project(expected)[0], without)
     change = (found["noise"].image.float() - without.float()).std()
     assert 0.3 * strength < change < 1.5 * strength  # projection takes a part of it
 
@@ -245,6 +245,7 @@ def test_rows_are_means_over_the_images(shard, networks):
         assert row.gain == pytest.approx(np.mean(values) - np.mean(plain), abs=1e-9)
         assert (row.mismatches == 0) == (mode not in ("plain", "sample"))
         assert (row.consistency == 0) == (row.mismatches == 0)
+        assert row.disputed == (None if mode in ("plain", "sample") else 0)
         assert (row.std is None) == (row.correlation is None) == (mode not in ("sample", "projected"))
     deviations = [f["projected"].deviation for f in found]
     assert rows["projected"].std == pytest.approx(np.mean([float(d.mean()) for d in deviations]) / 255, rel=1e-5)

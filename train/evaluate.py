@@ -220,8 +220,10 @@ class Sheet:
         self.rows: list[tuple[str, list[tuple[str, Tensor]]]] = []
 
     def look(self, place: int, compressed: Compressed, found: Mapping[str, Restoration]) -> None:
-        if place >= SHOWN_IMAGES:
-            return
+        if place < SHOWN_IMAGES:
+            self.add(compressed, found)
+
+    def add(self, compressed: Compressed, found: Mapping[str, Restoration]) -> None:
         pictures = [("input", compressed.decoded)]
         drawn = found.get("projected") or found.get("sample")
         if drawn is not None:

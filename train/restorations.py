@@ -43,10 +43,12 @@ class Networks:
 
 @dataclass(frozen=True)
 class Restoration:
-    """image: [C, H, W] uint8. deviation: [C, H, W] float32, gray levels, over the samples, where there are several.
-    samples: the first SHOWN of them, the image included."""
+    """image: [C, H, W] uint8. claimed: its certificate, how many coefficients differ according to `project_exact`; None
+    of an image that is not projected. deviation: [C, H, W] float32, gray levels, over the samples, where there are
+    several. samples: the first SHOWN of them, the image included."""
 
     image: Tensor
+    claimed: int | None = None
     deviation: Tensor | None = None
     samples: tuple[Tensor, ...] = ()
 
@@ -69,17 +71,19 @@ class Drawer:
             tiling.paste(image, tiling.cut_core(restored, tile)[0], tile)
         return image
 
-    def project(self, x: Tensor) -> Tensor:
-        """[C, H, W] float32 → uint8, on the CPU, consistent with the file."""
+    def project(self, x: Tensor) -> tuple[Tensor, int]:
+        """[C, H, W] float32 → uint8, on the CPU, consistent with the file but for so many coefficients."""
+        mismatches = 0
         image = tiling.canvas(1, self.c.sampling.components, self.c.size)[0]
         for tile in self.tiles:
             core = x[None, :, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
             with one_thread(self.restorer.device):
-                exact, _ = project_exact(
+                exact, wrong = project_exact(
                     core.contiguous(), tiling.core_coefficients(self.c, tile).to(self.restorer.device)
                 )
             tiling.paste(image, exact[0].cpu(), tile)
-        return image
+            mismatches += int(wrong)
+        return image, mismatches
 
 
 def restorations(
@@ -93,7 +97,7 @@ def restorations(
         raise ValueError(f"modes {', '.join(sorted(modes & DRAWN))} need a network that draws samples")
     regression = Drawer(networks.regression, compressed.bitstream.coefficients)
     expected = regression.draw(0)
-    found = {"plain": Restoration(compressed.decoded), "mmse": Restoration(regression.project(expected))}
+    found = {"plain": Restoration(compressed.decoded), "mmse": Restoration(*regression.project(expected))}
     if networks.sampler is not None and modes & DRAWN:
         drawer = Drawer(networks.sampler, compressed.bitstream.coefficients)
         seeds = [derive_seed(seed, compressed.key, number) for number in range(samples)]
@@ -101,7 +105,7 @@ def restorations(
         deviation = found["sample"].deviation
         if "noise" in modes and deviation is not None:
             noise = white_noise(derive_seed(seed, compressed.key, WHITE), expected) * deviation.mean()
-            found["noise"] = Restoration(regression.project(expected + noise))
+            found["noise"] = Restoration(*regression.project(expected + noise))
     return {mode: found[mode] for mode in MODES if mode in found}
 
 
@@ -110,7 +114,7 @@ def _drawn(drawer: Drawer, seeds: list[int], modes: frozenset[str]) -> dict[str,
     free, exact = Spread(), Spread()
     total = torch.zeros(())
     drawn: list[Tensor] = []
-    projected: list[Tensor] = []
+    projected: list[tuple[Tensor, int]] = []
     for number, seed in enumerate(seeds):
         x = drawer.draw(seed)
         total = total.to(x.device) + x
@@ -119,15 +123,15 @@ def _drawn(drawer: Drawer, seeds: list[int], modes: frozenset[str]) -> dict[str,
         if number < SHOWN:
             drawn.append(limited.round().to(torch.uint8).cpu())
         if "projected" in modes:
-            image = drawer.project(x)
+            image, mismatches = drawer.project(x)
             exact.add(image.float())
             if number < SHOWN:
-                projected.append(image)
-    found = {"sample": Restoration(drawn[0], _on_cpu(free.deviation), tuple(drawn))}
+                projected.append((image, mismatches))
+    found = {"sample": Restoration(drawn[0], None, _on_cpu(free.deviation), tuple(drawn))}
     if projected:
-        found["projected"] = Restoration(projected[0], exact.deviation, tuple(projected))
+        found["projected"] = Restoration(*projected[0], exact.deviation, tuple(image for image, _ in projected))
     if "mean" in modes:
-        found["mean"] = Restoration(drawer.project(total / len(seeds)))
+        found["mean"] = Restoration(*drawer.project(total / len(seeds)))
     return found
 
 

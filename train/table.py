@@ -18,11 +18,13 @@ class Row:
 
     psnr: dB, 8 bits. gain: over plain decode, dB. consistency: the RMSE, gray levels per pixel, between what Pillow
     makes of the original and of the output, compressed alike. mismatches: quantised coefficients that differ, of
-    `coefficients`, all images together. std: over the samples, image range 0..1, mean over pixels and channels.
-    correlation: of that deviation with |X - mmse|, over all pixels of all images; the error of one X being one draw, a
-    perfect sampler too stays well below 1. frechet: distance to the originals, of all crops of both. frechet_halves:
-    the same between one half's originals and the other half's outputs, to be compared with the report's floor. fid: as
-    `frechet`, with Inception's features. None: does not exist for this mode, or was not asked for."""
+    `coefficients`, all images together, counted on the output compressed again. disputed: images of which the
+    certificate says another number than was counted. std: over the samples, image range 0..1, mean over pixels and
+    channels. correlation: of that deviation with |X - mmse|, over all pixels of all images; the error of one X being
+    one draw, a perfect sampler too stays well below 1. frechet: distance to the originals, of all crops of both.
+    frechet_halves: the same between one half's originals and the other half's outputs, to be compared with the
+    report's floor. fid: as `frechet`, with Inception's features. None: does not exist for this mode, or was not asked
+    for."""
 
     quality: int
     mode: str
@@ -31,6 +33,7 @@ class Row:
     consistency: float
     mismatches: int
     coefficients: int
+    disputed: int | None
     std: float | None
     correlation: float | None
     frechet: float | None
@@ -71,6 +74,7 @@ class Tally:
         self.extractors = extractors
         self.images = self.mismatches = self.coefficients = 0
         self.psnr = self.plain = self.consistency = 0.0
+        self.disputed: int | None = None
         self.std: float | None = None
         self.correlation = Correlation()
         self.features = {name: Halves() for name in extractors}
@@ -84,6 +88,8 @@ class Tally:
         self.consistency += found.rmse
         self.mismatches += found.mismatches
         self.coefficients += compressed.bitstream.coefficients.count
+        if restoration.claimed is not None:
+            self.disputed = (self.disputed or 0) + (restoration.claimed != found.mismatches)
         if restoration.deviation is not None:
             self.std = (self.std or 0.0) + float(restoration.deviation.double().mean()) / 255
             if mmse is not None:
@@ -103,6 +109,7 @@ class Tally:
             consistency=self.consistency / n,
             mismatches=self.mismatches,
             coefficients=self.coefficients,
+            disputed=self.disputed,
             std=None if self.std is None else self.std / n,
             correlation=self.correlation.value,
             frechet=reference["frechet"].distance(own["frechet"]) if "frechet" in own else None,
@@ -140,8 +147,8 @@ def heading(chosen: list[Column]) -> str:
     return f"| {' | '.join(title for title, _, _ in chosen)} |\n|{' --- |' * len(chosen)}"
 
 
-def line(row: Row, chosen: list[Column]) -> str:
-    """A row of the table; what does not exist is a dash."""
+def line(row: object, chosen: list[Column]) -> str:
+    """A row of the table, of anything that has the columns' fields; what does not exist is a dash."""
     values = ((getattr(row, name), form) for _, name, form in chosen)
     return f"| {' | '.join('-' if value is None else format(value, form) for value, form in values)} |"
 
