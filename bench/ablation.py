@@ -26,7 +26,7 @@ from train.measures import load_extractors
 from train.table import Originals, Row
 from train.trainer import train
 
-CONFIG = Path(__file__).parents[1] / "train/configs/posterior.yaml"
+CONFIG = Path(__file__).parents[1] / "train/configs/game.yaml"
 
 QUALITY = 10
 
@@ -37,7 +37,7 @@ ROWS = {
     "C + SM": ["game.first_moment=0", "game.second_moment=100"],
     "C + FM + SM": ["game.first_moment=3", "game.second_moment=100"],
 }
-"""Overrides of posterior.yaml; V and R1 are in all."""
+"""Overrides of game.yaml; V and R1 are in all."""
 
 SMALL = [
     "run.device=cpu",

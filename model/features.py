@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -73,6 +74,10 @@ class Features(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.deviation
 
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Features [N, c, h, w] of rising abstraction, the first at full or half resolution, the last `forward`'s."""
+        raise NotImplementedError
+
 
 class VGG19(Features):
     """Images → the features of conv5_4, [N, 512, H / 16, W / 16], before its activation, as ESRGAN and Real-ESRGAN take
@@ -104,6 +109,15 @@ class VGG19(Features):
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.features(self.normalise(images))
         return features
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Those before each halving."""
+        x, found = self.normalise(images), []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                found.append(x)
+            x = layer(x)
+        return [*found, x]
 
 
 class SameConv2d(nn.Conv2d):
@@ -184,6 +198,16 @@ class EfficientNetLite0(Features):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.run(images, LITE0_PERCEPTUAL)
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """The stem's, and those after each stage."""
+        x = F.relu6(self.bn0(self.conv_stem(self.normalise(images))))
+        found, ends = [x], list(accumulate(stage[0] for stage in LITE0_STAGES))
+        for number, block in enumerate(self.blocks[:LITE0_PERCEPTUAL], 1):
+            x = block(x)
+            if number in ends:
+                found.append(x)
+        return found
 
     def pooled(self, images: Tensor) -> Tensor:
         """[N, 320]: the output of the last stage of blocks, averaged over the image."""

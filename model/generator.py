@@ -238,8 +238,27 @@ def start_small(tail: nn.Conv2d) -> None:
 
 
 def inherit(generator: Generator, trained: Generator) -> None:
-    """Takes over all weights of a trained generator of the same size. A noisy one keeps its own noise where the trained
-    one has none: so a sampler starts from a regression network. Raises ValueError for another size."""
-    if replace(trained.config, noise=trained.config.noise or generator.config.noise) != generator.config:
-        raise ValueError(f"a generator of {generator.config} cannot take over the weights of {trained.config}")
-    generator.load_state_dict(trained.state_dict(), strict=generator.config.noise == trained.config.noise)
+    """Takes over all weights of a trained generator of the same width. A noisy one keeps its own noise where the
+    trained one has none: so a sampler starts from a regression network. A deeper one, of residual blocks, has the
+    trained blocks at both ends and new ones in the middle, which change nothing at first. Raises ValueError where it
+    cannot be."""
+    ours, theirs = generator.config, trained.config
+    deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
+    grown = replace(theirs, noise=theirs.noise or ours.noise, blocks=ours.blocks if deeper else theirs.blocks)
+    if grown != ours:
+        raise ValueError(f"a generator of {ours} cannot take over the weights of {trained.config}")
+    tensors = {_grown(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
+    for name, tensor in generator.state_dict().items():
+        if name not in tensors:
+            tensors[name] = torch.zeros_like(tensor) if ".second." in name else tensor
+    generator.load_state_dict(tensors)
+
+
+def _grown(name: str, ours: GeneratorConfig, theirs: GeneratorConfig) -> str:
+    """Of a trained tensor, the name in a deeper trunk: blocks of the second half are counted from the end."""
+    stage, _, rest = name.partition(".")
+    if stage != "after":
+        return name
+    number, _, tensor = rest.partition(".")
+    added = (ours.blocks - ours.blocks // 2) - (theirs.blocks - theirs.blocks // 2)
+    return f"{stage}.{int(number) + added}.{tensor}"

@@ -18,7 +18,8 @@ from train.config import ConfigError
 from train.crops import load_images, random_crops, step_generator
 from train.degradation import degrade
 from train.distributed import Ranks
-from train.game import Aides, consistency, critic_step, draws, generator_step, load_aides
+from train.energy import feature_energy, pixel_energy
+from train.game import Aides, consistency, critic_step, draws, generator_step, load_aides, projected
 from train.losses import consistency as consistency_of
 from train.losses import first_moment, generator_loss, perceptual, second_moment
 from train.state import TrainingError, consistency_weight, new_state
@@ -58,7 +59,8 @@ def gradients_of(monkeypatch, step, learner, *arguments):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkeypatch, parts):
-    config, state, batch = prepared(photos, tmp_path, game={"mmse": "mmse", "consistency": (5.0, 5.0)})
+    terms = {"consistency": (5.0, 5.0), "energy": 0.3, "feature_energy": 0.2}
+    config, state, batch = prepared(photos, tmp_path, game={"mmse": "mmse", **terms})
     aides, game = load_aides(config, torch.device("cpu")), config.game
     found = gradients_of(
         monkeypatch, generator_step, state.generator, state, batch.split(parts), aides, config, Guard(Ranks())
@@ -83,6 +85,8 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
         + game.perceptual * perceptual(lite0(one), lite0(batch.clean))
         + game.first_moment * first_moment(samples, batch.clean[few], unbiased=True)
         + game.second_moment * second_moment(samples, batch.clean[few], mean)
+        + 0.3 * pixel_energy(samples, batch.clean[few])
+        + 0.2 * feature_energy(samples, batch.clean[few], lite0)
     )
     wanted = torch.autograd.grad(loss, list(generator.parameters()))
     wanted = torch.cat([gradient.flatten().double() for gradient in wanted])
@@ -90,6 +94,36 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
     assert float(consistency(one, batch).detach()) == pytest.approx(
         float(torch.stack(singles).detach().mean()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, parts):
+    """Without terms of single samples; its gradient is taken where the projection leads, and given to what it left."""
+    alone = dict.fromkeys(("adversarial", "first_moment", "second_moment", "perceptual"), 0.0)
+    alone |= {
+        "consistency": (0.0, 0.0),
+        "energy": 1.0,
+        "projected": True,
+        "moment_images": 4,
+        "moments_every": 1,
+        "samples": 2,
+    }
+    config, state, batch = prepared(photos, tmp_path, game=alone)
+    assert state.critic is None
+    with torch.no_grad():
+        state.generator.network.tail.weight.mul_(50)
+    aides = load_aides(config, torch.device("cpu"))
+    arguments = state, batch.split(parts), aides, config, Guard(Ranks())
+    found = gradients_of(monkeypatch, generator_step, state.generator, *arguments)
+    noises = [Noise(batch.seeds[:, 2 + k], torch.zeros(4, 2, dtype=torch.int64)) for k in range(2)]
+    free = [state.generator.network(batch.decoded, batch.tables, batch.sampling_index, noise) for noise in noises]
+    bound = [projected(x.detach(), batch).requires_grad_() for x in free]
+    for x, y in zip(free, bound, strict=True):
+        assert (projected(y, batch) - y).abs().max() < 1e-3 < (y - x).abs().max()
+    slopes = torch.autograd.grad(pixel_energy(torch.stack(bound, 1), batch.clean), bound)
+    wanted = torch.autograd.grad(free, list(state.generator.network.parameters()), list(slopes))
+    wanted = torch.cat([gradient.flatten().double() for gradient in wanted])
+    assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_the_critics_gradient_is_that_of_equation_9_and_lazy_r1_counts_for_the_steps_between(

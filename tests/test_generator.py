@@ -258,9 +258,25 @@ def test_a_sampler_starts_from_a_regression_network(config):
     copied = generator_of(config, seed=3)
     inherit(copied, sampler)
     assert torch.equal(run(copied, image), run(sampler, image))
-    for other in (trained, generator_of(replace(config, blocks=3))):
+    for other in (trained, generator_of(replace(config, blocks=3)), generator_of(replace(config, embedding=4))):
         with pytest.raises(ValueError, match="cannot take over"):
             inherit(other, sampler)
+
+
+@pytest.mark.parametrize("blocks", [4, 7])
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_deeper_generator_starts_as_the_one_it_grew_from(blocks, noise):
+    trained, image = generator_of(replace(PLAIN, noise=noise), seed=1), picture(32, 32)
+    deeper = generator_of(replace(PLAIN, blocks=blocks, noise=noise), seed=2)
+    inherit(deeper, trained)
+    if noise:  # layers of noise are numbered through the blocks: others reach the second half
+        for generator in (deeper, trained):
+            for name, parameter in generator.named_parameters():
+                if name.endswith("noise_weight"):
+                    parameter.data.zero_()
+    assert torch.allclose(run(deeper, image), run(trained, image), atol=1e-6)
+    with pytest.raises(ValueError, match="cannot take over"):
+        inherit(trained, deeper)
 
 
 @pytest.mark.parametrize("config", [PLAIN, DEEP, RRDB])

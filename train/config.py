@@ -83,11 +83,14 @@ class GameConfig:
     unbiased: bool = True  # FM without the Var / K that K samples add to it
     second_moment: float = 0.0  # SM
     mmse: str = "mmse"  # SM's frozen X̄: weights by name or path
-    moment_images: int = 8  # images for FM and SM, of all ranks together
+    moment_images: int = 8  # images for FM, SM and E, of all ranks together
     samples: int = 8  # of each, K
-    moments_every: int = 8  # steps; FM and SM keep their weights
+    moments_every: int = 8  # steps; FM, SM and E keep their weights
+    energy: float = 0.0  # E, the energy score of K samples, of pixels and bands
+    feature_energy: float = 0.0  # the same of `features`
+    projected: bool = False  # all terms are about samples projected onto their file's intervals, as users get them
     perceptual: float = 0.0  # P
-    features: str = LITE0  # P's: lite0, or the path of torchvision's VGG-19 file
+    features: str = LITE0  # P's and E's: lite0, or the path of torchvision's VGG-19 file
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def _signs(config: Config) -> Iterator[Rule]:
         "model": ("blocks", "inner_blocks"),
         "optimiser": ("final_learning_rate", "warmup"),
         "critic": ("halvings",),
-        "game": ("adversarial", "r1", "first_moment", "second_moment", "perceptual"),
+        "game": ("adversarial", "r1", "first_moment", "second_moment", "energy", "feature_energy", "perceptual"),
         "run": ("threads", "grid_every"),
     }
     for section, keys in positive.items():
@@ -271,24 +274,41 @@ def _training_rules(config: Config) -> list[Rule]:
 def _game_rules(config: Config) -> list[Rule]:
     game = config.game
     weights = game.consistency
-    moments = game.first_moment > 0 or game.second_moment > 0
-    always = (game.adversarial, *weights, game.perceptual)
-    enough = 2 if game.second_moment or (game.first_moment and game.unbiased) else 1
+    moments = has_moments(game)
+    enough = 2 if game.second_moment or game.energy or game.feature_energy else 1
+    if game.first_moment and game.unbiased:
+        enough = 2
+    in_each_step = game.moments_every == 1 and game.moment_images == config.data.batch
     return [
         ("game.consistency", min(weights) > 0 or max(weights) == 0, "two positive weights, or two of 0"),
-        ("game.adversarial", max(always) > 0, "more than 0 where game.consistency and game.perceptual are 0"),
+        (
+            "game.adversarial",
+            has_single_samples(game) or (moments and in_each_step),
+            "more than 0 where game.consistency and game.perceptual are 0, unless the terms of several samples are "
+            "taken of all crops (game.moment_images, data.batch) in each step (game.moments_every 1)",
+        ),
         (
             "model.noise",
             config.model.noise or not moments,
-            "true: game.first_moment and second_moment are about samples",
+            "true: game.first_moment, second_moment, energy and feature_energy are about samples",
         ),
-        ("game.samples", not moments or game.samples >= enough, "2 or more: the terms hold a variance"),
+        ("game.samples", not moments or game.samples >= enough, "2 or more: the terms compare samples"),
         (
             "game.moment_images",
             not moments or 1 <= game.moment_images <= config.data.batch,
             f"1 to data.batch, {config.data.batch}",
         ),
     ]
+
+
+def has_moments(game: GameConfig) -> bool:
+    """Whether there are terms of several samples of an image: FM, SM, E."""
+    return max(game.first_moment, game.second_moment, game.energy, game.feature_energy) > 0
+
+
+def has_single_samples(game: GameConfig) -> bool:
+    """Whether there are terms of one sample of each image: V, C, P."""
+    return max(game.adversarial, *game.consistency, game.perceptual) > 0
 
 
 def _is_usable(device: str) -> bool:

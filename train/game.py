@@ -2,7 +2,8 @@
 
 A step's crops go through in parts (`optimiser.accumulate`), on one rank or several; the result is the same up to
 rounding. The last backward pass of an update goes through the `shared` network, which averages over the ranks what that
-pass and all before it have summed up. So the rare terms, R1, FM and SM, come first, through the plain network.
+pass and all before it have summed up. So R1 and the terms of several samples come first, through the plain network
+(the latter through the shared one where there are no others).
 """
 
 from __future__ import annotations
@@ -14,21 +15,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kernels import Subsampling, encode, project
 from model.critic import Critic
 from model.features import VGG19, EfficientNetLite0, Features, FeaturesError
 from model.generator import Generator
 from model.weights import WeightsError, load
-from train.config import LITE0, Config, ConfigError, GameConfig
+from train.config import LITE0, Config, ConfigError, GameConfig, has_moments, has_single_samples
 from train.degradation import Batch
 from train.distributed import Ranks
+from train.energy import feature_energy, pixel_energy
 from train.losses import consistency as consistency_of
 from train.losses import critic_loss, first_moment, generator_loss, perceptual, r1, second_moment
 from train.regression import Terms, autocast, restore
-from train.state import State, consistency_weight
+from train.state import Learner, State, consistency_weight
 from train.update import Guard, update
 
 CRITICS_DRAW, GENERATORS_DRAW, FIRST_MOMENTS_DRAW = 0, 1, 2
-"""Which of a crop's noise seeds serve for what; FM and SM take all from the third on."""
+"""Which of a crop's noise seeds serve for what; FM, SM and E take all from the third on."""
+
+MOMENTS = ("first_moment", "second_moment", "energy", "feature_energy")
+"""The terms of several samples, by the names of their weights."""
 
 
 def draws(game: GameConfig) -> int:
@@ -38,7 +44,7 @@ def draws(game: GameConfig) -> int:
 
 @dataclass(frozen=True)
 class Aides:
-    """Frozen networks. features: P's. mmse: SM's X̄. None where the weights leave these terms out."""
+    """Frozen networks. features: P's and E's. mmse: SM's X̄. None where the weights leave these terms out."""
 
     features: Features | None
     mmse: Generator | None
@@ -48,7 +54,7 @@ def load_aides(config: Config, device: torch.device) -> Aides:
     """Raises ConfigError for weights that are missing or of another kind."""
     game, features, mmse = config.game, None, None
     try:
-        if game.perceptual:
+        if game.perceptual or game.feature_energy:
             features = EfficientNetLite0.load() if game.features == LITE0 else VGG19.load(game.features)
             features.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
             if config.run.compile:
@@ -81,7 +87,7 @@ def critic_step(state: State, parts: list[Batch], config: Config, guard: Guard) 
     for part in parts:
         seeds = part.seeds[:, CRITICS_DRAW] if config.model.noise else None
         with torch.no_grad():
-            restored = restore(state.generator.network, part, config, seeds)
+            restored = drawn(state.generator.network, part, config, seeds)
         network = critic.shared if part is parts[-1] else critic.network
         with autocast(config, restored.device):
             clean_logits, restored_logits = network(torch.cat((part.clean, restored))).chunk(2)
@@ -93,19 +99,19 @@ def critic_step(state: State, parts: list[Batch], config: Config, guard: Guard) 
 
 
 def generator_step(state: State, parts: list[Batch], aides: Aides, config: Config, guard: Guard) -> Terms:
-    """Equation 10: the generator minimises V, C, FM, P and SM, each times its weight. The critic stays as it is, and no
-    gradient of its parameters is computed."""
+    """Equation 10: the generator minimises V, C, FM, P and SM, and E (train/energy.py), each times its weight. The
+    critic stays as it is, and no gradient of its parameters is computed."""
     game, learner = config.game, state.generator
     critic = state.critic.network if state.critic else None
     weights = {**_weights(game), "consistency": consistency_weight(config, state.step)}
     terms, zero = Terms(), torch.zeros_like(guard.failed)
     with frozen(critic):
-        if (game.first_moment or game.second_moment) and state.step % game.moments_every == 0:
-            terms |= moments_pass(learner.network, parts, aides, config, guard.ranks)
-        for part in parts:
+        if has_moments(game) and state.step % game.moments_every == 0:
+            terms |= moments_pass(learner, parts, aides, config, guard.ranks)
+        for part in parts if has_single_samples(game) else ():
             network = learner.shared if part is parts[-1] else learner.network
             seeds = part.seeds[:, GENERATORS_DRAW] if config.model.noise else None
-            restored = restore(network, part, config, seeds)
+            restored = drawn(network, part, config, seeds)
             found = sample_terms(restored, part, critic, aides, config)
             loss = torch.stack([weights[name] * value for name, value in found.items()]).sum() / len(parts)
             torch.autograd.backward(loss)
@@ -116,8 +122,30 @@ def generator_step(state: State, parts: list[Batch], aides: Aides, config: Confi
 
 
 def _weights(game: GameConfig) -> dict[str, float]:
-    names = ("adversarial", "perceptual", "first_moment", "second_moment")
-    return {name: getattr(game, name) for name in names}
+    return {name: getattr(game, name) for name in ("adversarial", "perceptual")}
+
+
+def drawn(network: nn.Module, batch: Batch, config: Config, seeds: Tensor | None) -> Tensor:
+    """`restore`, and projected where `game.projected` says so. The gradient is that of the sample before: that of the
+    projection would be 0 wherever a coefficient has left its interval, and nothing would call it back."""
+    restored = restore(network, batch, config, seeds)
+    if not config.game.projected:
+        return restored
+    with torch.no_grad():
+        change = projected(restored, batch) - restored
+    return restored + change
+
+
+def projected(restored: Tensor, batch: Batch) -> Tensor:
+    """Each crop [n, 3, h, w] onto the intervals of the JPEG of its clean one."""
+    result = torch.empty_like(restored)
+    for sampling, places in batch.groups():
+        images = [255 * x[places] for x in (restored, batch.clean)]
+        if sampling is Subsampling.GRAY:
+            images = [x.mean(1, keepdim=True) for x in images]
+        coefficients = encode(images[1], batch.tables[places, : sampling.components], sampling)
+        result[places] = (project(images[0], coefficients) / 255).expand(-1, 3, -1, -1)
+    return result
 
 
 def sample_terms(restored: Tensor, batch: Batch, critic: Critic | None, aides: Aides, config: Config) -> Terms:
@@ -129,7 +157,8 @@ def sample_terms(restored: Tensor, batch: Batch, critic: Critic | None, aides: A
         terms["adversarial"] = generator_loss(logits)
     if config.game.consistency[0]:
         terms["consistency"] = consistency(restored, batch)
-    if aides.features is not None:
+    if config.game.perceptual:
+        assert aides.features is not None
         with autocast(config, restored.device):
             ours = aides.features(restored)
             with torch.no_grad():
@@ -148,29 +177,30 @@ def consistency(restored: Tensor, batch: Batch) -> Tensor:
     return total
 
 
-def moments_pass(network: Generator, parts: list[Batch], aides: Aides, config: Config, ranks: Ranks) -> Terms:
-    """FM and SM of K samples for each of a few crops, spread over the step: their gradients, and their means."""
+def moments_pass(learner: Learner[Generator], parts: list[Batch], aides: Aides, config: Config, ranks: Ranks) -> Terms:
+    """FM, SM and E of K samples for each of a few crops, spread over the step: their gradients, and their means."""
     game = config.game
-    names = [name for name in ("first_moment", "second_moment") if getattr(game, name)]
+    names = [name for name in MOMENTS if getattr(game, name)]
     terms = {name: torch.zeros((), device=ranks.device) for name in names}
     for part in parts:
         chosen = part.spread(game.moment_images)
         if not chosen:
             continue
+        last = part is parts[-1] and not has_single_samples(game)
         share = len(chosen) * ranks.size / game.moment_images  # ranks are averaged, however many crops each has
-        found = moment_terms(network, part.take(chosen), aides, config)
+        found = moment_terms(learner.shared if last else learner.network, part.take(chosen), aides, config)
         torch.autograd.backward(torch.stack([found[name] * getattr(game, name) for name in names]).sum() * share)
         for name in names:
             terms[name] += found[name].detach() * share
     return terms
 
 
-def moment_terms(network: Generator, batch: Batch, aides: Aides, config: Config) -> Terms:
-    """FM and SM, equations 5 and 7, of K samples for each crop."""
+def moment_terms(network: nn.Module, batch: Batch, aides: Aides, config: Config) -> Terms:
+    """FM and SM, equations 5 and 7, and E, of K samples for each crop."""
     game, count = config.game, len(batch)
     repeated = batch.take([place for place in range(count) for _ in range(game.samples)])
     seeds = batch.seeds[:, FIRST_MOMENTS_DRAW:].flatten()
-    samples = restore(network, repeated, config, seeds).unflatten(0, (count, game.samples))
+    samples = drawn(network, repeated, config, seeds).unflatten(0, (count, game.samples))
     terms = {}
     if game.first_moment:
         terms["first_moment"] = first_moment(samples, batch.clean, game.unbiased)
@@ -178,6 +208,12 @@ def moment_terms(network: Generator, batch: Batch, aides: Aides, config: Config)
         with torch.no_grad():
             mean = restore(aides.mmse, batch, config)
         terms["second_moment"] = second_moment(samples, batch.clean, mean)
+    if game.energy:
+        terms["energy"] = pixel_energy(samples, batch.clean)
+    if game.feature_energy:
+        assert aides.features is not None
+        with autocast(config, samples.device):
+            terms["feature_energy"] = feature_energy(samples, batch.clean, aides.features)
     return terms
 
 

@@ -1,0 +1,84 @@
+"""The energy score: what a sampler alone can minimise, without a critic.
+
+For X and independent draws G, G' of the same file, E‖X - G‖ - ½ E‖G - G'‖ is least exactly where G follows the
+posterior of X: a strictly proper score (Gneiting and Raftery, "Strictly proper scoring rules, prediction, and
+estimation", 2007). The first part calls for closeness, the second for variety, and neither has a weight to tune. Of a
+whole image it would be blunt; here it is the mean over many small vectors: patches of pixels, patches of frequency
+bands, and features at each place.
+
+Samples are [n, K, c, h, w], K at least 2, and clean images [n, c, h, w], both in 0..1; all is computed in float32.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.features import Features
+
+PIXELS = (1, 4, 8)
+"""Sides of the patches of which each is one vector."""
+
+BANDS, BAND_PIXELS = 3, (1, 4)
+"""How many band-passes, each an octave below the one before, and the sides of their patches."""
+
+
+def energy_score(samples: Tensor, clean: Tensor, patch: int = 1) -> Tensor:
+    """[n]: the mean over all patches, half overlapping, of `patch` places a side with all their channels; divided by
+    that side, so that sizes compare. Raises ValueError for a single sample."""
+    count = samples.shape[1]
+    if count < 2:
+        raise ValueError(f"an energy score takes 2 samples or more for each image, got {list(samples.shape)}")
+    draws = samples.unbind(1)
+    near = torch.stack([_distance(draw, clean, patch) for draw in draws]).mean(0)
+    apart = torch.stack([_distance(a, b, patch) for a, b in combinations(draws, 2)]).mean(0)
+    return near - apart / 2
+
+
+def _distance(a: Tensor, b: Tensor, patch: int) -> Tensor:
+    squares = (a - b).square().sum(1, keepdim=True)
+    if patch > 1:
+        squares = F.avg_pool2d(squares, patch, patch // 2) * patch**2
+    return (squares + 1e-8).sqrt().mean((1, 2, 3)) / patch  # the root's slope at 0 is infinite
+
+
+def pixel_energy(samples: Tensor, clean: Tensor) -> Tensor:
+    """Of pixels and of their band-passes: a third of the sum over all sizes of patches."""
+    scores = [energy_score(samples, clean, patch) for patch in PIXELS]
+    count = samples.shape[:2]
+    bands = zip(band_passes(samples.flatten(0, 1)), band_passes(clean), strict=True)
+    for ours, theirs in bands:
+        own = ours.unflatten(0, count)
+        scores += [energy_score(own, theirs, patch) for patch in BAND_PIXELS]
+    return torch.stack(scores).sum(0).mean() / 3
+
+
+def band_passes(x: Tensor) -> list[Tensor]:
+    """[n, c, h, w] → what a blur takes away, the finest octave first, each at half the resolution of the last."""
+    bands = []
+    for _ in range(BANDS):
+        blurred = _blur(_blur(x))
+        bands.append(x - blurred)
+        x = F.avg_pool2d(blurred, 2)
+    return bands
+
+
+def _blur(x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
+
+
+def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:
+    """Of a frozen network's features at each place, the mean over its levels; each is measured by the root mean square
+    of the clean image's own."""
+    count = samples.shape[:2]
+    ours = network.levels(samples.flatten(0, 1))
+    with torch.no_grad():
+        theirs = network.levels(clean)
+    scores = []
+    for own, true in zip(ours, theirs, strict=True):
+        scale = true.float().square().sum(1).mean((1, 2)).sqrt()
+        scores.append(energy_score(own.float().unflatten(0, count), true.float()) / scale)
+    return torch.stack(scores).mean()
