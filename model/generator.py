@@ -8,6 +8,7 @@ is a change of the decoded image. Two trunks: plain residual blocks, small and f
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -55,17 +56,31 @@ PAPER = GeneratorConfig(trunk="rrdb", blocks=23, features=64, growth=32, noise=T
 """The paper's size: 17 million parameters."""
 
 
+SILENT, LOUD = 12.0, 29.0
+"""Mean luma steps, those of libjpeg's qualities 90 and 75: up to the first the generator draws nothing, for a sample
+would be less like the original than the plain decode; from the second on its noise is whole."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """Which noise to inject: seeds [N] int64 and the place [N, 2] int64 (y, x), in pixels, of each input's corner in
-    its image, on the MCU grid like the inputs themselves."""
+    its image, on the MCU grid like the inputs themselves. amplitude: [N, 1, 1, 1], see `loudness`; whole when None."""
 
     seeds: Tensor
     origins: Tensor
+    amplitude: Tensor | None = None
 
     def layers(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
         """[N, count, h, w] float32: the noise of layers `first` and on, on a grid of every `scale` pixels."""
-        return torch.cat([gaussian(self.seeds, first + n, self.origins // scale, size) for n in range(count)], 1)
+        z = gaussian(self.seeds, first, count, self.origins // scale, size)
+        return z if self.amplitude is None else z * self.amplitude
+
+
+def loudness(tables: Tensor) -> Tensor:
+    """[N, 1 or 3, 8, 8] → [N, 1, 1, 1]: the noise's amplitude, 0 for fine luma tables and 1 for coarse ones, linear in
+    the logarithm of the mean step between."""
+    steps = tables[:, :1].float().mean((1, 2, 3), keepdim=True)
+    return ((steps / SILENT).log() / log(LOUD / SILENT)).clamp(0, 1)
 
 
 def three_tables(tables: Tensor) -> Tensor:
@@ -196,6 +211,7 @@ class Generator(nn.Module):
         x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
         x = self.head(x)
         x = x + self.place.to(x.dtype).repeat(1, 1, height // ALIGNMENT, width // ALIGNMENT)
+        noise = None if noise is None else replace(noise, amplitude=loudness(tables))
         trunk = self._rrdb if self.config.trunk == "rrdb" else self._residual
         return decoded + trunk(x, embedded, noise).to(decoded.dtype)
 

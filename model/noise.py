@@ -13,6 +13,9 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = 0xFFFFFFFF
 
+WORDS = 4
+"""That a counter gives, of 32 bits each."""
+
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Four 32-bit counter words and two key words (int64 tensors that broadcast, 0..2^32 - 1) → four random words.
@@ -34,19 +37,28 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return (product >> 32) & _LOW, product & _LOW
 
 
-def gaussian(seeds: Tensor, layer: int, origins: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, 1, h, w] float32 standard normal noise.
+def gaussian(seeds: Tensor, first: int, count: int, origins: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, count, h, w] float32: the standard normal noise of layers `first` and on. Four layers share the words of one
+    counter.
 
-    seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first sample in the layer's own grid.
+    seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first sample in the layers' own grid.
     """
-    y = origins[:, 0].reshape(-1, 1, 1) + torch.arange(size[0], device=seeds.device).reshape(1, -1, 1)
-    x = origins[:, 1].reshape(-1, 1, 1) + torch.arange(size[1], device=seeds.device)
-    zero = torch.zeros((), dtype=torch.int64, device=seeds.device)
-    seeds = seeds.reshape(-1, 1, 1)
+    calls = torch.arange(first // WORDS, (first + count - 1) // WORDS + 1, device=seeds.device).reshape(1, -1, 1, 1)
+    y = origins[:, 0].reshape(-1, 1, 1, 1) + torch.arange(size[0], device=seeds.device).reshape(-1, 1)
+    x = origins[:, 1].reshape(-1, 1, 1, 1) + torch.arange(size[1], device=seeds.device)
+    seeds = seeds.reshape(-1, 1, 1, 1)
     key = (seeds & _LOW, (seeds >> 32) & _LOW)
-    first, second, _, _ = philox((x & _LOW, y & _LOW, zero + layer, zero), key)
-    radius = torch.sqrt(-2 * torch.log((first.double() + 0.5) / 2**32))
-    return (radius * torch.cos((second.double() + 0.5) * (2 * pi / 2**32))).float().unsqueeze(1)
+    words = philox((x & _LOW, y & _LOW, calls, torch.zeros_like(calls)), key)
+    radii, turns = torch.stack(words[::2], 2), torch.stack(words[1::2], 2)
+    radius = (_uniform(radii).log() * -2).sqrt()
+    angle = _uniform(turns) * (2 * pi)
+    normals = torch.stack((radius * angle.cos(), radius * angle.sin()), 3).flatten(1, 3)
+    return normals[:, first % WORDS : first % WORDS + count]
+
+
+def _uniform(words: Tensor) -> Tensor:
+    """32-bit words → float32 above 0 and at most 1, of their upper 24 bits: as many as it holds."""
+    return ((words >> 8).float() + 0.5) * 2.0**-24
 
 
 def derive_seed(seed: int, key: str, sample: int) -> int:

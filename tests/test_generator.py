@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import Subsampling, quality_to_tables
-from model.generator import PAPER, Generator, GeneratorConfig, Noise, inherit, three_tables
+from model.generator import PAPER, Generator, GeneratorConfig, Noise, inherit, loudness, three_tables
 from model.noise import gaussian
 from model.rrdb import DenseBlock, JoinedConv2d, Upsampler
 from model.weights import load, save
@@ -223,7 +223,7 @@ def test_every_layer_draws_noise_of_its_own_at_absolute_places():
     noise = Noise(torch.tensor([7, 8]), torch.tensor([[32, 64], [0, 16]]))
     several = noise.layers(3, 4, 2, (5, 6))
     for n in range(4):
-        assert torch.equal(several[:, n : n + 1], gaussian(noise.seeds, 3 + n, noise.origins // 2, (5, 6)))
+        assert torch.equal(several[:, n : n + 1], gaussian(noise.seeds, 3 + n, 1, noise.origins // 2, (5, 6)))
     drawn = []
     generator = generator_of(RRDB)
     for module in generator.modules():
@@ -233,7 +233,7 @@ def test_every_layer_draws_noise_of_its_own_at_absolute_places():
     assert len(drawn) == 17
     for layer, (z, scale) in enumerate(zip(drawn, [4] * 15 + [2, 1], strict=True)):
         place = torch.tensor([[16, 32]]) // scale
-        assert torch.equal(z, gaussian(torch.tensor([5]), layer, place, (16 // scale, 16 // scale)))
+        assert torch.equal(z, gaussian(torch.tensor([5]), layer, 1, place, (16 // scale, 16 // scale)))
 
 
 def test_other_trunks_are_refused():
@@ -310,3 +310,17 @@ def test_the_shipped_weights_are_read_as_they_were_written():
     change = convolved(x, "tail") * linear(h, "gain").exp()[:, :, None, None]
     assert len(names) == generator.config.blocks
     assert torch.allclose(run(generator, image, quality=15), image + F.pixel_shuffle(change, 4), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [replace(PLAIN, noise=True), RRDB])
+def test_noise_fades_as_the_tables_become_fine(config):
+    generator, image = generator_of(config), picture(32, 32)
+
+    def variety(quality):
+        one, other = (run(generator, image, quality, noise=noise_at(0, 0, seed)) for seed in (1, 2))
+        return float((one - other).abs().mean())
+
+    whole, less, none = variety(75), variety(85), variety(90)
+    assert none == 0 < less < whole
+    both = torch.cat((tables_of(40), tables_of(92)))
+    assert loudness(both).flatten().tolist() == [1, 0]

@@ -19,7 +19,7 @@ SEEDS = torch.tensor([0, 1, -1, 2**62 + 12345, -(2**63)])
 
 
 def field(seeds, layer, origins, size):
-    return gaussian(torch.as_tensor(seeds), layer, torch.as_tensor(origins), size)
+    return gaussian(torch.as_tensor(seeds), layer, 1, torch.as_tensor(origins), size)
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
@@ -29,7 +29,7 @@ def test_philox_gives_the_published_words(counter, key, words):
 
 
 def test_the_noise_is_standard_normal():
-    noise = gaussian(SEEDS, 3, torch.zeros(5, 2, dtype=torch.int64), (256, 256)).double()
+    noise = gaussian(SEEDS, 3, 1, torch.zeros(5, 2, dtype=torch.int64), (256, 256)).double()
     assert noise.shape == (5, 1, 256, 256)
     values = noise.flatten()
     n = len(values)
@@ -41,14 +41,23 @@ def test_the_noise_is_standard_normal():
 
 
 def test_neighbours_layers_and_seeds_do_not_resemble_each_other():
-    noise = gaussian(SEEDS, 0, torch.zeros(5, 2, dtype=torch.int64), (200, 200))[:, 0]
-    other = gaussian(SEEDS, 1, torch.zeros(5, 2, dtype=torch.int64), (200, 200))[:, 0]
+    noise, *others = gaussian(SEEDS, 0, 9, torch.zeros(5, 2, dtype=torch.int64), (200, 200)).unbind(1)
     bound = 5 / 200
-    assert float((noise * other).mean((1, 2)).abs().max()) < bound
+    for other in others:
+        assert float((noise * other).mean((1, 2)).abs().max()) < bound
+        assert float((noise**2 * other**2 - 1).mean((1, 2)).abs().max()) < 3 * bound
     for dim in (1, 2):
         assert float((noise * noise.roll(1, dim)).mean((1, 2)).abs().max()) < bound
     products = torch.einsum("ahw,bhw->ab", noise, noise) / 200**2
     assert float((products - torch.diag(products.diag())).abs().max()) < bound
+
+
+def test_layers_are_the_same_however_many_are_drawn():
+    origins = torch.zeros(5, 2, dtype=torch.int64)
+    many = gaussian(SEEDS, 0, 11, origins, (6, 5))
+    assert len({float(layer) for layer in many[0, :, 0, 0]}) == 11
+    for first, count in ((0, 1), (3, 1), (2, 5), (4, 4), (7, 4)):
+        assert torch.equal(gaussian(SEEDS, first, count, origins, (6, 5)), many[:, first : first + count])
 
 
 def test_a_pixel_has_its_noise_whatever_the_tile_and_the_batch():

@@ -144,4 +144,4 @@ def white_noise(seed: int, like: Tensor) -> Tensor:
     seeds = torch.tensor([seed], device=like.device)
     corner = torch.zeros(1, 2, dtype=torch.int64, device=like.device)
     height, width = like.shape[1:]
-    return torch.cat([gaussian(seeds, channel, corner, (height, width))[0] for channel in range(len(like))])
+    return gaussian(seeds, 0, len(like), corner, (height, width))[0]
