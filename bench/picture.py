@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels import Subsampling
-from pipeline.restorer import DEFAULT_WEIGHTS, Restorer
+from pipeline.restorer import SAMPLER, Restorer
 from pipeline.source import SourceError
 from train.evaluate import (
     REGRESSION,
@@ -86,7 +86,7 @@ def samples(options: argparse.Namespace) -> Image.Image:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--weights", default=DEFAULT_WEIGHTS, help="[%(default)s]")
+    add("--weights", default=SAMPLER, help="[%(default)s]")
     add("--device", default="auto")
     add("--dtype", default="auto")
     add("--output", type=Path, help="a PNG [before-after.png or, with --data, samples.png, beside this script]")

@@ -25,9 +25,9 @@ from rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engi
 from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import write_whole
-from pipeline.restorer import DEFAULT_WEIGHTS
+from pipeline.restorer import REGRESSION, SAMPLER
 from pipeline.source import SourceError
-from train.evaluate import REGRESSION, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
+from train.evaluate import EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
 from train.measures import CROP, CROPS_WANTED, Extractor, load_extractors
 from train.restorations import MODES, Networks
 from train.table import Column, Report, Row, heading, line
@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
     add("--quality", type=int, nargs="+", default=[10, 20, 30, 40], help="[10 20 30 40]")
     add("--sampling", nargs="+", choices=labels, default=["4:2:0"], help="[4:2:0]")
-    add("--weights", default=DEFAULT_WEIGHTS, help="a sampler, or a regression network [%(default)s]")
+    add("--weights", default=SAMPLER, help="a sampler, or a regression network [%(default)s]")
     add("--mmse", help=f"the regression network beside a sampler [{REGRESSION}]")
     add("--samples", type=int, default=16, help="draws of each image [%(default)s]")
     add("--no-frechet", action="store_true", help="no Fréchet distances, and no weights needed for them")

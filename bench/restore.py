@@ -16,8 +16,8 @@ from photographs import load, to_jpeg
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.restorer import DEFAULT_WEIGHTS, Restorer
-from pipeline.sink import encode_image
+from pipeline.encode import encode_image
+from pipeline.restorer import SAMPLER, Restorer
 from pipeline.stopwatch import Stopwatch
 
 JPEG_STAGES = ("bitstream", "decode", "project", "encode")
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a file")
     parser.add_argument("--quality", type=int, default=10, help="[%(default)s]")
     parser.add_argument("--sampling", default="4:2:0", help="[%(default)s]")
-    parser.add_argument("--weights", default=DEFAULT_WEIGHTS, help="[%(default)s]")
+    parser.add_argument("--weights", default=SAMPLER, help="[%(default)s]")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit", type=int, help="the first so many images only")

@@ -1,34 +1,51 @@
 """A run from sources to sink: every input is read, restored, encoded and written, in order, and gets its manifest line.
 
-    items → prepare (bitstream) → restore (network, exact projection) → finish (image file, verification) → sink
+    items → prepare (bitstream) → tiles (network, exact projection) → finish (image file, verification) → sink
 
-`prepare` and `finish` may run in worker threads, a few files ahead and behind; the rest happens here.
+Reading has a thread, writing is done here, and everything in between is a Line (stages.py). On the CPU, worker
+processes do what takes long: a small file as a whole, and the tiles of a larger one. On a GPU, tiles of several files
+are batches, and one thread drives it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import NoReturn, get_args
 
+import torch
 from tqdm import tqdm
 
-from pipeline.bitstream import Bitstream
-from pipeline.manifest import MANIFEST, Manifest, Record, RunIdentity, SinkError, Status
-from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg
+from pipeline.encode import EncodeError, Format, encode_image
+from pipeline.hands import WorkerError
+from pipeline.keys import Keys
+from pipeline.manifest import Record, RunIdentity, SinkError, Status
+from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg, read_header
+from pipeline.parts import Part, Piece
 from pipeline.plain import plain_decode
-from pipeline.restorer import Restored, Restorer
-from pipeline.sink import EncodeError, FolderSink, Format, ShardSink, Sink, encode_image
-from pipeline.source import Item, Keys, SideMember, Sources, list_sources, read
+from pipeline.remote import Address, same_place
+from pipeline.remote_output import manifest_address, open_manifest
+from pipeline.restorer import MOST, Restorer, Work, one_thread
+from pipeline.shard_sink import ShardSink
+from pipeline.sink import FolderSink, Ledger, Sink
+from pipeline.source import Item, SideMember, Sources, list_sources, read
+from pipeline.stages import Line, Stage, whole
 from pipeline.stopwatch import Stopwatch
 from pipeline.verify import count_mismatches
+
+WINDOW, WINDOW_WORKER = 256 << 20, 64 << 20
+"""Bytes of files that may be under way, and more for each worker. So much is needed where small files wait for a large
+one before them, as they are written in order."""
+
+FILES, FILES_WORKER = 4 * MOST, 64
+"""How many files may be under way, and more for each worker."""
 
 
 class CertificateError(Exception):
@@ -40,8 +57,8 @@ class Job:
     """What `run` does; the fields are the command line's options."""
 
     restorer: Restorer
-    input: Path
-    output: Path
+    input: Address
+    output: Address
     seed: int = 0
     format: Format = "png"
     shards: bool = False
@@ -55,7 +72,7 @@ class Job:
         options = self.restorer.options
         return RunIdentity(
             weights=self.restorer.digest,
-            mode=options.mode,
+            mode=self.restorer.mode,
             seed=self.seed,
             samples=options.samples,
             format=self.format,
@@ -66,18 +83,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """One input on its way. The item's data until they are read, `bitstream` until it is restored, `restored` until it
-    is encoded, then `images`."""
+    """One input on its way. The item's data until they are read, `work` until it is restored, then `images`. size:
+    (height, width) that the file claims, None when it cannot be read."""
 
     item: Item
     record: Record
-    bitstream: Bitstream | None = None
-    restored: Restored | None = None
+    size: tuple[int, int] | None = None
+    work: Work | None = None
     images: tuple[bytes, ...] = ()
 
 
 Step = Task | SideMember
-Stage = Callable[[Job, Task], Task]
 
 
 def run(job: Job) -> int:
@@ -85,50 +101,96 @@ def run(job: Job) -> int:
 
     Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
     sources = list_sources(job.input, exclude=job.output)
-    if job.output.exists() and job.output.samefile(sources.root):
+    if same_place(job.output, sources.root):
         raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
     with ExitStack() as stack:
-        manifest = stack.enter_context(Manifest.open(job.output, job.identity(), job.overwrite))
+        manifest = stack.enter_context(open_manifest(job.output, job.identity(), job.overwrite))
         sink = stack.enter_context(open_sink(job, manifest, sources))
-        pool = stack.enter_context(worker_pool(job))
+        stack.enter_context(one_thread(job.restorer.device))
+        line = stack.enter_context(open_line(job))  # forks, which the progress bar's thread would not survive
         before = manifest.counts.total()
         progress = stack.enter_context(progress_bar(job, sources.count, before))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
         items = watch.each("read", read(sources, sink.finished, sink.whole, side_members=sink.carries))
-        steps = ahead(pool, job, prepare, claim(job, items))
-        steps = (attempt(job, restore, step) for step in steps)
-        steps = ahead(pool, job, finish, steps)
-        megapixels = write(steps, sink, progress, watch)
+        megapixels = write(line.run(claim(job, items)), sink, progress, watch)
         with watch("write"):
             sink.close()
         counts = manifest.counts
     if not job.quiet:
         seconds = time.perf_counter() - started
-        print(summary(job, counts, counts.total() - before, megapixels, seconds), file=sys.stderr)
+        done = counts.total() - before
+        print(summary(job, line, counts, done, megapixels=megapixels, seconds=seconds), file=sys.stderr)
     return counts["failed"]
 
 
-def open_sink(job: Job, manifest: Manifest, sources: Sources) -> Sink:
-    samples = job.restorer.options.samples if job.restorer.options.mode == "sample" else 1
+def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
+    samples = job.restorer.options.samples if job.restorer.mode == "sample" else 1
     if job.shards:
         return ShardSink(manifest, sources.root, job.format, samples)
     return FolderSink(manifest, job.format, samples)
 
 
-@contextmanager
-def worker_pool(job: Job) -> Iterator[ThreadPoolExecutor | None]:
-    """The worker threads, None for none. An interrupted run waits only for what they have begun."""
-    if not job.workers:
-        yield None
-        return
-    watch = job.restorer.stopwatch
-    pool = ThreadPoolExecutor(job.workers, "worker", watch.add_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        watch.forget_workers()
+def open_line(job: Job) -> Line[Step]:
+    workers = job.workers or len(os.sched_getaffinity(0))
+    return Line(
+        stages(job),
+        fail,
+        workers=workers,
+        weigh=partial(weigh, job),
+        limit=WINDOW + WINDOW_WORKER * workers,
+        most=FILES + FILES_WORKER * workers,
+        prepare=partial(torch.set_num_threads, 1),
+        stopwatch=job.restorer.stopwatch,
+    )
+
+
+def stages(job: Job) -> list[Stage[Step]]:
+    """The way of a file, at once if it is a single tile. What has failed, is done or is no image passes by."""
+    restorer = job.restorer
+
+    def unread(step: Step) -> bool:
+        return isinstance(step, Task) and step.item.data is not None
+
+    def small(step: Step) -> bool:
+        return isinstance(step, Task) and unread(step) and (step.size is None or len(restorer.tiles(step.size)) == 1)
+
+    tiles: Stage[Step] = Stage(
+        split=parts_of,
+        do=restorer.restore_parts,
+        take=put,
+        place="device" if restorer.batched else "remote",
+        kind=restorer.shape,
+        together=restorer.together,
+    )
+    by_tiles: list[Stage[Step]] = [
+        whole(partial(prepare, job), unread),
+        tiles,
+        whole(partial(finish, job), lambda step: bool(parts_of(step))),
+    ]
+    return by_tiles if restorer.batched else [whole(partial(at_once, job), small, "remote"), *by_tiles]
+
+
+def parts_of(step: Step) -> list[Part]:
+    """The tiles of a file that is being restored, and none of another."""
+    return step.work.parts if isinstance(step, Task) and step.work is not None else []
+
+
+def put(step: Step, part: Part, piece: Piece) -> Step:
+    assert isinstance(step, Task)
+    assert step.work is not None
+    step.work.put(part, piece)
+    return step
+
+
+def weigh(job: Job, step: Step) -> int:
+    """About how many bytes a file takes on its way: coefficients, images and image files. One that is too large, and
+    will be refused, takes none but its own."""
+    if isinstance(step, SideMember):
+        return len(step.data)
+    height, width = step.size or (0, 0)
+    pixels = height * width if height * width <= job.restorer.options.max_pixels else 0
+    return len(step.item.data or b"") + pixels * (6 + 6 * len(job.restorer.averages()))
 
 
 def progress_bar(job: Job, total: int | None, done: int) -> tqdm[NoReturn]:
@@ -137,30 +199,11 @@ def progress_bar(job: Job, total: int | None, done: int) -> tqdm[NoReturn]:
     return tqdm(total=total, initial=done, unit=" images", disable=job.quiet, smoothing=0.1, bar_format=bar)
 
 
-def ahead(pool: ThreadPoolExecutor | None, job: Job, stage: Stage, steps: Iterable[Step]) -> Iterator[Step]:
-    """Each step's `attempt`, in order; with a pool, as many ahead of their turn as it has threads."""
-    if pool is None:
-        yield from (attempt(job, stage, step) for step in steps)
-        return
-    waiting: deque[Future[Step]] = deque()
-    for step in steps:
-        waiting.append(pool.submit(attempt, job, stage, step))
-        if len(waiting) > job.workers:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def attempt(job: Job, stage: Stage, step: Step) -> Step:
-    """The stage's result. Whatever it raises is the failure of this file, and the run goes on."""
-    if isinstance(step, SideMember) or step.record.status != "restored":
-        return step
-    try:
-        return stage(job, step)
-    except (JpegError, EncodeError, CertificateError) as error:
-        reason = str(error)
-    except Exception as error:  # out of memory, or a bug
-        reason = f"unexpected {type(error).__name__}: {error}"
+def fail(step: Step, error: Exception) -> Step:
+    """Whatever a stage raises is the failure of its file, and the run goes on."""
+    assert isinstance(step, Task)  # nothing is done to others
+    known = isinstance(error, JpegError | EncodeError | CertificateError | WorkerError)
+    reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"  # out of memory, or a bug
     return Task(replace(step.item, data=None), failed(step.record, reason))
 
 
@@ -177,17 +220,36 @@ def claim(job: Job, items: Iterable[Item | SideMember]) -> Iterator[Step]:
             source=item.source,
             status="restored",
             seed=job.seed,
-            mode=job.restorer.options.mode,
+            mode=job.restorer.mode,
             weights=job.restorer.digest,
         )
         if item.error is not None:
             yield Task(item, failed(record, item.error))
+        elif item.data is not None and owner is not None:
+            yield Task(replace(item, data=None), failed(record, f"duplicate key: {owner} has it already"))
         elif item.data is not None:
-            yield Task(item, record if owner is None else failed(record, f"duplicate key: {owner} has it already"))
+            yield Task(item, record, claimed_size(item.data))
+
+
+def claimed_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) by the header; None where it is broken, which `prepare` reports."""
+    try:
+        return read_header(data).size
+    except JpegError:
+        return None
 
 
 def failed(record: Record, reason: str) -> Record:
     return replace(record, status="failed", reason=reason, mismatches=None, sample_mismatches=None)
+
+
+def at_once(job: Job, task: Task) -> Task:
+    """All stages of a file."""
+    task = prepare(job, task)
+    for part in parts_of(task):
+        (piece,) = job.restorer.restore_parts([part])()
+        put(task, part, piece)
+    return finish(job, task) if task.work is not None else task
 
 
 def prepare(job: Job, task: Task) -> Task:
@@ -208,7 +270,7 @@ def prepare(job: Job, task: Task) -> Task:
         tables=hashlib.blake2b(c.tables.numpy().tobytes(), digest_size=8).hexdigest(),
         coefficients=c.count,
     )
-    return replace(task, record=record, bitstream=bitstream)
+    return replace(task, record=record, work=job.restorer.begin(bitstream, job.seed, task.item.key))
 
 
 def pass_through(job: Job, task: Task, data: bytes, reason: str) -> Task:
@@ -232,24 +294,11 @@ def pass_through(job: Job, task: Task, data: bytes, reason: str) -> Task:
     return replace(task, record=record, images=(encoded,))
 
 
-def restore(job: Job, task: Task) -> Task:
-    """The network and the exact projection."""
-    assert task.bitstream is not None
-    restored = job.restorer.restore_bitstream(task.bitstream, job.seed, task.item.key)
-    several = len(restored.sample_mismatches) > 1
-    record = replace(
-        task.record,
-        mismatches=restored.mismatches,
-        sample_mismatches=tuple(restored.sample_mismatches) if several else None,
-    )
-    return replace(task, record=record, bitstream=None, restored=restored)
-
-
 def finish(job: Job, task: Task) -> Task:
     """Encodes the images and, if wished, checks their certificates."""
-    restored, watch = task.restored, job.restorer.stopwatch
-    assert restored is not None
-    source = restored.bitstream
+    assert task.work is not None
+    restored, watch = task.work.restored(), job.restorer.stopwatch
+    source, several = restored.bitstream, len(restored.sample_mismatches) > 1
     with watch("encode"):
         images = tuple(encode_image(x.numpy(), job.format, source.icc, source.exif) for x in restored.images)
     if job.verify:
@@ -259,7 +308,12 @@ def finish(job: Job, task: Task) -> Task:
             raise CertificateError(
                 f"libjpeg-turbo finds {found} mismatches, the certificate says {restored.sample_mismatches}"
             )
-    return replace(task, restored=None, images=images)
+    record = replace(
+        task.record,
+        mismatches=restored.mismatches,
+        sample_mismatches=tuple(restored.sample_mismatches) if several else None,
+    )
+    return replace(task, record=record, work=None, images=images)
 
 
 def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: Stopwatch) -> float:
@@ -281,14 +335,19 @@ def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: St
     return pixels / 1e6
 
 
-def summary(job: Job, counts: Counter[str], done: int, megapixels: float, seconds: float) -> str:
+def summary(job: Job, line: Line[Step], counts: Counter[str], done: int, *, megapixels: float, seconds: float) -> str:
     """The closing lines: what became of the inputs, how fast, and where the time went."""
     fates = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
-    restorer = job.restorer
+    restorer, workers = job.restorer, line.workers
+    alone = ("read", "write", "decode", "network", "project") if restorer.batched else ("read", "write")
+    shared = {stage: 1 if stage in alone else workers for stage in restorer.stopwatch.stages}
+    how_many = (
+        f"{workers} workers, busy for {line.busy / seconds / workers:.0%} of the time" if workers > 1 else "1 worker"
+    )
     lines = [
-        f"{counts.total()} inputs: {fates} ({done} in this run). Manifest: {job.output / MANIFEST}",
+        f"{counts.total()} inputs: {fates} ({done} in this run). Manifest: {manifest_address(job.output)}",
         f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s, {done / seconds:.2f} images/s "
-        f"on {restorer.device}, network in {str(restorer.dtype).removeprefix('torch.')}",
-        restorer.stopwatch.table(megapixels),
+        f"on {restorer.device}, network in {str(restorer.dtype).removeprefix('torch.')}; {how_many}",
+        restorer.stopwatch.table(megapixels, seconds, shared),
     ]
     return "\n".join(lines)

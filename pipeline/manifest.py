@@ -13,104 +13,34 @@ import shutil
 import threading
 import warnings
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self
 
+from pipeline.record import Done, Record, RunIdentity, SinkError, Status, refuse_another_run, valid_ranges
 from pipeline.source import digest
+from pipeline.store import PARTIAL, LocalStore
+
+__all__ = ["IDENTITY", "LOCK", "MANIFEST", "PARTIAL", "Manifest", "Record", "RunIdentity", "SinkError", "Status"]
 
 MANIFEST = "manifest.jsonl"
 IDENTITY = "manifest.run.json"
 LOCK = ".manifest.lock"
-PARTIAL = ".restore-partial"
-
-Status = Literal["restored", "passed_through", "failed"]
-
-
-class SinkError(Exception):
-    """The output folder cannot be used, or no longer: the run has to stop. What is finished stays finished."""
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """What decides an output's bytes, and so what must not change between a run and its continuation.
-
-    `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another.
-    """
-
-    weights: str
-    mode: str
-    seed: int = 0
-    samples: int = 1
-    format: str = "png"
-    shards: bool = False
-    input: str = ""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of one input: a manifest line, field by field.
-
-    `size` is (height, width) in pixels, `quality` the nearest of libjpeg's, `tables` and `weights` are hashes.
-    `mismatches` counts, over all of the input's outputs together, the coefficients that do not come back, of
-    `coefficients` in each; for several samples `sample_mismatches` has each one's. `outputs` are paths below the output
-    folder, a tar counting as a folder. With tar output `shard` is the output tar, and its last line has the number of
-    its lines in `shard_lines`: without as many the shard is not whole.
-    """
-
-    key: str
-    source: str
-    status: Status
-    reason: str = ""
-    size: tuple[int, int] | None = None
-    sampling: str | None = None
-    quality: int | None = None
-    tables: str | None = None
-    seed: int | None = None
-    mode: str | None = None
-    weights: str | None = None
-    coefficients: int | None = None
-    mismatches: int | None = None
-    sample_mismatches: tuple[int, ...] | None = None
-    outputs: tuple[str, ...] = ()
-    shard: str | None = None
-    shard_lines: int | None = None
-
-    def to_json(self) -> str:
-        """One line without its end, in ASCII: names that are not valid Unicode survive as escapes."""
-        return json.dumps(vars(self))
-
-    @classmethod
-    def from_json(cls, line: str | bytes) -> Self:
-        """The inverse of `to_json`. Raises ValueError if the line is not a record; unknown fields are ignored."""
-        values = json.loads(line)
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        known = {name: values[name] for name in _FIELDS if name in values}
-        for name in ("size", "sample_mismatches", "outputs"):
-            if isinstance(known.get(name), list):
-                known[name] = tuple(known[name])
-        if not (isinstance(known.get("key"), str) and isinstance(known.get("source"), str)):
-            raise ValueError("a record needs a key and a source")
-        if known.get("status") not in get_args(Status) or not isinstance(known.get("outputs", ()), tuple):
-            raise ValueError(f"no such status or outputs: {known.get('status')!r}")
-        return cls(**known)
-
-
-_FIELDS = tuple(field.name for field in fields(Record))
 
 
 class Manifest:
     """An output folder's manifest, locked and open for appending. All methods but `close` are thread-safe.
 
-    Made by `Manifest.open`; a context manager. `counts` has the number of lines of each status, earlier runs' included.
+    Made by `Manifest.open`; a context manager. `counts` has the number of lines of each status, earlier runs' included;
+    `store` is where the outputs go.
     """
 
-    def __init__(self, folder: Path, lock: int, done: "_Done") -> None:
+    def __init__(self, folder: Path, lock: int, done: Done) -> None:
         self.folder = folder
+        self.store = LocalStore(folder)
         self.counts = done.counts
         self._done = done
         self._lock_file = lock
@@ -197,15 +127,6 @@ class Manifest:
             self._lock_file = -1
 
 
-class _Done:
-    """What the lines of a manifest say is finished: digests of sources, whole shards, and counts."""
-
-    def __init__(self) -> None:
-        self.sources: set[bytes] = set()
-        self.shards: set[str] = set()
-        self.counts: Counter[str] = Counter()
-
-
 def _release_in_children(manifest: Manifest) -> None:
     # The lock belongs to the open file, not to the process: a forked worker that outlives a killed run would hold it.
     weak = weakref.ref(manifest)
@@ -233,7 +154,6 @@ def _lock(folder: Path) -> int:
 
 
 def _settle_identity(folder: Path, run: RunIdentity, overwrite: bool) -> None:
-    wanted = asdict(run)
     manifest, identity = folder / MANIFEST, folder / IDENTITY
     if overwrite:
         manifest.unlink(missing_ok=True)
@@ -244,16 +164,10 @@ def _settle_identity(folder: Path, run: RunIdentity, overwrite: bool) -> None:
                 f"{folder}: has a {MANIFEST} but no {IDENTITY} that says what run it is of; "
                 "choose another folder, or start afresh with --overwrite"
             )
-        if found == wanted:
-            return
         if found is not None:
-            differing = [name for name in wanted if found.get(name) != wanted[name]]
-            what = ", ".join(f"{name} {found.get(name)!r} (now {wanted[name]!r})" for name in differing)
-            raise SinkError(
-                f"{folder}: holds the outputs of another run: {what or 'written by another version'}; "
-                "choose another folder, or start afresh with --overwrite"
-            )
-    _replace_file(identity, [(json.dumps(wanted, indent=1) + "\n").encode()])
+            refuse_another_run(str(folder), found, run)
+            return
+    _replace_file(identity, [(json.dumps(asdict(run), indent=1) + "\n").encode()])
 
 
 def _read_identity(path: Path) -> dict[str, object] | None:
@@ -266,18 +180,19 @@ def _read_identity(path: Path) -> dict[str, object] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _recover(folder: Path) -> _Done:
+def _recover(folder: Path) -> Done:
     """Read the lines that count, and take the others out of the file: torn ones, and those whose outputs are gone."""
-    done = _Done()
+    done = Done()
     path = folder / MANIFEST
     if not path.exists():
         return done
     kept: list[tuple[int, int]] = []
-    for start, end in _valid_ranges(folder, done):
-        if kept and kept[-1][1] == start:
-            kept[-1] = (kept[-1][0], end)
-        else:
-            kept.append((start, end))
+    with path.open("rb") as lines:
+        for start, end in valid_ranges(lines, done, partial(_exist, folder)):
+            if kept and kept[-1][1] == start:
+                kept[-1] = (kept[-1][0], end)
+            else:
+                kept.append((start, end))
     size = path.stat().st_size
     if not kept or (len(kept) == 1 and kept[0][0] == 0):
         if kept != [(0, size)]:
@@ -294,57 +209,12 @@ def _pieces(file: int, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
             yield os.pread(file, min(1 << 20, end - position), position)
 
 
-def _valid_ranges(folder: Path, done: _Done) -> Iterator[tuple[int, int]]:
-    """Byte ranges of the manifest's good lines; a shard's are one range, good only all together and with its tar."""
-    start = 0
-    block: list[Record] = []
-    block_start = 0
-    with (folder / MANIFEST).open("rb") as lines:
-        for line in lines:
-            end = start + len(line)
-            record = _parse(line)
-            if record is None or digest(record.source) in done.sources:
-                block = []
-            else:
-                if not block or record.shard is None or record.shard != block[0].shard:
-                    block, block_start = [], start
-                block.append(record)
-                if record.shard is None or record.shard_lines is not None:
-                    if record.shard_lines in (None, len(block)) and _outputs_exist(folder, block):
-                        _note(done, block)
-                        yield block_start, end
-                    block = []
-            start = end
-
-
-def _parse(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return Record.from_json(line)
-    except (ValueError, TypeError):
-        return None
-
-
-def _outputs_exist(folder: Path, block: Sequence[Record]) -> bool:
-    shard = block[0].shard
-    if shard is not None:
-        names = {shard} if any(record.outputs for record in block) else set()
-    else:
-        names = set(block[0].outputs)
+def _exist(folder: Path, names: Iterable[str]) -> bool:
     try:
         # A file without bytes is what some file systems leave of one that was renamed just before the power went.
         return all((folder / name).stat().st_size for name in names)
     except OSError:
         return False
-
-
-def _note(done: _Done, block: Sequence[Record]) -> None:
-    done.sources.update(digest(record.source) for record in block)
-    done.counts.update(record.status for record in block)
-    shard = block[0].shard
-    if shard is not None:
-        done.shards.add(shard)
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -14,13 +15,17 @@ from typing import Any, NoReturn, get_args
 
 import yaml
 
+from pipeline.encode import Format, require
 from pipeline.engine import Job, run
 from pipeline.manifest import SinkError
-from pipeline.restorer import DEFAULT_WEIGHTS, MODES, Options, Restorer
-from pipeline.sink import Format
+from pipeline.remote import AddressError, address
+from pipeline.restorer import MODES, REGRESSION, SAMPLER, Options, Restorer
 from pipeline.source import SourceError
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
+
+AVERAGED = 16
+"""Draws of which mode `mean` is the average, unless told otherwise."""
 
 EPILOG = """\
 Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in DIR/manifest.jsonl: restored
@@ -28,11 +33,15 @@ Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets
 passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was
 stopped goes on when the same command is given again.
 
+Folders may be addresses of S3, Google or Azure storage (s3://, gs://, az://) and, for input, https:// pages of links;
+credentials are found as by fsspec. There the manifest is a folder of parts, DIR/manifest/*.jsonl.
+
 exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 or 143 interrupted
 
 examples:
   python -m pipeline.restore --input-dir photos --output-dir restored
   python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
+  python -m pipeline.restore --input-dir s3://photos/shards --output-dir s3://photos/restored --output-shards
 """
 
 
@@ -53,25 +62,21 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("--input-dir", type=Path, metavar="PATH", help="a folder, a tar shard or a single file")
-    add("--output-dir", type=Path, metavar="DIR", help="where images and manifest.jsonl go; made when missing")
-    add("--weights", default=DEFAULT_WEIGHTS, metavar="NAME|PATH", help="shipped weights or a file [%(default)s]")
-    add("--mode", choices=MODES, default=defaults.mode, help="regress, draw samples, or average them [%(default)s]")
     add(
-        "--samples",
-        type=int,
-        default=1,
-        metavar="K",
-        help="draws for each file, in modes sample and mean [%(default)s]",
+        "--input-dir", metavar="PATH", help="a folder, a tar shard or a single file; or its address, s3://… (see below)"
     )
+    add("--output-dir", metavar="DIR", help="where images and the manifest go; made when missing")
+    add("--weights", metavar="NAME|PATH", help=f"shipped weights or a file [{SAMPLER}; {REGRESSION} for mode mmse]")
+    add("--mode", choices=MODES, help="draw samples, average them, or regress [sample, if the weights can draw]")
+    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
     add("--seed", type=int, default=0, metavar="N", help="the noise depends on it, on the file's key and no more [0]")
-    add("--format", choices=get_args(Format), default="png", help="lossless image format [%(default)s]")
+    add("--format", choices=get_args(Format), default="png", help="lossless; npy: a NumPy array [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[%(default)s: a GPU when there is one]")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the network's convolutions [auto]")
     add("--tile", type=int, default=defaults.tile, metavar="N", help="pixels, a multiple of 16 [%(default)s]")
     add("--batch", type=int, default=defaults.batch, metavar="N", help="tiles at a time on a GPU [%(default)s]")
-    add("--workers", type=int, default=0, metavar="N", help="threads that read and write files beside the network [0]")
+    add("--workers", type=int, default=0, metavar="N", help="0: one for each core; 1: everything in turn [%(default)s]")
     add("--max-pixels", type=int, default=defaults.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
     add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
     add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
@@ -88,10 +93,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         commands.set_defaults(**_configuration(given.config, commands))
         given = commands.parse_args(arguments)
     for name in ("input_dir", "output_dir"):
+        option = f"--{name.replace('_', '-')}"
         if getattr(given, name) is None:
-            raise UsageError(f"--{name.replace('_', '-')} is missing (see --help)")
+            raise UsageError(f"{option} is missing (see --help)")
+        try:
+            setattr(given, name, address(getattr(given, name)))
+        except AddressError as error:
+            raise UsageError(f"{option} {error}") from error
     for name, least in (("batch", 1), ("workers", 0), ("max_pixels", 1), ("samples", 1)):
-        if getattr(given, name) < least:
+        if getattr(given, name) is not None and getattr(given, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(given, name)}: expected at least {least}")
     return given
 
@@ -130,8 +140,10 @@ def _typed(action: argparse.Action, value: object, path: Path) -> object:
 
 def prepare(given: argparse.Namespace) -> Job:
     """Loads the weights and says what is to be done. Raises UsageError when the options cannot be."""
-    options = Options(given.mode, given.samples, given.tile, given.batch, given.max_pixels)
+    samples = given.samples or (AVERAGED if given.mode == "mean" else 1)
+    options = Options(given.mode, samples, given.tile, given.batch, given.max_pixels)
     try:
+        require(given.format)
         restorer = Restorer.from_pretrained(given.weights, given.device, given.dtype, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -182,4 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # a thread may be left amid what cannot be interrupted: the interpreter's own end could crash on it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

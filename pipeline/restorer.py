@@ -8,29 +8,39 @@ Image.fromarray(restored.pixels()).save("photo.png")
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels import Coefficients, Subsampling, decode, project_exact
-from model.generator import Generator, Noise
+from model.generator import Generator, Noise, three_tables
 from model.noise import derive_seed
 from model.weights import load
 from pipeline import tiling
 from pipeline.bitstream import Bitstream, read_bitstream
 from pipeline.markers import JpegError, UnsupportedJpeg
+from pipeline.parts import Part, Piece, Transfers
 from pipeline.stopwatch import Stopwatch
 
 Mode = Literal["sample", "mean", "mmse"]
 MODES: tuple[str, ...] = get_args(Mode)
-DEFAULT_WEIGHTS = "mmse"
+SAMPLER, REGRESSION = "posterior", "mmse"
+"""The weights that ship."""
+
 SAMPLINGS = list(Subsampling)
+
+SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
+"""Pixels of the sides of a batch's tiles, where an image is smaller than a tile; the tile's own beside them."""
+
+MOST = 64
+"""Tiles in a batch."""
 
 
 class ModeError(ValueError):
@@ -41,12 +51,12 @@ class ModeError(ValueError):
 class Options:
     """How to restore.
 
-    mode: `mmse` regresses, `sample` draws, `mean` averages `samples` draws. tile: pixels a side, halo included, a
-    multiple of 16. batch: tiles of one image that go through the network together on a GPU (on the CPU they take turns:
-    the cores are busy with one, and no result can depend on how many there are). max_pixels: larger images are refused
-    before memory is taken for them."""
+    mode: `sample` draws, `mean` averages `samples` draws, `mmse` regresses; None: draw if the weights can, or regress.
+    tile: pixels a side, halo included, a multiple of 16. batch: tiles that go through the network together on a GPU,
+    and more of small ones (on the CPU they take turns: a core is busy with one, and no result can depend on how many
+    there are). max_pixels: larger images are refused before memory is taken for them."""
 
-    mode: Mode = "mmse"
+    mode: Mode | None = None
     samples: int = 1
     tile: int = 1536
     batch: int = 8
@@ -100,6 +110,27 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+class Work:
+    """A file that is being restored: its parts, in any order and from any thread to be made into pieces and `put` here,
+    and then the result."""
+
+    def __init__(self, bitstream: Bitstream, seed: int, parts: list[Part], images: int) -> None:
+        c = bitstream.coefficients
+        self.parts, self._bitstream, self._seed = parts, bitstream, seed
+        self._images = tiling.canvas(images, c.sampling.components, c.size)
+        self._mismatches: list[tuple[int, ...]] = []
+
+    def put(self, part: Part, piece: Piece) -> None:
+        for image, core in zip(self._images, piece.images, strict=True):
+            tiling.paste(image, core, part.tile)
+        self._mismatches.append(piece.mismatches)
+
+    def restored(self) -> Restored:
+        """The result, once there is a piece of every part."""
+        mismatches = [sum(found) for found in zip(*self._mismatches, strict=True)]
+        return Restored(self._images, mismatches, self._bitstream.coefficients.count, self._seed, self._bitstream)
+
+
 @dataclass(frozen=True)
 class Failure:
     """A file that gave no image. `unsupported` when it is a kind of JPEG that is not modelled."""
@@ -138,7 +169,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @dataclass
 class Restorer:
-    """See the module. Make one with `from_pretrained`; it may be used for any number of files, one thread at a time."""
+    """See the module. Make one with `from_pretrained`; it may be used for any number of files, one thread at a time
+    (on the CPU, from several threads). batched: tiles go through the network in batches of one of few shapes, filled up
+    with whatever there is, as a GPU wants them."""
 
     generator: Generator
     digest: str
@@ -146,22 +179,35 @@ class Restorer:
     dtype: torch.dtype
     options: Options = field(default_factory=Options)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        self.batched = self.batched or self.device.type == "cuda"
+        self._transfers = Transfers(self.device) if self.device.type == "cuda" else None
 
     @classmethod
     def from_pretrained(
         cls,
-        weights: str = DEFAULT_WEIGHTS,
+        weights: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         options: Options | None = None,
     ) -> Restorer:
-        """weights: a shipped name or a path. Raises WeightsError, ModeError, or ValueError for a bad option."""
+        """weights: a shipped name or a path; None takes those that ship for the mode. Raises WeightsError, ModeError,
+        or ValueError for a bad option."""
         options = options or Options()
+        if weights is None:
+            weights = REGRESSION if options.mode == "mmse" else SAMPLER
         loaded, where = load(weights), choose_device(device)
         check_mode(loaded.generator, loaded.name, options)
-        tiling.plan((1, 1), options.tile)  # raises ValueError for a tile that cannot be
+        tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError where it cannot be
         number = choose_dtype(dtype, where)
         return cls(loaded.generator.to(where).convolve_in(number), loaded.digest, where, number, options)
+
+    @property
+    def mode(self) -> Mode:
+        """What is done with these weights."""
+        return self.options.mode or ("sample" if self.generator.config.noise else "mmse")
 
     def read(self, data: bytes) -> Bitstream:
         """What a JPEG file says. Raises JpegError."""
@@ -183,76 +229,144 @@ class Restorer:
             except JpegError as error:
                 yield key, Failure(key, error)
 
-    @torch.inference_mode()
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
         """The same from coefficients that have been read already."""
-        c, options = bitstream.coefficients, self.options
-        seeds = [derive_seed(seed, key, draw) for draw in range(options.samples)]
-        averages = [seeds] if options.mode == "mean" else [[drawn] for drawn in seeds]
-        images = tiling.canvas(len(averages), c.sampling.components, c.size)
-        mismatches = [0] * len(averages)
-        tiles = tiling.plan(c.size, options.tile)
-        step = 1 if self.device.type == "cpu" else options.batch
-        for first in range(0, len(tiles), step):
-            batch = tiles[first : first + step]
-            with self.stopwatch("decode"), one_thread(self.device):
-                decoded = [tiling.pad(decode(tiling.tile_coefficients(c, tile).to(self.device))) for tile in batch]
-            for output, averaged in enumerate(averages):
-                with self.stopwatch("network"):
-                    restored = self._average(c, torch.cat(decoded), batch, averaged)
-                with self.stopwatch("project"), one_thread(self.device):
-                    mismatches[output] += self._project(c, restored, batch, images[output])
-        return Restored(images, mismatches, c.count, seed, bitstream)
+        work = self.begin(bitstream, seed, key)
+        shapes: dict[tuple[int, int], list[Part]] = {}
+        for part in work.parts:
+            shapes.setdefault(self.shape(part), []).append(part)
+        for shape, parts in shapes.items():
+            step = self.together(shape)
+            for first in range(0, len(parts), step):
+                batch = parts[first : first + step]
+                for part, piece in zip(batch, self.restore_parts(batch)(), strict=True):
+                    work.put(part, piece)
+        return work.restored()
 
-    def _average(self, c: Coefficients, decoded: Tensor, tiles: list[tiling.Tile], seeds: list[int]) -> Tensor:
-        """The mean of one draw for each seed, padded tiles [n, C, H, W] float32, 0..255."""
-        total = run_generator(self.generator, decoded, c, seeds[0], tiles)
-        for seed in seeds[1:]:
-            total += run_generator(self.generator, decoded, c, seed, tiles)
-        return total / len(seeds)
+    def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Work:
+        """A file's parts, to be restored one by one or together with those of other files."""
+        seeds = tuple(derive_seed(seed, key, draw) for draw in range(self.options.samples))
+        return Work(bitstream, seed, self.parts(bitstream.coefficients, seeds), len(self.averages()))
 
-    def _project(self, c: Coefficients, restored: Tensor, tiles: list[tiling.Tile], image: Tensor) -> int:
-        """Puts each tile's core, made exactly consistent, into the image [C, H, W]; returns the mismatches."""
-        total = 0
-        for x, tile in zip(restored, tiles, strict=True):
-            core, wrong = project_exact(
-                tiling.cut_core(x[None], tile), tiling.core_coefficients(c, tile).to(self.device)
+    def tiles(self, size: tuple[int, int]) -> list[tiling.Tile]:
+        """How an image of (height, width) pixels is cut."""
+        return tiling.plan(size, self.options.tile, tiling.halo_of(self.generator), whole=self.batched)
+
+    def parts(self, c: Coefficients, seeds: tuple[int, ...] = ()) -> list[Part]:
+        return [Part(tiling.tile_coefficients(c, tile), tile, seeds) for tile in self.tiles(c.size)]
+
+    def averages(self) -> list[range]:
+        """For each image that a file becomes, the numbers of the draws whose mean it is."""
+        count = self.options.samples
+        return [range(count)] if self.mode == "mean" else [range(n, n + 1) for n in range(count)]
+
+    def shape(self, part: Part) -> tuple[int, int]:
+        """(height, width) in pixels of what the network is given for a part. A function of the part alone, so that no
+        result depends on its company."""
+        height, width = tiling.aligned(part.c.size[0]), tiling.aligned(part.c.size[1])
+        if not self.batched:
+            return height, width
+        sides = [side for side in SIDES if side < self.options.tile] + [self.options.tile]
+        return min(s for s in sides if s >= height), min(s for s in sides if s >= width)
+
+    def together(self, shape: tuple[int, int]) -> int:
+        """How many parts of a shape are a batch."""
+        if not self.batched:
+            return 1
+        return max(1, min(MOST, self.options.batch * self.options.tile**2 // (shape[0] * shape[1])))
+
+    @torch.inference_mode()
+    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Piece]]:
+        """Restores parts of one shape, no more than are a batch. On a GPU that is only begun when this returns, and
+        ended when the function is called that it returns."""
+        with self.stopwatch("decode"):
+            parts = [self.load(part) for part in parts]
+            decoded = [self.decode(part) for part in parts]
+        images: list[list[Tensor]] = [[] for _ in parts]
+        mismatches: list[list[Tensor]] = [[] for _ in parts]
+        for draws in self.averages():
+            with self.stopwatch("network"):
+                restored = self._average(parts, decoded, draws)
+            with self.stopwatch("project"):
+                for number, (part, x) in enumerate(zip(parts, restored, strict=True)):
+                    image, wrong = self.project(part, tiling.cut_core(x, part.tile))
+                    images[number].append(image)
+                    mismatches[number].append(wrong)
+        return self._end([torch.cat(x) for x in images], [torch.cat(x) for x in mismatches])
+
+    def load(self, part: Part) -> Part:
+        """The part, its coefficients on the device."""
+        if self._transfers is not None:
+            return replace(part, c=self._transfers.up(part.c))
+        return part
+
+    def decode(self, part: Part) -> Tensor:
+        """A loaded part's tile as an ordinary decoder shows it, padded: [1, C, H, W] float32, 0..255."""
+        with one_thread(self.device):
+            return tiling.pad(decode(part.c), self.shape(part))
+
+    @torch.inference_mode()
+    def draw(self, parts: Sequence[Part], decoded: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
+        """What the network makes of each part's decoded tile with the noise of its seed (a deterministic network takes
+        any): [1, C, H, W] float32, gray levels, not limited to 0..255. Gray is seen as three equal planes, and averaged
+        on the way back. Parts may be of different files."""
+        missing = self.together(self.shape(parts[0])) - len(parts) if self.batched else 0
+        x = torch.cat([tile.expand(-1, 3, -1, -1) for tile in decoded])
+        tables = torch.cat([three_tables(part.c.tables) for part in parts])
+        samplings = [SAMPLINGS.index(part.c.sampling) for part in parts]
+        origins = [part.tile.origin for part in parts]
+        if missing:
+            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing))
+            tables = torch.cat([tables, tables[:1].expand(missing, -1, -1, -1)])
+            samplings, origins, seeds = (
+                samplings + [0] * missing,
+                origins + [(0, 0)] * missing,
+                [*seeds, *[0] * missing],
             )
-            tiling.paste(image, core[0].cpu(), tile)
-            total += int(wrong)
-        return total
+        noise = None
+        if self.generator.config.noise:
+            noise = Noise(torch.tensor(seeds, device=x.device), torch.tensor(origins, device=x.device))
+        restored: Tensor = (
+            self.generator(x / 255, tables, torch.tensor(samplings, device=x.device), noise).float() * 255
+        )
+        images = restored[: len(parts)].split(1)
+        return [y if tile.shape[1] == 3 else y.mean(1, keepdim=True) for y, tile in zip(images, decoded, strict=True)]
+
+    def project(self, part: Part, core: Tensor) -> tuple[Tensor, Tensor]:
+        """A core [1, C, h, w], gray levels, made exactly consistent with its loaded part: uint8, and [1] mismatches."""
+        with one_thread(self.device):
+            return project_exact(core, tiling.core_of_tile(part.c, part.tile))
+
+    def _average(self, parts: Sequence[Part], decoded: Sequence[Tensor], draws: range) -> list[Tensor]:
+        """The mean of some draws of each part."""
+        total = self.draw(parts, decoded, [part.seeds[draws[0]] for part in parts])
+        for number in draws[1:]:
+            drawn = self.draw(parts, decoded, [part.seeds[number] for part in parts])
+            total = [x.add_(y) for x, y in zip(total, drawn, strict=True)]
+        return [x / len(draws) for x in total]
+
+    def _end(self, images: list[Tensor], mismatches: list[Tensor]) -> Callable[[], list[Piece]]:
+        """What waits for the device and brings its results."""
+        wait = self._transfers.down(images, mismatches) if self._transfers is not None else lambda: (images, mismatches)
+
+        def end() -> list[Piece]:
+            return [Piece(image, tuple(wrong.tolist())) for image, wrong in zip(*wait(), strict=True)]
+
+        return end
 
 
 def check_mode(generator: Generator, name: str, options: Options) -> None:
     """Raises ModeError unless the weights can serve the mode."""
-    if options.mode not in MODES:
+    if options.mode is not None and options.mode not in MODES:
         raise ModeError(f"mode {options.mode!r}: expected {', '.join(MODES)}")
     if options.samples < 1:
         raise ModeError(f"samples {options.samples}: expected at least 1")
     if options.mode == "mmse" and generator.config.noise:
-        raise ModeError(
-            f"weights {name!r} draw samples: mode mmse wants a regression network, such as {DEFAULT_WEIGHTS!r}"
-        )
-    if options.mode != "mmse" and not generator.config.noise:
+        raise ModeError(f"weights {name!r} draw samples: mode mmse wants a regression network, such as {REGRESSION!r}")
+    if options.mode in ("sample", "mean") and not generator.config.noise:
         raise ModeError(
             f"weights {name!r} are deterministic, trained with MSE: mode {options.mode} has nothing to draw. "
             "Use mode mmse, or weights that take noise"
         )
-    if options.mode == "mmse" and options.samples > 1:
+    if not generator.config.noise and options.samples > 1:
         raise ModeError("mode mmse gives one image a file: samples must be 1")
-
-
-def run_generator(
-    generator: Generator, decoded: Tensor, c: Coefficients, seed: int, tiles: list[tiling.Tile]
-) -> Tensor:
-    """Padded tiles [n, C, H, W], 0..255, of one image → restored, float32, of the same shape. Gray is seen as three
-    equal planes, and averaged on the way back."""
-    n, channels = decoded.shape[:2]
-    sampling = torch.full((n,), SAMPLINGS.index(c.sampling), device=decoded.device)
-    noise = None
-    if generator.config.noise:
-        seeds = torch.full((n,), seed, dtype=torch.int64, device=decoded.device)
-        noise = Noise(seeds, torch.tensor([tile.origin for tile in tiles], device=decoded.device))
-    tables = c.tables.to(decoded.device).expand(n, -1, -1, -1)
-    restored: Tensor = generator(decoded.expand(-1, 3, -1, -1) / 255, tables, sampling, noise).float() * 255
-    return restored if channels == 3 else restored.mean(1, keepdim=True)

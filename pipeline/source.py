@@ -1,21 +1,25 @@
 """Folders, single files and tar shards as one stream of items, always in the same order.
 
-    sources = list_sources(Path("photos"), exclude=Path("photos/restored"))
+    sources = list_sources(Path("photos"), exclude=Path("photos/restored"))      # or address("s3://bucket/photos")
     for item in read(sources):
         ...                       # item.data, or item.error that says why there is none
 
 Inside a folder come its JPEG files, then its tar shards, then its sub folders, each sorted by name. Nothing here trusts
-a name or a size that it finds in an archive, and no more than one file's bytes are held at a time.
+a name or a size that it finds in an archive, and no more than one file's bytes are held at a time. A shard of a remote
+store is read as a stream, from start to end and once.
 """
 
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import Literal, Self
+
+from pipeline.remote import Address, Remote, RemoteError
 
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -60,9 +64,9 @@ class SideMember:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or a shard on disk; `name` is its path below the input folder. `error` is set for an unreadable folder."""
+    """A file or a shard; `name` is its path below the input folder. `error` is set for an unreadable folder."""
 
-    path: Path
+    path: Address
     name: str
     shard: bool = False
     error: str | None = None
@@ -70,13 +74,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Sources:
-    """What an input holds. Iterating walks the disk anew, so that no list of all files is ever kept."""
+    """What an input holds. Iterating walks the folders anew, so that no list of all files is ever kept."""
 
-    root: Path
+    root: Address
     files: int
     shards: int
     single: Entry | None = None
-    exclude: Path | None = None
+    exclude: Address | None = None
 
     @property
     def count(self) -> int | None:
@@ -87,7 +91,7 @@ class Sources:
         return iter((self.single,)) if self.single is not None else _walk(self.root, self.exclude)
 
 
-def list_sources(path: Path, exclude: Path | None = None) -> Sources:
+def list_sources(path: Address, exclude: Address | None = None) -> Sources:
     """Find what `path`, a folder, a JPEG file or a tar, holds; no file is opened.
 
     `exclude` is a folder below `path` to leave out: the output folder of a run that writes into its own input folder.
@@ -96,24 +100,37 @@ def list_sources(path: Path, exclude: Path | None = None) -> Sources:
     wanted = "expected a folder, a JPEG file (" + " ".join(sorted(JPEG_SUFFIXES)) + ") or a tar shard"
     wanted += " (" + " ".join(SHARD_SUFFIXES) + ")"
     try:
-        is_folder = path.is_dir()
-        path.stat()
-        if is_folder:
-            os.scandir(path).close()
+        if not _is_folder(path):
+            shard = is_shard(path.name)
+            if not (shard or is_jpeg(path.name)) or not path.is_file():
+                raise SourceError(f"{path}: not a kind of file that can be restored; {wanted}")
+            return Sources(_parent(path), int(not shard), int(shard), single=Entry(path, path.name, shard))
+        files = shards = 0
+        for entry in _walk(path, exclude):
+            shards += entry.shard
+            files += not entry.shard
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}; {wanted}") from error
-    if not is_folder:
-        shard = is_shard(path.name)
-        if not (shard or is_jpeg(path.name)) or not path.is_file():
-            raise SourceError(f"{path}: not a kind of file that can be restored; {wanted}")
-        return Sources(path.parent, int(not shard), int(shard), single=Entry(path, path.name, shard))
-    files = shards = 0
-    for entry in _walk(path, exclude):
-        shards += entry.shard
-        files += not entry.shard
+        raise SourceError(f"{path}: {error.strerror or error}; {wanted}") from error
+    except RemoteError as error:
+        raise SourceError(str(error)) from error
     if not files + shards:
         raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {wanted}")
     return Sources(path, files, shards, exclude=exclude)
+
+
+def _is_folder(path: Address) -> bool:
+    """Raises OSError if a local path is not there or a local folder cannot be listed."""
+    if isinstance(path, Remote):  # a store may have no folders, only names; a page of links is a file, too
+        return not ((is_shard(path.name) or is_jpeg(path.name)) and path.is_file())
+    path.stat()
+    if path.is_dir():
+        os.scandir(path).close()
+        return True
+    return False
+
+
+def _parent(path: Address) -> Address:
+    return path.parent if isinstance(path, Path) else Remote(str(path).rpartition("/")[0])
 
 
 def read(
@@ -127,17 +144,21 @@ def read(
 
     An item whose source is `finished` comes without data or error, so that its key is still known; a shard that is
     `whole` is not opened and yields nothing. Members that are no JPEG come only with `side_members`. A file or member
-    of more than `limit` bytes is an error item and never read. Nothing is raised for bad input.
+    of more than `limit` bytes is an error item and never read. Nothing is raised for bad input; SourceError if a remote
+    store stops answering, which says nothing about the input.
     """
-    for entry in entries:
-        if not entry.shard:
-            yield _read_file(entry, finished, limit)
-        elif not whole(entry.name):
-            for item in _read_shard(entry, finished, side_members, limit):
-                if isinstance(item, Item) and item.error is not None and finished(item.source):
-                    yield replace(item, error=None)
-                else:
-                    yield item
+    try:
+        for entry in entries:
+            if not entry.shard:
+                yield _read_file(entry, finished, limit)
+            elif not whole(entry.name):
+                for item in _read_shard(entry, finished, side_members, limit):
+                    if isinstance(item, Item) and item.error is not None and finished(item.source):
+                        yield replace(item, error=None)
+                    else:
+                        yield item
+    except RemoteError as error:
+        raise SourceError(f"{error}; start the run again to go on") from error
 
 
 def is_jpeg(name: str) -> bool:
@@ -171,49 +192,13 @@ def digest(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-class Keys:
-    """The keys taken so far, about 130 bytes each however long they are; not thread-safe.
-
-    Output files are named by key, so a second item of the same key would overwrite the first. Claim every item in
-    reading order, finished and unreadable ones too: who is first then does not depend on where an earlier run stopped.
-    """
-
-    def __init__(self, per_shard: bool = False) -> None:
-        """`per_shard`: keys have to differ only within a shard, as with tar output, and are forgotten after it."""
-        self._per_shard = per_shard
-        self._shard: str | None = None
-        self._taken: dict[bytes, int] = {}
-        # A source is its shard, its key and its extension: to name the first owner, a number for the pair is enough.
-        self._origins: list[tuple[str, str]] = []
-        self._numbers: dict[tuple[str, str], int] = {}
-
-    def claim(self, item: Item) -> str | None:
-        """Take the item's key. Returns None if it was free, else the source of the item that has it."""
-        if self._per_shard and item.shard != self._shard:
-            self._shard = item.shard
-            self._taken.clear()
-        head = "" if item.shard is None else item.shard + "/"
-        stem = head + item.key
-        if not item.source.startswith(stem + "."):
-            return None  # reports on a folder, a shard or an unsafe name: no output will bear this key
-        origin = (head, item.source[len(stem) :])
-        number = self._numbers.setdefault(origin, len(self._origins))
-        if number == len(self._origins):
-            self._origins.append(origin)
-        first = self._taken.setdefault(digest(item.key), number)
-        if first == number:
-            return None
-        first_head, first_extension = self._origins[first]
-        return first_head + item.key + first_extension
-
-
-def _walk(root: Path, exclude: Path | None) -> Iterator[Entry]:
+def _walk(root: Address, exclude: Address | None) -> Iterator[Entry]:
     """Depth first. Linked folders are entered, except into a folder that the walk is already inside of."""
     excluded = _identity(exclude) if exclude is not None else None
     inside_root = _identity(root)
     if excluded == inside_root:
         excluded = None
-    stack: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(root, "", frozenset())]
+    stack: list[tuple[Address, str, frozenset[Hashable]]] = [(root, "", frozenset())]
     while stack:
         folder, prefix, above = stack.pop()
         here = _identity(folder)
@@ -222,16 +207,26 @@ def _walk(root: Path, exclude: Path | None) -> Iterator[Entry]:
         try:
             files, shards, folders = _listing(folder)
         except OSError as error:
-            yield Entry(folder, prefix.rstrip("/"), error=f"folder cannot be listed: {error.strerror}")
+            yield Entry(folder, prefix.rstrip("/"), error=f"folder cannot be listed: {error.strerror or error}")
             continue
-        yield from (Entry(folder / name, prefix + name) for name in files)
-        yield from (Entry(folder / name, prefix + name, shard=True) for name in shards)
+        yield from (_entry(folder, prefix, name) for name in files)
+        yield from (_entry(folder, prefix, name, shard=True) for name in shards)
         inside = above if here is None else above | {here}
         stack.extend((folder / name, f"{prefix}{name}/", inside) for name in reversed(folders))
 
 
-def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
+def _entry(folder: Address, prefix: str, name: str, shard: bool = False) -> Entry:
+    if name == ".." or "/" in name or "\0" in name:  # only a remote store can say so
+        return Entry(folder, prefix + name, error=f"unsafe name: {name!r} cannot be the name of a file")
+    return Entry(folder / name, prefix + name, shard)
+
+
+def _listing(folder: Address) -> tuple[list[str], list[str], list[str]]:
     """Sorted names of a folder's JPEG files, tar shards and folders."""
+    if isinstance(folder, Remote):
+        names, below = folder.listing()
+        below = [name for name in below if name not in (".", "..") and "/" not in name]
+        return sorted(filter(is_jpeg, names)), sorted(filter(is_shard, names)), sorted(below)
     files: list[str] = []
     shards: list[str] = []
     folders: list[str] = []
@@ -250,7 +245,10 @@ def _listing(folder: Path) -> tuple[list[str], list[str], list[str]]:
     return sorted(files), sorted(shards), sorted(folders)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Address) -> Hashable:
+    """What two paths to the same folder have in common; None if it cannot be told."""
+    if isinstance(path, Remote):
+        return path
     try:
         status = path.stat()
     except OSError:
@@ -270,11 +268,14 @@ def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Ite
         try:
             data, error = _contents(entry.path, limit)
         except OSError as failure:
-            error = f"cannot be read: {failure.strerror}"
+            error = f"cannot be read: {failure.strerror or failure}"
     return Item(_key(entry.name), entry.name, data, error=error)
 
 
-def _contents(path: Path, limit: int) -> tuple[bytes | None, str | None]:
+def _contents(path: Address, limit: int) -> tuple[bytes | None, str | None]:
+    if isinstance(path, Remote):
+        data, size = path.contents(limit)
+        return data, None if data is not None else _too_large(size, limit)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         return None, "not a regular file"  # opening a pipe would wait for ever
@@ -316,9 +317,7 @@ def _read_shard(
 ) -> Iterator[Item | SideMember]:
     count = 0
     try:
-        if not entry.path.is_file():
-            raise tarfile.ReadError("not a regular file or gone")
-        with entry.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:*", tarinfo=TarHeader) as archive:
+        with _open_tar(entry.path) as archive:
             repeats: dict[bytes, int] = {}
             for count, member in enumerate(members_of(archive), 1):  # noqa: B007
                 found = _read_member(
@@ -326,6 +325,8 @@ def _read_shard(
                 )
                 if found is not None:
                     yield found
+    except RemoteError:
+        raise
     except Exception as error:  # tarfile and the decompressors raise a dozen types over damaged input
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         if count:
@@ -333,6 +334,16 @@ def _read_shard(
         else:
             reason = f"not a tar archive that can be read: {what}"
         yield Item(entry.name, entry.name, None, entry.name, reason)
+
+
+@contextmanager
+def _open_tar(path: Address) -> Iterator[tarfile.TarFile]:
+    if isinstance(path, Path) and not path.is_file():
+        raise tarfile.ReadError("not a regular file or gone")
+    with path.open("rb") if isinstance(path, Path) else path.open() as file:
+        mode: Literal["r:*", "r|*"] = "r:*" if isinstance(path, Path) else "r|*"
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=TarHeader) as archive:
+            yield archive
 
 
 def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -25,11 +25,13 @@ class Times:
 class Stopwatch:
     """`with stopwatch("decode"): ...` adds to that stage, from any thread. Stages do not nest.
 
-    A stage in a worker thread, one that called `add_worker`, has that thread's CPU time. One elsewhere has that of the
-    whole process, PyTorch's threads included, without the workers'."""
+    A stage in a worker thread, one inside `with stopwatch.worker()`, has that thread's CPU time. One elsewhere has that
+    of the whole process, PyTorch's threads included, without the workers'. What other processes measured is added by
+    `merge`."""
 
     stages: dict[str, Times] = field(default_factory=lambda: defaultdict(Times))
     _clocks: dict[int, int] = field(default_factory=dict)
+    _ended: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -38,10 +40,17 @@ class Stopwatch:
         try:
             yield
         finally:
-            wall, cpu = time.perf_counter() - wall, self._cpu() - cpu
-            with self._lock:
-                self.stages[stage].wall += wall
-                self.stages[stage].cpu += cpu
+            self.add(stage, time.perf_counter() - wall, self._cpu() - cpu)
+
+    def add(self, stage: str, wall: float, cpu: float) -> None:
+        with self._lock:
+            self.stages[stage].wall += wall
+            self.stages[stage].cpu += cpu
+
+    def merge(self, stages: Mapping[str, Times]) -> None:
+        """Adds what another stopwatch measured."""
+        for stage, times in stages.items():
+            self.add(stage, times.wall, times.cpu)
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """`items`; the time that it takes to come by them is the stage's."""
@@ -53,26 +62,35 @@ class Stopwatch:
                 return
             yield following
 
-    def add_worker(self) -> None:
-        """The calling thread is a worker from now on."""
-        thread = threading.get_ident()
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """The calling thread is a worker meanwhile."""
+        thread, begun = threading.get_ident(), time.thread_time()
         with self._lock:
             self._clocks[thread] = time.pthread_getcpuclockid(thread)
-
-    def forget_workers(self) -> None:
-        """To be called once they have ended."""
-        self._clocks.clear()
+            self._ended -= begun
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._clocks[thread]
+                self._ended += time.thread_time()
 
     def _cpu(self) -> float:
         with self._lock:
             if threading.get_ident() in self._clocks:
                 return time.thread_time()
-            return time.process_time() - sum(time.clock_gettime(clock) for clock in self._clocks.values())
+            workers = self._ended + sum(time.clock_gettime(clock) for clock in self._clocks.values())
+            return time.process_time() - workers
 
-    def table(self, megapixels: float) -> str:
-        """A line a stage: wall and CPU seconds, and CPU milliseconds a megapixel."""
-        lines = [f"{'stage':<14}{'wall s':>10}{'CPU s':>10}{'CPU ms/MP':>12}"]
+    def table(self, megapixels: float, seconds: float = 0.0, workers: Mapping[str, int] | None = None) -> str:
+        """A line a stage: wall and CPU seconds, CPU milliseconds a megapixel, and, of a run of so many `seconds`, how
+        busy the stage's `workers` (by its name; one where it is missing) were with it."""
+        busy = f"{'busy':>8}" if seconds else ""
+        lines = [f"{'stage':<14}{'wall s':>10}{'CPU s':>10}{'CPU ms/MP':>12}{busy}"]
         for stage, times in self.stages.items():
             each = 1000 * times.cpu / megapixels if megapixels else 0.0
-            lines.append(f"{stage:<14}{times.wall:>10.2f}{times.cpu:>10.2f}{each:>12.1f}")
+            share = times.wall / seconds / (workers or {}).get(stage, 1) if seconds else 0.0
+            busy = f"{share:>8.0%}" if seconds else ""
+            lines.append(f"{stage:<14}{times.wall:>10.2f}{times.cpu:>10.2f}{each:>12.1f}{busy}")
         return "\n".join(lines)

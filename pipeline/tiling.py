@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import Coefficients
-from model.generator import ALIGNMENT
+from model.generator import ALIGNMENT, Generator
 
-HALO = 96
-"""Pixels of context on each side of a core: more than the shipped network sees (4 for each of its 20 convolutions in a
-row, and 2 of the decoder's chroma filter), so that its images are the same, bit for bit, in tiles and whole."""
+CHROMA_REACH = 2
+"""Pixels that the decoder's chroma filter looks beyond a tile."""
+
+LARGEST_HALO = 160
+"""Pixels. A network that reaches further (the paper's: 1393) sees less around a tile than in a whole image; what is so
+far away hardly changes a pixel."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,36 @@ class Tile:
         return self.rows.first, self.columns.first
 
 
-def plan(size: tuple[int, int], tile: int, halo: int = HALO) -> list[Tile]:
-    """Tiles of at most `tile` pixels each way, halo included, whose cores cover the image once, row by row. Raises
-    ValueError unless `tile` is a multiple of 16 that leaves room for a core."""
+def halo_of(generator: Generator) -> int:
+    """Pixels of context on each side of a core: as many as the network sees, up to LARGEST_HALO, so that its images are
+    the same, bit for bit, in tiles and whole."""
+    return min(LARGEST_HALO, aligned(generator.reach + CHROMA_REACH))
+
+
+def plan(size: tuple[int, int], tile: int, halo: int, whole: bool = True) -> list[Tile]:
+    """Tiles of at most `tile` pixels each way, halo included, whose cores cover the image once, row by row. `whole`:
+    along an axis that is longer than `tile` all are that large, for a device that wants one shape; otherwise cores are
+    equal, which is less work. Raises ValueError unless `tile` is a multiple of 16 that leaves room for a core."""
     if tile % ALIGNMENT or tile <= 2 * halo:
         raise ValueError(f"tile {tile}: expected a multiple of {ALIGNMENT} above twice the halo of {halo} pixels")
-    return [Tile(r, c) for r in _spans(size[0], tile, halo) for c in _spans(size[1], tile, halo)]
+    spans = _whole_spans if whole else _equal_spans
+    return [Tile(r, c) for r in spans(size[0], tile, halo) for c in spans(size[1], tile, halo)]
 
 
-def _spans(length: int, tile: int, halo: int) -> list[Span]:
+def _equal_spans(length: int, tile: int, halo: int) -> list[Span]:
+    """As few as can be, with cores of one length but for the last, which may be shorter."""
+    if length <= tile:
+        return [Span(0, length, 0, length)]
+    count = 1
+    core = length
+    while core + halo * min(2, count - 1) > tile:
+        count += 1
+        core = -(-length // (count * ALIGNMENT)) * ALIGNMENT
+    starts = range(0, length, core)
+    return [Span(s, min(s + core, length), max(0, s - halo), min(s + core + halo, length)) for s in starts]
+
+
+def _whole_spans(length: int, tile: int, halo: int) -> list[Span]:
     """Equal tiles; the last are moved inwards, so that they too are whole. A short axis is one tile."""
     if length <= tile:
         return [Span(0, length, 0, length)]
@@ -87,10 +111,22 @@ def core_coefficients(c: Coefficients, tile: Tile) -> Coefficients:
     return slice_coefficients(c, tile.rows.start, tile.rows.stop, tile.columns.start, tile.columns.stop)
 
 
-def pad(x: Tensor) -> Tensor:
-    """[N, C, H, W] widened to multiples of 16 by repeating its last row and column: what the network takes."""
-    height, width = x.shape[2:]
-    return F.pad(x, (0, -width % ALIGNMENT, 0, -height % ALIGNMENT), mode="replicate")
+def core_of_tile(c: Coefficients, tile: Tile) -> Coefficients:
+    """The core alone, of coefficients that are the tile's."""
+    rows, columns = tile.rows.core, tile.columns.core
+    return slice_coefficients(c, rows.start, rows.stop, columns.start, columns.stop)
+
+
+def aligned(length: int) -> int:
+    """The next multiple of 16."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def pad(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """[N, C, H, W] widened to `size`, or else to multiples of 16, by repeating its last row and column: what the
+    network takes."""
+    height, width = size or (aligned(x.shape[2]), aligned(x.shape[3]))
+    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
 
 
 def cut_core(x: Tensor, tile: Tile) -> Tensor:

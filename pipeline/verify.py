@@ -11,11 +11,10 @@ import jpeglib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from kernels import Subsampling
 from pipeline.bitstream import Bitstream, read_bitstream
+from pipeline.encode import decode_image
 
 TURBO = "turbo210"
 """jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow cannot."""
@@ -48,12 +47,11 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
 
 
 def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
-    """How many coefficients of an output file (PNG or WebP), compressed again as the input was, differ from it."""
+    """How many coefficients of an output file of any format, compressed again as the input was, differ from it."""
     c = bitstream.coefficients
-    # Not Image.open, which would refuse large images: how large they may be was decided when they were read.
-    image: Image.Image = (PngImageFile if encoded.startswith(b"\x89PNG") else WebPImageFile)(io.BytesIO(encoded))
-    mode = "L" if c.sampling is Subsampling.GRAY else "RGB"
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    del image
+    pixels = decode_image(encoded)
+    gray = c.sampling is Subsampling.GRAY
+    if gray != (pixels.ndim == 2):
+        pixels = np.asarray(Image.fromarray(pixels).convert("L" if gray else "RGB"))
     again = read_bitstream(recompress(pixels, c.tables[0].numpy(), c.sampling), pixels.size)
     return int(again.coefficients.mismatches(c))

@@ -21,8 +21,8 @@ import picture
 import quality
 from rivals import PROGRAMS, Contest, Decoded, Program, RivalError, choose
 
-import train.restorations
 from kernels import Subsampling
+from pipeline.restorer import Restorer
 from train.evaluate import Photographs
 from train.grid import GAP
 from train.measures import compress, consistency, psnr
@@ -130,13 +130,13 @@ def test_the_quick_table_of_a_regression(shard, weights, capsys):
 
 
 def test_a_false_certificate_fails(shard, weights, monkeypatch, capsys):
-    exact = train.restorations.project_exact
+    exact = Restorer.project
 
     def lying(*arguments):
         image, mismatches = exact(*arguments)
         return image, mismatches + 1
 
-    monkeypatch.setattr(train.restorations, "project_exact", lying)
+    monkeypatch.setattr(Restorer, "project", lying)
     arguments = ["--data", str(shard), "--weights", weights[0], "--quality", "30", "--no-frechet", "--programs"]
     assert quality.main(arguments) == 1
     assert "not true: 2 of 4:2:0 quality 30, mmse" in capsys.readouterr().err

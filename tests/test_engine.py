@@ -1,12 +1,16 @@
 """What a file becomes depends on the file, the weights, the mode and the seed, and on nothing else."""
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jpegs import encode, photograph
 from PIL import Image
-from runs import bag, fill, images, lines, run, tiny_weights
+from runs import bag, command, fill, images, lines, outputs, run, tiny_weights
+
+from pipeline import engine, restore
 
 NAMES = ("420-q10", "422-q50", "440-q10", "444-q50", "420-q95", "gray", "progressive", "metadata")
 MODES = {
@@ -54,10 +58,54 @@ def test_in_any_order(tmp_path, mode, expected):
     assert images(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize("options", [("--batch", "1"), ("--workers", "2", "--batch", "3")])
+@pytest.mark.parametrize("options", [("--workers", "1"), ("--workers", "2", "--batch", "3"), ("--workers", "5")])
 def test_with_any_batch_and_workers(tmp_path, mode, expected, options):
     run(fill(tmp_path / "in", files()), tmp_path / "out", *mode, *options)
     assert images(tmp_path / "out") == expected
+
+
+def test_tiles_of_one_image_by_any_number_of_workers(tmp_path, mode):
+    large = files(scale=3)
+    source = fill(tmp_path / "in", {name: large[name] for name in ("420-q10.jpg", "gray.jpg")})
+    for workers in ("1", "3"):
+        run(source, tmp_path / workers, *mode, "--tile", "208", "--workers", workers, "--verify")
+    assert outputs(tmp_path / "1") == outputs(tmp_path / "3")
+
+
+def test_lines_stand_in_reading_order_whatever_took_longest(tmp_path):
+    sizes = ((400, 500), (16, 16), (300, 200), (16, 16), (64, 64), (16, 16))
+    source = fill(tmp_path / "in", {f"{n}.jpg": encode(photograph(*size), quality=10) for n, size in enumerate(sizes)})
+    found = run(source, tmp_path / "out", "--weights", tiny_weights(tmp_path), "--tile", "208", "--workers", "3")
+    assert list(found) == [f"{n}.jpg" for n in range(len(sizes))]
+
+
+def run_in_batches(source: Path, output: Path, mode: tuple[str | Path, ...], workers: int, **options: int) -> None:
+    """As on a GPU: the tiles of several files go through the network together, in few shapes."""
+    job = restore.prepare(restore.parse(command(source, output, *mode, "--verify", "--workers", str(workers))))
+    restorer = job.restorer
+    restorer.options = replace(restorer.options, **options)
+    restorer.batched = True
+    assert engine.run(job) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_in_batches_of_several_files(tmp_path, mode, workers):
+    """Each has its certificate (`--verify`), and is the same to the bit whatever its company."""
+    run_in_batches(fill(tmp_path / "in", files()), tmp_path / "out", mode, workers, batch=4, tile=256)
+    alone = fill(tmp_path / "alone", {"420-q10.jpg": files()["420-q10.jpg"]})
+    run_in_batches(alone, tmp_path / "alone-out", mode, workers, batch=4, tile=256)
+    assert images(tmp_path / "alone-out").items() <= images(tmp_path / "out").items()
+
+
+def test_large_and_small_files_in_batches(tmp_path, mode):
+    """Tiles of large images and whole small ones, gray and colour, in turn and with a thread that drives the device."""
+    large = files(scale=3)
+    some = {name: large[name] for name in ("422-q50.jpg", "gray.jpg")}
+    source = fill(tmp_path / "in", some | {f"small-{name}": data for name, data in files().items()})
+    for workers in (1, 3):
+        run_in_batches(source, tmp_path / str(workers), mode, workers, batch=2, tile=208)
+    assert outputs(tmp_path / "1") == outputs(tmp_path / "3")
+    assert {line["status"] for line in lines(tmp_path / "3").values()} == {"restored"}
 
 
 def test_started_with_fewer_files_and_gone_on(tmp_path, mode, expected):

@@ -50,7 +50,7 @@ def test_each_sample_has_its_own_certificate(tmp_path, noisy):
         stem = name.removesuffix(".jpg")
         assert line["outputs"] == [f"{stem}.s0.png", f"{stem}.s1.png"]
         drawn = [(tmp_path / "out" / output).read_bytes() for output in line["outputs"]]
-        assert drawn[0] != drawn[1]
+        assert (drawn[0] != drawn[1]) == (line["quality"] < 90)  # no noise where the tables are fine
         assert [mismatches(files[name], output) for output in drawn] == line["sample_mismatches"]
         assert sum(line["sample_mismatches"]) == line["mismatches"]
 
@@ -161,7 +161,7 @@ def test_configuration_file_and_the_command_line_above_it(tmp_path, weights):
         (["--device", "tpu"], "expected auto, cpu or cuda:N"),
         (["--device", "cuda:99"], "PyTorch sees"),
         (["--tile", "100"], "multiple of 16"),
-        (["--tile", "192"], "twice the halo"),
+        (["--tile", "64"], "twice the halo"),
         (["--batch", "0"], "--batch 0"),
         (["--config", "no.yaml"], "no.yaml"),
         (["--input-dir", "nowhere"], "nowhere"),
@@ -211,11 +211,11 @@ def test_summary_and_progress_tell_how_fast(tmp_path, weights, capfd):
     assert restore.main(command(source, tmp_path / "out", "--weights", weights)[1:]) == 1
     error = capfd.readouterr().err
     assert "2 inputs: 1 restored, 0 passed through, 1 failed (2 in this run)" in error
-    for word in ("2/2", "images/s", "MP/s", "bitstream", "network", "project", "encode", "CPU s"):
+    for word in ("2/2", "images/s", "MP/s", "bitstream", "network", "project", "encode", "CPU s", "busy"):
         assert word in error
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1", "3"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_cleans_up_and_goes_on(tmp_path, weights, workers, number):
     source = fill(tmp_path / "in", {f"{n:03}.jpg": encode(photograph(64, 64, n)) for n in range(60)})
@@ -233,6 +233,33 @@ def test_interrupted_run_cleans_up_and_goes_on(tmp_path, weights, workers, numbe
     run(source, out, *options)
     run(source, tmp_path / "whole", *options)
     assert outputs(out) == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_amid_a_large_image_ends_soon(tmp_path, weights, workers, number):
+    """The signal goes to the whole group, workers included, as a terminal and service managers send it."""
+    files = {"a.jpg": encode(photograph(64, 64)), "b.jpg": encode(photograph(3000, 4000), quality=90)}
+    source, out = fill(tmp_path / "in", files), tmp_path / "out"
+    interrupted = 0.0
+
+    def work() -> int:
+        os.setsid()
+        return restore.main(command(source, out, "--weights", weights, "--workers", workers))
+
+    def interrupt(child: int) -> None:
+        nonlocal interrupted
+        while not (out / MANIFEST).exists() or not (out / MANIFEST).stat().st_size:
+            time.sleep(0.01)
+        time.sleep(1)
+        interrupted = time.perf_counter()
+        os.killpg(child, number)
+
+    assert in_a_child(work, interrupt) == 128 + number
+    assert time.perf_counter() - interrupted < 10
+    assert list(lines(out)) == ["a.jpg"]
+    assert set(images(out)) == {"a.png"}
+    assert not (out / PARTIAL).exists()
 
 
 def test_help_as_a_command(tmp_path):

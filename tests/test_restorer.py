@@ -1,6 +1,7 @@
 """The engine from Python: any size, any mode, in three lines."""
 
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from jpegs import SAMPLINGS, encode, photograph
 from PIL import Image
 from runs import mismatches, tiny_weights
 
+from model.noise import derive_seed
+from pipeline import tiling
 from pipeline.bitstream import BitstreamError, UnsupportedJpeg
 from pipeline.restorer import Failure, ModeError, Options, Restored, Restorer, choose_dtype
 
@@ -72,6 +75,36 @@ def test_mean_lies_amid_the_samples(noisy):
     distance = (mean.image.double() - draws).square().mean().sqrt()
     assert distance < 0.85 * (draws[0] - draws[1:]).square().mean().sqrt()
     assert (mean.image.double() - draws.mean(0)).square().mean().sqrt() < 0.5 * distance
+
+
+@pytest.mark.parametrize("size", [(100, 90), (128, 128), (300, 210)])
+def test_shipped_weights_make_the_same_image_in_batches_to_50_db(size):
+    """Padded to one of few shapes, as on a GPU."""
+    data = encode(photograph(*size), quality=20)
+    single, batched = (Restorer.from_pretrained(options=Options(batch=1, tile=256)) for _ in range(2))
+    batched.batched = True
+    a, b = single.restore(data), batched.restore(data)
+    assert a.mismatches == b.mismatches == 0
+    assert mismatches(data, as_png(b)) == 0
+    assert (a.image.double() - b.image.double()).square().mean() <= 255**2 / 1e5
+
+
+def test_parts_draws_and_projections_make_up_a_restoration(noisy):
+    """The steps that others take one by one are those of `restore`, and a part survives the way to another process."""
+    restorer = Restorer.from_pretrained(noisy, options=Options("sample", samples=2, tile=208))
+    bitstream = restorer.read(encode(photograph(300, 230), "4:2:2", 10))
+    expected = restorer.restore_bitstream(bitstream, seed=1, key="a")
+    seeds = tuple(derive_seed(1, "a", number) for number in range(2))
+    images = torch.zeros_like(expected.images)
+    for part in pickle.loads(pickle.dumps(restorer.parts(bitstream.coefficients, seeds))):
+        loaded = restorer.load(part)
+        decoded = restorer.decode(loaded)
+        for image, seed in zip(images, seeds, strict=True):
+            (drawn,) = restorer.draw([loaded], [decoded], [seed])
+            core, wrong = restorer.project(loaded, tiling.cut_core(drawn, part.tile))
+            assert wrong.tolist() == [0]
+            tiling.paste(image, core[0], part.tile)
+    assert torch.equal(images, expected.images)
 
 
 def test_restore_many_goes_on_after_bad_files(weights):

@@ -15,21 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from disks import small_disk
-from PIL import Image, ImageCms
 
 from pipeline.manifest import MANIFEST, PARTIAL, Manifest, Record, RunIdentity, SinkError
-from pipeline.sink import EncodeError, FolderSink, OutputNameError, ShardSink, Sink, encode_image, output_names
+from pipeline.shard_sink import ShardSink
+from pipeline.sink import FolderSink, Sink, output_names
 from pipeline.source import Item, SideMember, list_sources, read
+from pipeline.store import OutputNameError
 
 RUN = RunIdentity(weights="abc", mode="mmse")
 FORK = multiprocessing.get_context("fork")
-
-
-def noise(channels: int = 3, height: int = 37, width: int = 53) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 256, (channels, height, width), dtype=np.uint8)
 
 
 def restored(key: str, shard: str | None = None) -> tuple[Item, Record]:
@@ -51,33 +47,6 @@ def tree(folder: Path) -> dict[str, bytes]:
 def members(path: Path) -> list[tuple[str, bytes]]:
     with tarfile.open(path) as tar:
         return [(member.name, tar.extractfile(member).read()) for member in tar]
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("format", ["png", "webp"])
-def test_image_comes_back_with_its_metadata(channels, format):
-    image = noise(channels)
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    tags = Image.Exif()
-    tags[0x0112] = 6  # orientation: turned by 90 degrees
-    tags[0x010F] = "maker"
-    loaded = Image.open(io.BytesIO(encode_image(image, format, icc, tags.tobytes())))
-    pixels = np.asarray(loaded)
-    assert loaded.format == format.upper()
-    assert loaded.mode == ("L" if channels == 1 and format == "png" else "RGB")
-    planes = np.atleast_3d(pixels).transpose(2, 0, 1)
-    assert np.array_equal(planes, np.broadcast_to(image, planes.shape))
-    assert loaded.info["icc_profile"] == icc
-    assert dict(loaded.getexif()) == {0x0112: 6, 0x010F: "maker"}
-    plain = Image.open(io.BytesIO(encode_image(image, format)))
-    assert "icc_profile" not in plain.info
-    assert not plain.getexif()
-
-
-def test_image_that_webp_cannot_hold():
-    with pytest.raises(EncodeError, match="16384x2 pixels cannot be written as webp"):
-        encode_image(np.zeros((1, 2, 16384), np.uint8), "webp")
-    assert Image.open(io.BytesIO(encode_image(np.zeros((1, 2, 16384), np.uint8)))).size == (16384, 2)
 
 
 def test_output_names():

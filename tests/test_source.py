@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.keys import Keys
 from pipeline.source import (
     Item,
-    Keys,
     SideMember,
     SourceError,
     UnsafeNameError,

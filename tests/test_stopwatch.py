@@ -1,9 +1,9 @@
 """CPU seconds are counted once, whichever thread spent them."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
-from pipeline.stopwatch import Stopwatch
+from pipeline.stopwatch import Stopwatch, Times
 
 
 def spin(stopwatch: Stopwatch, stage: str, seconds: float) -> None:
@@ -14,21 +14,37 @@ def spin(stopwatch: Stopwatch, stage: str, seconds: float) -> None:
             pass
 
 
+def in_a_worker(stopwatch: Stopwatch, stage: str, seconds: float, times: int) -> None:
+    with stopwatch.worker():
+        for _ in range(times):
+            spin(stopwatch, stage, seconds)
+
+
 def test_stages_add_up_to_the_process_with_and_without_workers():
+    """Workers that end while others measure do not count twice."""
     stopwatch = Stopwatch()
     begun = time.process_time()
-    with ThreadPoolExecutor(2, initializer=stopwatch.add_worker) as pool:
-        workers = [pool.submit(spin, stopwatch, "worker", 0.2) for _ in range(3)]
-        spin(stopwatch, "here", 0.3)
-        for worker in workers:
-            worker.result()
-    stopwatch.forget_workers()
+    workers = [Thread(target=in_a_worker, args=(stopwatch, "worker", 0.1, times)) for times in (1, 5)]
+    for worker in workers:
+        worker.start()
+    spin(stopwatch, "here", 0.3)
+    for worker in workers:
+        worker.join()
     spin(stopwatch, "here", 0.1)
     spent = time.process_time() - begun
     cpu = {stage: times.cpu for stage, times in stopwatch.stages.items()}
     assert abs(cpu["worker"] - 0.6) < 0.05
     assert abs(cpu["here"] - 0.4) < 0.05
     assert sum(cpu.values()) <= spent
+
+
+def test_what_another_process_measured_is_added():
+    stopwatch = Stopwatch()
+    spin(stopwatch, "decode", 0.01)
+    before = stopwatch.stages["decode"].cpu
+    stopwatch.merge({"decode": Times(2, 1), "network": Times(3, 4)})
+    assert stopwatch.stages["decode"].cpu == before + 1
+    assert stopwatch.stages["network"] == Times(3, 4)
 
 
 def test_waiting_takes_wall_time_only():
@@ -59,3 +75,11 @@ def test_table_has_a_line_a_stage():
     header, line = stopwatch.table(2.0).splitlines()
     assert header.split() == ["stage", "wall", "s", "CPU", "s", "CPU", "ms/MP"]
     assert line.startswith("decode")
+
+
+def test_table_says_how_busy_the_stages_were():
+    stopwatch = Stopwatch()
+    stopwatch.merge({"read": Times(1, 1), "network": Times(6, 5)})
+    header, *lines = stopwatch.table(2.0, seconds=4.0, workers={"network": 2}).splitlines()
+    assert header.split()[-1] == "busy"
+    assert [line.split()[-1] for line in lines] == ["25%", "75%"]

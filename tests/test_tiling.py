@@ -8,8 +8,9 @@ from jpegs import SAMPLINGS, encode, photograph
 from kernels import Coefficients, decode
 from pipeline.bitstream import read_bitstream
 from pipeline.restorer import Options, Restorer
-from pipeline.tiling import HALO, core_coefficients, cut_core, paste, plan, tile_coefficients
+from pipeline.tiling import core_coefficients, cut_core, paste, plan, tile_coefficients
 
+HALO = 96
 SIZES = [(1, 1), (1, 2000), (16, 16), (17, 300), (320, 320), (321, 481), (335, 1000)]
 
 
@@ -17,7 +18,7 @@ SIZES = [(1, 1), (1, 2000), (16, 16), (17, 300), (320, 320), (321, 481), (335, 1
 @pytest.mark.parametrize("tile", [208, 256, 1024])
 def test_cores_cover_the_image_once_with_context_around_them(size, tile):
     covered = np.zeros(size, int)
-    for one in plan(size, tile):
+    for one in plan(size, tile, HALO):
         for span, length in ((one.rows, size[0]), (one.columns, size[1])):
             assert span.first % 16 == 0
             assert span.start % 16 == 0
@@ -32,7 +33,7 @@ def test_cores_cover_the_image_once_with_context_around_them(size, tile):
 @pytest.mark.parametrize("tile", [200, 192, 0, -16])
 def test_tile_that_cannot_be(tile):
     with pytest.raises(ValueError, match=f"tile {tile}: expected a multiple of 16 above twice the halo"):
-        plan((100, 100), tile)
+        plan((100, 100), tile, HALO)
 
 
 def read(height: int, width: int, sampling: str) -> Coefficients:
@@ -43,7 +44,7 @@ def read(height: int, width: int, sampling: str) -> Coefficients:
 def test_decoded_cores_are_the_decoded_image(sampling):
     c = read(303, 435, sampling)
     whole, pasted = decode(c), torch.zeros(c.sampling.components, 303, 435)
-    for tile in plan(c.size, 208):
+    for tile in plan(c.size, 208, HALO):
         paste(pasted, cut_core(decode(tile_coefficients(c, tile)), tile)[0], tile)
     assert torch.allclose(pasted, whole[0], atol=1e-3)
 
@@ -51,16 +52,17 @@ def test_decoded_cores_are_the_decoded_image(sampling):
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "gray"])
 def test_cores_share_out_the_coefficients(sampling):
     c = read(303, 435, sampling)
-    cores = [core_coefficients(c, tile) for tile in plan(c.size, 208)]
+    cores = [core_coefficients(c, tile) for tile in plan(c.size, 208, HALO)]
     assert sum(core.count for core in cores) == c.count
     assert sum(int(x.planes[0].long().sum()) for x in cores) == int(c.planes[0].long().sum())
 
 
+@pytest.mark.parametrize("weights", ["posterior", "mmse"])
 @pytest.mark.parametrize(("sampling", "quality"), [("4:2:0", 10), ("4:4:4", 40)])
-def test_shipped_weights_make_the_same_image_in_tiles_and_whole(sampling, quality):
+def test_shipped_weights_make_the_same_image_in_tiles_and_whole(weights, sampling, quality):
     data = encode(photograph(500, 700), sampling, quality)
-    whole = Restorer.from_pretrained().restore(data)
-    tiled = Restorer.from_pretrained(options=Options(tile=256)).restore(data)
+    whole = Restorer.from_pretrained(weights).restore(data)
+    tiled = Restorer.from_pretrained(weights, options=Options(tile=400)).restore(data)
     assert tiled.mismatches == whole.mismatches == 0
     different = (whole.image != tiled.image).any(0)
     assert not different.any(), f"at {different.nonzero()[:10].tolist()}"

@@ -24,7 +24,7 @@ from model.features import FeaturesError
 from model.weights import load, write_whole
 from pipeline.markers import JpegError
 from pipeline.plain import plain_decode
-from pipeline.restorer import Options, Restorer
+from pipeline.restorer import REGRESSION, Options, Restorer
 from pipeline.source import Item, SourceError, list_sources, read
 from train.grid import FULL_DEVIATION, centre, deviation_picture, grid
 from train.measures import (
@@ -40,7 +40,6 @@ from train.measures import (
 from train.restorations import DRAWN, MODES, Networks, Restoration, restorations
 from train.table import Originals, Report, Row, Tally, columns, footnote, heading, line
 
-REGRESSION = "mmse"
 MAX_PIXELS = 1 << 28
 SHOWN_IMAGES = 4
 
@@ -108,7 +107,8 @@ def load_networks(weights: str, mmse: str | None = None, device: str = "auto", d
                 f"weights {weights!r} are those of a regression network: give them without --mmse {mmse}, "
                 "or give weights that draw samples"
             )
-        regression = Restorer.from_pretrained((mmse or REGRESSION) if noisy else weights, device, dtype)
+        estimator = (mmse or REGRESSION) if noisy else weights
+        regression = Restorer.from_pretrained(estimator, device, dtype, Options("mmse"))
         sampler = Restorer.from_pretrained(weights, device, dtype, Options("sample")) if noisy else None
         return Networks(regression, sampler)
     except ValueError as error:  # of weights, a mode, a device or a number type

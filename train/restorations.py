@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import Coefficients, decode, project_exact
+from kernels import Coefficients
 from model.noise import derive_seed, gaussian
 from pipeline import tiling
-from pipeline.restorer import Restorer, one_thread, run_generator
+from pipeline.restorer import Restorer
 from train.measures import Compressed, Spread
 
 MODES = {
@@ -58,30 +58,26 @@ class Drawer:
 
     def __init__(self, restorer: Restorer, c: Coefficients) -> None:
         self.restorer, self.c = restorer, c
-        self.tiles = tiling.plan(c.size, restorer.options.tile)
-        with one_thread(restorer.device):
-            parts = (tiling.tile_coefficients(c, tile).to(restorer.device) for tile in self.tiles)
-            self.decoded = [tiling.pad(decode(part)) for part in parts]
+        self.parts = [restorer.load(part) for part in restorer.parts(c)]
+        self.decoded = [restorer.decode(part) for part in self.parts]
 
     def draw(self, seed: int) -> Tensor:
         """[C, H, W] float32, gray levels, not limited to 0..255; a deterministic network takes any seed."""
         image = torch.empty(self.c.sampling.components, *self.c.size, device=self.restorer.device)
-        for decoded, tile in zip(self.decoded, self.tiles, strict=True):
-            restored = run_generator(self.restorer.generator, decoded, self.c, seed, [tile])
-            tiling.paste(image, tiling.cut_core(restored, tile)[0], tile)
+        for part, decoded in zip(self.parts, self.decoded, strict=True):
+            (restored,) = self.restorer.draw([part], [decoded], [seed])
+            tiling.paste(image, tiling.cut_core(restored, part.tile)[0], part.tile)
         return image
 
     def project(self, x: Tensor) -> tuple[Tensor, int]:
         """[C, H, W] float32 → uint8, on the CPU, consistent with the file but for so many coefficients."""
         mismatches = 0
         image = tiling.canvas(1, self.c.sampling.components, self.c.size)[0]
-        for tile in self.tiles:
-            core = x[None, :, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop]
-            with one_thread(self.restorer.device):
-                exact, wrong = project_exact(
-                    core.contiguous(), tiling.core_coefficients(self.c, tile).to(self.restorer.device)
-                )
-            tiling.paste(image, exact[0].cpu(), tile)
+        for part in self.parts:
+            rows, columns = part.tile.rows, part.tile.columns
+            core = x[None, :, rows.start : rows.stop, columns.start : columns.stop]
+            exact, wrong = self.restorer.project(part, core.contiguous())
+            tiling.paste(image, exact[0].cpu(), part.tile)
             mismatches += int(wrong)
         return image, mismatches
 

@@ -1,0 +1,192 @@
+"""Lossless encoders on restored photographs: CPU time, size, and whether two threads are faster than one.
+
+python bench/encoders.py --data val.tar --quality 10 75 --limit 8
+
+Every encoder is given what the pipeline has, [3, H, W] uint8, interleaved in memory. Packages that are not installed
+are left out: pip install isal zlib-ng deflate opencv-python-headless imagecodecs pylibjxl pillow-jxl-plugin. CPU time
+is that of the process, all its threads, the least of --repeat rounds that take turns. Other threads: what CPU time a
+thread that computes in Python gets meanwhile, for each second of the encoder's; near 0 the encoder holds Python's lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from photographs import load, to_jpeg
+from PIL import Image
+from tqdm import tqdm
+
+from pipeline import encode
+from pipeline.restorer import SAMPLER, Restorer
+
+Planes = NDArray[np.uint8]
+Encoder = Callable[[Planes], bytes]
+BASE = "PNG: Pillow, level 1"
+PACKAGES = ("pillow", "isal", "zlib-ng", "deflate", "opencv-python-headless", "imagecodecs", "pylibjxl",
+            "pillow-jxl-plugin")  # fmt: skip
+HUFFMAN, RLE = 2, 3  # zlib's strategies
+
+
+@dataclass
+class Cost:
+    """CPU seconds in one round over all images, bytes, and what share other threads have got."""
+
+    cpu: float = float("inf")
+    size: int = 0
+    others: list[float] = field(default_factory=list)
+
+
+def interleaved(planes: Planes) -> Planes:
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def by_pillow(format: str, planes: Planes, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(interleaved(planes)).save(out, format, **options)
+    return out.getvalue()
+
+
+def average_png(compress: Callable[[bytes], bytes], planes: Planes) -> bytes:
+    """The pipeline's PNG around another library's zlib stream."""
+    rows = b"".join(band.tobytes() for band in encode._average_rows(planes))
+    return compress(rows)
+
+
+def by_strategy(module: ModuleType, strategy: int, data: bytes) -> bytes:
+    stream = module.compressobj(1, 8, 15, 9, strategy)
+    return b"".join((stream.compress(data), stream.flush()))
+
+
+def optional(name: str) -> ModuleType | None:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def encoders() -> Iterator[tuple[str, Encoder]]:
+    """Those of the libraries that are installed."""
+    yield BASE, partial(by_pillow, "PNG", compress_level=1)
+    yield "PNG: Pillow, level 1, Huffman only", partial(by_pillow, "PNG", compress_level=1, compress_type=HUFFMAN)
+    yield "PNG: Pillow, level 1, run lengths", partial(by_pillow, "PNG", compress_level=1, compress_type=RLE)
+    yield from png_streams()
+    if cv2 := optional("cv2"):
+        cv2.setNumThreads(1)
+        yield "PNG: OpenCV, as it comes", lambda x: cv2.imencode(".png", interleaved(x[::-1]))[1].tobytes()
+        fast = [cv2.IMWRITE_PNG_STRATEGY, HUFFMAN, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]
+        yield "PNG: OpenCV, Sub, Huffman only", lambda x: cv2.imencode(".png", interleaved(x[::-1]), fast)[1].tobytes()
+    if imagecodecs := optional("imagecodecs"):
+        yield "PNG: imagecodecs (libpng), level 1", lambda x: imagecodecs.png_encode(interleaved(x), 1)
+        yield "PNG: imagecodecs (libspng), level 1", lambda x: imagecodecs.spng_encode(interleaved(x), 1)
+    yield "**PNG: the pipeline's**", lambda x: encode.encode_image(x, "png")
+    yield "**WebP: the pipeline's** (Pillow)", lambda x: encode.encode_image(x, "webp")
+    if imagecodecs:
+        options = {"lossless": True, "effort": 1, "numthreads": 1}
+        yield "JPEG XL: imagecodecs, effort 1", lambda x: imagecodecs.jpegxl_encode(interleaved(x), **options)
+    if optional("pillow_jxl"):
+        yield "JPEG XL: pillow-jxl-plugin, effort 1", partial(by_pillow, "JXL", lossless=True, effort=1, num_threads=1)
+    if optional("pylibjxl"):
+        yield "**JPEG XL: the pipeline's** (pylibjxl)", lambda x: encode.encode_image(x, "jxl")
+    yield "**npy: the pipeline's**", lambda x: encode.encode_image(x, "npy")
+
+
+def png_streams() -> Iterator[tuple[str, Encoder]]:
+    """zlib streams of rows filtered as the pipeline does: all of a PNG but its checksums."""
+    if isal := optional("isal.isal_zlib"):
+        for level in range(4):
+            yield f"Average rows, isal level {level}", partial(average_png, partial(isal.compress, level=level))
+    if zlib_ng := optional("zlib_ng.zlib_ng"):
+        yield "Average rows, zlib-ng level 1", partial(average_png, partial(zlib_ng.compress, level=1))
+        for name, strategy in (("Huffman only", HUFFMAN), ("run lengths", RLE)):
+            yield f"Average rows, zlib-ng {name}", partial(average_png, partial(by_strategy, zlib_ng, strategy))
+    if deflate := optional("deflate"):
+        yield "Average rows, libdeflate level 1", partial(average_png, lambda data: deflate.zlib_compress(data, 1))
+
+
+def measure(tested: dict[str, Encoder], images: list[Planes], repeat: int) -> dict[str, Cost]:
+    """The encoders take turns, so that all of them have the machine's good and bad moments."""
+    costs = {name: Cost() for name in tested}
+    large = np.tile(images[0].transpose(1, 2, 0), (6, 6, 1)).transpose(2, 0, 1)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in tqdm(range(repeat), leave=False):
+            for name, encoder in tested.items():
+                cpu = time.process_time()
+                costs[name].size = sum(len(encoder(image)) for image in images)
+                costs[name].cpu = min(costs[name].cpu, time.process_time() - cpu)
+                costs[name].others.append(share_of_others(pool.submit(encoder, large)))
+    return costs
+
+
+def share_of_others(encoded: Future[bytes]) -> float:
+    """This thread's CPU time over the encoder's, computing in Python until that is done; at most 1."""
+    own, process = time.thread_time(), time.process_time()
+    while not encoded.done():
+        sum(range(100))
+    own, process = time.thread_time() - own, time.process_time() - process
+    return min(1.0, own / (process - own))
+
+
+def table(costs: dict[str, Cost], megapixels: float) -> str:
+    base = costs[BASE]
+    lines = ["| encoder | CPU ms/MP | times as fast | bytes a pixel | size | other threads |", "|" + " --- |" * 6]
+    for name, cost in costs.items():
+        lines.append(
+            f"| {name} | {cost.cpu / megapixels * 1e3:.1f} | {base.cpu / cost.cpu:.1f} | "
+            f"{cost.size / megapixels / 1e6:.3f} | {cost.size / base.size:.3f} | {np.median(cost.others):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def versions() -> str:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def processor() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return f"{len(names)} cores of {names[0]}" if names else platform.machine()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a file")
+    parser.add_argument("--quality", type=int, nargs="+", default=[10, 75], help="[%(default)s]")
+    parser.add_argument("--weights", default=SAMPLER, help="[%(default)s]")
+    parser.add_argument("--limit", type=int, default=8, help="the first so many images only [%(default)s]")
+    parser.add_argument("--repeat", type=int, default=7, help="rounds [%(default)s]")
+    options = parser.parse_args()
+    photographs = load(options.data, options.limit)
+    restorer = Restorer.from_pretrained(options.weights, "cpu")
+    tested = dict(encoders())
+    print(f"`python bench/encoders.py {' '.join(sys.argv[1:])}`, {processor()}, {versions()}.")
+    for quality in options.quality:
+        images = [restorer.restore(to_jpeg(image, quality, "4:2:0")).image.numpy() for image in photographs]
+        megapixels = sum(image[0].size for image in images) / 1e6
+        costs = measure(tested, images, options.repeat)
+        print(f"\nQuality {quality}, {len(images)} images, {megapixels:.2f} MP:\n\n{table(costs, megapixels)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""A manifest's lines: what became of an input, what run that was part of, and which of them count as finished work."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, Self, get_args
+
+from pipeline.source import digest
+
+Status = Literal["restored", "passed_through", "failed"]
+
+
+class SinkError(Exception):
+    """The output cannot be used, or no longer: the run has to stop. What is finished stays finished."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What decides an output's bytes, and so what must not change between a run and its continuation.
+
+    `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another.
+    """
+
+    weights: str
+    mode: str
+    seed: int = 0
+    samples: int = 1
+    format: str = "png"
+    shards: bool = False
+    input: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one input: a manifest line, field by field.
+
+    `size` is (height, width) in pixels, `quality` the nearest of libjpeg's, `tables` and `weights` are hashes.
+    `mismatches` counts, over all of the input's outputs together, the coefficients that do not come back, of
+    `coefficients` in each; for several samples `sample_mismatches` has each one's. `outputs` are paths below the output
+    folder, a tar counting as a folder. With tar output `shard` is the output tar, and its last line has the number of
+    its lines in `shard_lines`: without as many the shard is not whole.
+    """
+
+    key: str
+    source: str
+    status: Status
+    reason: str = ""
+    size: tuple[int, int] | None = None
+    sampling: str | None = None
+    quality: int | None = None
+    tables: str | None = None
+    seed: int | None = None
+    mode: str | None = None
+    weights: str | None = None
+    coefficients: int | None = None
+    mismatches: int | None = None
+    sample_mismatches: tuple[int, ...] | None = None
+    outputs: tuple[str, ...] = ()
+    shard: str | None = None
+    shard_lines: int | None = None
+
+    def to_json(self) -> str:
+        """One line without its end, in ASCII: names that are not valid Unicode survive as escapes."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """The inverse of `to_json`. Raises ValueError if the line is not a record; unknown fields are ignored."""
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        known = {name: values[name] for name in _FIELDS if name in values}
+        for name in ("size", "sample_mismatches", "outputs"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])
+        if not (isinstance(known.get("key"), str) and isinstance(known.get("source"), str)):
+            raise ValueError("a record needs a key and a source")
+        if known.get("status") not in get_args(Status) or not isinstance(known.get("outputs", ()), tuple):
+            raise ValueError(f"no such status or outputs: {known.get('status')!r}")
+        return cls(**known)
+
+
+_FIELDS = tuple(field.name for field in fields(Record))
+
+
+class Done:
+    """What the lines of a manifest say is finished: digests of sources, whole shards, and counts."""
+
+    def __init__(self) -> None:
+        self.sources: set[bytes] = set()
+        self.shards: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    def note(self, block: Sequence[Record]) -> None:
+        """Count these lines in: one input's, or a whole shard's."""
+        self.sources.update(digest(record.source) for record in block)
+        self.counts.update(record.status for record in block)
+        shard = block[0].shard
+        if shard is not None:
+            self.shards.add(shard)
+
+
+def valid_ranges(
+    lines: Iterable[bytes], done: Done, exist: Callable[[Iterable[str]], bool]
+) -> Iterator[tuple[int, int]]:
+    """Byte ranges of the good lines of a manifest, which are noted in `done`, in order.
+
+    A shard's lines are one range, good only all together and with their tar. A line is not good when it is torn, when
+    its source has one already, or when `exist` does not find the outputs: names below the output folder.
+    """
+    start = 0
+    block: list[Record] = []
+    block_start = 0
+    for line in lines:
+        end = start + len(line)
+        record = _parse(line)
+        if record is None or digest(record.source) in done.sources:
+            block = []
+        else:
+            if not block or record.shard is None or record.shard != block[0].shard:
+                block, block_start = [], start
+            block.append(record)
+            if record.shard is None or record.shard_lines is not None:
+                if record.shard_lines in (None, len(block)) and exist(_outputs(block)):
+                    done.note(block)
+                    yield block_start, end
+                block = []
+        start = end
+
+
+def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -> None:
+    """Raises SinkError if what an earlier run has written down about itself is not `run`, saying what differs."""
+    wanted = asdict(run)
+    if found == wanted:
+        return
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    what = ", ".join(f"{name} {found.get(name)!r} (now {wanted[name]!r})" for name in differing)
+    raise SinkError(
+        f"{where}: holds the outputs of another run: {what or 'written by another version'}; "
+        "choose another folder, or start afresh with --overwrite"
+    )
+
+
+def _parse(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return Record.from_json(line)
+    except (ValueError, TypeError):
+        return None
+
+
+def _outputs(block: Sequence[Record]) -> set[str]:
+    shard = block[0].shard
+    if shard is not None:
+        return {shard} if any(record.outputs for record in block) else set()
+    return set(block[0].outputs)
