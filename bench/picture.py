@@ -19,10 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels import Subsampling
-from pipeline.restorer import SAMPLER, Restorer
+from pipeline.restorer import REGRESSION, SAMPLER, Restorer
 from pipeline.source import SourceError
 from train.evaluate import (
-    REGRESSION,
     EvaluationError,
     Photograph,
     Photographs,

@@ -1,72 +1,203 @@
-"""What a restoration costs, stage by stage, beside Pillow's plain decode and PNG of the same files in the same run.
+"""What a restoration costs from shards to shards, and where: the real pipeline on JPEG files of several sizes, made
+here of clean photographs and restored in a fresh process, beside Pillow's plain decode and PNG (level 1) of the same
+files and beside the network alone, both with as many workers.
 
-python bench/restore.py --data val.tar --quality 10
+  python bench/restore.py --data val.tar                        three sizes; a CPU takes minutes
+  python bench/restore.py --data val.tar --sizes 512x512 --megapixels 16 --weights mmse
+  python bench/restore.py --data val.tar --sizes --scaling      time and memory by files and by megapixels
+  python bench/restore.py --data val.tar --json figures.json --chart stages.png
+
+CPU time: user and system, of the stage's threads or processes. busy: the share of the time, by the clock, that those
+who do a stage were in it. Megapixels are the images', each pixel once. Timed is from listing the shards to closing the
+output's; Python's start, the weights' loading and one file to warm up are not. Peak memory is of all processes
+together, looked at ten times a second, pages that they share counted once.
+
+Where workers on a CPU are much busier than its cores, the machine has been doing something else besides: then compare
+CPU times only.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
+import math
+import os
+import platform
+import shlex
 import sys
-import time
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from photographs import load, to_jpeg
-from PIL import Image
-from tqdm import tqdm
+import torch
+from end_to_end.chart import can_draw, draw_scaling, draw_stages
+from end_to_end.measure import BenchError, Run, Setup, measure_beside, restore_shards
+from end_to_end.memory import in_fresh_process
+from end_to_end.report import Outcome, Rung, markdown, scaling_table
+from end_to_end.workload import Size, Workload, write_shards
+from photographs import Pixels, load
 
-from pipeline.encode import encode_image
-from pipeline.restorer import SAMPLER, Restorer
-from pipeline.stopwatch import Stopwatch
+from pipeline.manifest import SinkError
+from pipeline.restore import AVERAGED
+from pipeline.restorer import MODES, SAMPLER, choose_device
+from pipeline.source import SourceError
 
-JPEG_STAGES = ("bitstream", "decode", "project", "encode")
+SIZES = (Size(128, 128), Size(512, 512), Size(4000, 3000))
+ON_CPU, ON_GPU = 48.0, 960.0
+"""Megapixels of each size, unless told otherwise: some seconds."""
+
+WARM_UP = 128
+"""Pixels a side of the file that a CPU is warmed up with; a GPU, where shapes matter, has one of the size itself."""
+
+MOST_PHOTOGRAPHS = 256
 
 
-def plain(data: bytes, stopwatch: Stopwatch) -> None:
-    """Pillow: decode, and write as PNG at level 1."""
-    with stopwatch("pillow decode"):
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    with stopwatch("pillow png"):
-        image.save(io.BytesIO(), "PNG", compress_level=1)
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
+    add("--sizes", type=size_of, nargs="*", default=SIZES, metavar="WxH", help=f"[{' '.join(map(str, SIZES))}]")
+    many = result.add_mutually_exclusive_group()
+    many.add_argument("--files", type=int, metavar="N", help="of each size")
+    many.add_argument("--megapixels", type=float, metavar="N", help=f"of each size [{ON_CPU:.0f}; a GPU: {ON_GPU:.0f}]")
+    add("--quality", type=int, default=10, help="[%(default)s]")
+    add("--sampling", choices=("4:2:0", "4:2:2", "4:4:4", "gray"), default="4:2:0", help="[%(default)s]")
+    add("--weights", default=SAMPLER, help="[%(default)s]")
+    add("--mode", choices=MODES, help="[sample, if the weights can draw]")
+    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
+    add("--workers", type=int, default=0, metavar="N", help="0: one for each core [%(default)s]")
+    add("--device", default="auto")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="[%(default)s]")
+    add("--seconds", type=float, default=3.0, help="how long the network is timed alone, about [%(default)s]")
+    add("--scaling", action="store_true", help="time and peak memory, too, by files and by megapixels of one file")
+    add("--scaling-files", type=int, nargs="+", default=[1, 4, 16, 64, 256], metavar="N", help="[1 4 16 64 256]")
+    add("--scaling-size", type=size_of, default=Size(512, 512), metavar="WxH", help="of those files [%(default)s]")
+    add("--scaling-megapixels", type=float, nargs="+", default=[1, 4, 16, 64], metavar="N", help="[1 4 16 64]")
+    add("--json", type=Path, metavar="FILE", help="write all figures there too")
+    add("--chart", type=Path, metavar="FILE.png", help="CPU time by stage; of --scaling FILE-scaling.png")
+    return result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a file")
-    parser.add_argument("--quality", type=int, default=10, help="[%(default)s]")
-    parser.add_argument("--sampling", default="4:2:0", help="[%(default)s]")
-    parser.add_argument("--weights", default=SAMPLER, help="[%(default)s]")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--limit", type=int, help="the first so many images only")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    options = parser.parse_args()
-    restorer = Restorer.from_pretrained(options.weights, options.device, options.dtype)
-    files = [to_jpeg(image, options.quality, options.sampling) for image in load(options.data, options.limit)]
-    restorer.restore(files[0])  # constants and code that the first file would pay for
-    restorer.stopwatch = stopwatch = Stopwatch()
-    pixels, start = 0, time.perf_counter()
-    for data in tqdm(files, unit="img", leave=False):
-        plain(data, stopwatch)
-        restored = restorer.restore(data)
-        with stopwatch("encode"):
-            encode_image(restored.image.numpy())
-        pixels += restored.image.shape[1] * restored.image.shape[2]
-    seconds, megapixels = time.perf_counter() - start, pixels / 1e6
-    stages = stopwatch.stages
-    pillow = stages["pillow decode"].cpu + stages["pillow png"].cpu
-    ratio = sum(stages[stage].cpu for stage in JPEG_STAGES) / pillow
-    network = megapixels / stages["network"].wall
-    print(f"{len(files)} files, {megapixels:.2f} MP, quality {options.quality} {options.sampling}, {restorer.device}, "
-          f"{restorer.dtype}, {seconds:.1f} s")  # fmt: skip
-    print(stopwatch.table(megapixels))
-    print(f"JPEG stages ({', '.join(JPEG_STAGES)}): {ratio:.2f} times Pillow's decode + PNG, by CPU time")
-    print(f"network: {network:.2f} MP/s")
+def size_of(text: str) -> Size:
+    try:
+        return Size.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises BenchError before anything is measured for nothing."""
+    counts = [options.files, options.megapixels, options.samples, *options.scaling_files, *options.scaling_megapixels]
+    if any(count is not None and count <= 0 for count in counts) or options.workers < 0:
+        raise BenchError("expected positive numbers of files, megapixels, samples and workers")
+    if not 1 <= options.quality <= 100:
+        raise BenchError(f"--quality {options.quality}: expected 1..100")
+    if not options.sizes and not options.scaling:
+        raise BenchError("nothing to measure: --sizes without a size, and no --scaling")
+    if options.chart and not can_draw():
+        raise BenchError("--chart needs matplotlib; install it with: pip install '.[bench]'")
+    for path in (options.json, options.chart):
+        if path is not None and not path.parent.is_dir():
+            raise BenchError(f"{path}: there is no folder {path.parent}")
+
+
+@dataclass
+class Bench:
+    """Makes files of the photographs and has them measured."""
+
+    photographs: list[Pixels]
+    setup: Setup
+    quality: int
+    sampling: str
+    seconds: float
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+
+    def workload(self, size: Size, files: int) -> Workload:
+        return Workload(size, files, self.quality, self.sampling)
+
+    def outcome(self, size: Size, files: int) -> Outcome:
+        workload = self.workload(size, files)
+        with TemporaryDirectory() as folder:
+            shards, run, peak = self._run(workload, Path(folder))
+            beside, _ = in_fresh_process(measure_beside, self.setup, shards, self.seconds)
+        return Outcome(workload, run, beside, peak, self.setup.workers, self.cores)
+
+    def rung(self, size: Size, files: int) -> Rung:
+        workload = self.workload(size, files)
+        with TemporaryDirectory() as folder:
+            _, run, peak = self._run(workload, Path(folder))
+        return Rung(workload, run.seconds, peak, run.gpu_bytes)
+
+    def _run(self, workload: Workload, folder: Path) -> tuple[Path, Run, int]:
+        """The shards, what came of restoring them, and the peak memory. Raises BenchError."""
+        shards = write_shards(self.photographs, workload, folder / "shards")
+        small = workload.size if self.setup.device.startswith("cuda") else Size(WARM_UP, WARM_UP)
+        warm_up = write_shards(self.photographs, self.workload(small, 1), folder / "warm-up")
+        run, peak = in_fresh_process(restore_shards, self.setup, shards, warm_up, folder / "output")
+        if run.images != workload.files:
+            raise BenchError(f"{run.images} of {workload.files} files were restored")
+        return shards, run, peak
+
+
+def prepare(options: argparse.Namespace) -> Bench:
+    """Raises SourceError, BenchError, or ValueError for a device that is not there."""
+    photographs = load(options.data, MOST_PHOTOGRAPHS)
+    if not photographs:
+        raise BenchError(f"{options.data}: no JPEG file")
+    samples = options.samples or (AVERAGED if options.mode == "mean" else 1)
+    device, workers = str(choose_device(options.device)), options.workers or len(os.sched_getaffinity(0))
+    setup = Setup(options.weights, options.mode, samples, device, options.dtype, workers)
+    return Bench(photographs, setup, options.quality, options.sampling, options.seconds)
+
+
+def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], list[Rung], list[Rung]]:
+    """Prints tables as they become known. By size, by files, by megapixels."""
+    total = options.megapixels or (ON_GPU if bench.setup.device.startswith("cuda") else ON_CPU)
+    outcomes = []
+    for size in options.sizes:
+        outcomes.append(bench.outcome(size, options.files or math.ceil(total / size.megapixels)))
+        print(markdown(outcomes[-1]), flush=True)
+    if not options.scaling:
+        return outcomes, [], []
+    by_files = [bench.rung(options.scaling_size, files) for files in options.scaling_files]
+    by_megapixels = [bench.rung(Size.of(megapixels), 1) for megapixels in options.scaling_megapixels]
+    print(scaling_table([*by_files, *by_megapixels]), flush=True)
+    return outcomes, by_files, by_megapixels
+
+
+def machine(bench: Bench) -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    processor = names[0].split(":")[1].strip() if names else platform.machine()
+    return f"{bench.cores} cores of {processor}, PyTorch {torch.__version__}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints, writes and draws."""
+    check(options)
+    bench = prepare(options)
+    print(f"`python bench/restore.py {shlex.join(options.given)}`, {machine(bench)}\n", flush=True)
+    outcomes, by_files, by_megapixels = measure(options, bench)
     if options.json:
-        figures = {name: vars(times) for name, times in stages.items()}
-        options.json.write_text(json.dumps({"megapixels": megapixels, "stages": figures}, indent=1))
+        figures: dict[str, Any] = {"machine": machine(bench), "setup": asdict(bench.setup)}
+        figures["sizes"] = [outcome.figures() for outcome in outcomes]
+        figures["files"], figures["megapixels"] = ([r.figures() for r in rungs] for rungs in (by_files, by_megapixels))
+        options.json.write_text(json.dumps(figures, indent=1))
+    if options.chart and outcomes:
+        draw_stages(outcomes, options.chart)
+    if options.chart and options.scaling:
+        draw_scaling(by_files, by_megapixels, options.chart.with_stem(f"{options.chart.stem}-scaling"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(given, argparse.Namespace(given=given))
+    try:
+        run(options)
+    except (BenchError, SourceError, SinkError, BrokenProcessPool, ValueError, OSError) as error:
+        print(f"restore: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

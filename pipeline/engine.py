@@ -30,6 +30,7 @@ from pipeline.manifest import Record, RunIdentity, SinkError, Status
 from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg, read_header
 from pipeline.parts import Part, Piece
 from pipeline.plain import plain_decode
+from pipeline.ranks import ALL, Share
 from pipeline.remote import Address, same_place
 from pipeline.remote_output import manifest_address, open_manifest
 from pipeline.restorer import MOST, Restorer, Work, one_thread
@@ -66,6 +67,7 @@ class Job:
     overwrite: bool = False
     verify: bool = False
     quiet: bool = False
+    share: Share = ALL
 
     def identity(self) -> RunIdentity:
         """What must not change when the run goes on."""
@@ -97,22 +99,23 @@ Step = Task | SideMember
 
 
 def run(job: Job) -> int:
-    """Does the job and returns how many lines of the manifest say `failed`, earlier runs' included.
+    """Does the job, or this rank's share of it, and returns how many lines of the manifest say `failed`, earlier runs'
+    included; of a share, lines of its part.
 
     Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
-    sources = list_sources(job.input, exclude=job.output)
-    if same_place(job.output, sources.root):
-        raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
+    sources = find(job)
     with ExitStack() as stack:
-        manifest = stack.enter_context(open_manifest(job.output, job.identity(), job.overwrite))
+        manifest = stack.enter_context(open_manifest(job.output, job.identity(), job.overwrite, job.share.part))
         sink = stack.enter_context(open_sink(job, manifest, sources))
         stack.enter_context(one_thread(job.restorer.device))
         line = stack.enter_context(open_line(job))  # forks, which the progress bar's thread would not survive
         before = manifest.counts.total()
-        progress = stack.enter_context(progress_bar(job, sources.count, before))
+        total = None if job.share.part else sources.count
+        progress = stack.enter_context(progress_bar(job, total, before))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
-        items = watch.each("read", read(sources, sink.finished, sink.whole, side_members=sink.carries))
+        entries = job.share.of(sources, job.shards)
+        items = watch.each("read", read(entries, sink.finished, sink.whole, side_members=sink.carries))
         megapixels = write(line.run(claim(job, items)), sink, progress, watch)
         with watch("write"):
             sink.close()
@@ -124,6 +127,14 @@ def run(job: Job) -> int:
     return counts["failed"]
 
 
+def find(job: Job) -> Sources:
+    """What there is to restore. Raises SourceError; SinkError if the output would be mixed in."""
+    sources = list_sources(job.input, exclude=job.output)
+    if same_place(job.output, sources.root):
+        raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
+    return sources
+
+
 def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
     samples = job.restorer.options.samples if job.restorer.mode == "sample" else 1
     if job.shards:
@@ -132,7 +143,7 @@ def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
 
 
 def open_line(job: Job) -> Line[Step]:
-    workers = job.workers or len(os.sched_getaffinity(0))
+    workers = job.workers or max(1, len(os.sched_getaffinity(0)) // job.share.neighbours)
     return Line(
         stages(job),
         fail,
@@ -207,9 +218,9 @@ def fail(step: Step, error: Exception) -> Step:
     return Task(replace(step.item, data=None), failed(step.record, reason))
 
 
-def claim(job: Job, items: Iterable[Item | SideMember]) -> Iterator[Step]:
+def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
     """Items that are not finished, as tasks; those unreadable or of a key that is taken have failed already."""
-    keys = Keys(per_shard=job.shards)
+    keys = keys or Keys(per_shard=job.shards)
     for item in items:
         if isinstance(item, SideMember):
             yield item
@@ -335,17 +346,22 @@ def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: St
     return pixels / 1e6
 
 
+def fates(counts: Counter[str]) -> str:
+    """How many inputs became what."""
+    return ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
+
+
 def summary(job: Job, line: Line[Step], counts: Counter[str], done: int, *, megapixels: float, seconds: float) -> str:
     """The closing lines: what became of the inputs, how fast, and where the time went."""
-    fates = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
     restorer, workers = job.restorer, line.workers
     alone = ("read", "write", "decode", "network", "project") if restorer.batched else ("read", "write")
     shared = {stage: 1 if stage in alone else workers for stage in restorer.stopwatch.stages}
     how_many = (
         f"{workers} workers, busy for {line.busy / seconds / workers:.0%} of the time" if workers > 1 else "1 worker"
     )
+    manifest = manifest_address(job.output, job.share.part)
     lines = [
-        f"{counts.total()} inputs: {fates} ({done} in this run). Manifest: {manifest_address(job.output)}",
+        f"{counts.total()} inputs: {fates(counts)} ({done} in this run). Manifest: {manifest}",
         f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s, {done / seconds:.2f} images/s "
         f"on {restorer.device}, network in {str(restorer.dtype).removeprefix('torch.')}; {how_many}",
         restorer.stopwatch.table(megapixels, seconds, shared),

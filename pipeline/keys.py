@@ -1,5 +1,7 @@
 """Whose output an output is: no two inputs of a run may have the same key."""
 
+from collections.abc import Mapping
+
 from pipeline.source import Item, digest
 
 
@@ -37,3 +39,15 @@ class Keys:
             return None
         first_head, first_extension = self._origins[first]
         return first_head + item.key + first_extension
+
+
+class Decided(Keys):
+    """Keys that were claimed elsewhere. owners: of the items that came too late, by source, who has their key."""
+
+    def __init__(self, owners: Mapping[str, str]) -> None:
+        super().__init__()
+        self._owners = owners
+
+    def claim(self, item: Item) -> str | None:
+        """As in Keys."""
+        return self._owners.get(item.source)

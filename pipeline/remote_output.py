@@ -15,7 +15,8 @@ continued on another machine. The manifest as one file: `cat manifest/*.jsonl`.
 A shard in the making is a file in this machine's temporary folder (TMPDIR), which has to have room for it; `kill -9`
 leaves it there.
 
-There is no lock: two runs at once do work twice and may both write a line for it, but neither loses the other's.
+There is no lock: two runs at once do work twice and may both write a line for it, but neither loses the other's. The
+ranks of a run (ranks.py) have their own parts; the first of them says what run this is, and the others wait for it.
 """
 
 import json
@@ -32,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.manifest import IDENTITY, MANIFEST, Manifest
+from pipeline.manifest import IDENTITY, Manifest, manifest_name
 from pipeline.record import Done, Record, RunIdentity, SinkError, refuse_another_run, valid_ranges
 from pipeline.remote import HTTP, Address, Remote, RemoteError, failures_of
 from pipeline.sink import Ledger
@@ -42,19 +43,20 @@ from pipeline.store import OutputNameError
 PARTS = "manifest"
 _UPLOADS = 8
 _PART_LINES, _PART_SECONDS = 1000, 60.0
+_PATIENCE = 300.0
 _NAME_BYTES = 1024  # S3's and Google's limit for a whole path
 
 
-def open_manifest(output: Address, run: RunIdentity, overwrite: bool = False) -> Ledger:
+def open_manifest(output: Address, run: RunIdentity, overwrite: bool = False, part: str = "") -> Ledger:
     """The manifest of an output folder, wherever that is; see Manifest.open. Raises SinkError."""
     if isinstance(output, Remote):
-        return RemoteManifest.open(output, run, overwrite)
-    return Manifest.open(output, run, overwrite)
+        return RemoteManifest.open(output, run, overwrite, part)
+    return Manifest.open(output, run, overwrite, part)
 
 
-def manifest_address(output: Address) -> str:
+def manifest_address(output: Address, part: str = "") -> str:
     """Where an output folder's lines can be read, for people."""
-    return f"{output / PARTS}/*.jsonl" if isinstance(output, Remote) else str(output / MANIFEST)
+    return f"{output / PARTS}/*.jsonl" if isinstance(output, Remote) else str(output / manifest_name(part))
 
 
 class RemoteStore:
@@ -156,13 +158,16 @@ class RemoteManifest:
         self._run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
 
     @classmethod
-    def open(cls, folder: Remote, run: RunIdentity, overwrite: bool = False) -> Self:
-        """Read what is finished; lines whose outputs are gone or empty are taken out. Otherwise as Manifest.open."""
+    def open(cls, folder: Remote, run: RunIdentity, overwrite: bool = False, part: str = "") -> Self:
+        """Read what is finished; lines whose outputs are gone or empty are taken out, but not by one rank of several,
+        whose counts are of its own lines. Otherwise as Manifest.open."""
         if folder.protocol in HTTP:
             raise SinkError(f"{folder}: HTTP can only be read; choose another output folder")
         try:
+            if part and not part.startswith("0-"):
+                _await_identity(folder)
             _settle_identity(folder, run, overwrite)
-            return cls(folder, _recover(folder))
+            return cls(folder, _recover(folder, mend=not part))
         except (RemoteError, OSError) as error:
             raise SinkError(f"{folder}: cannot be used for output: {error}") from error
 
@@ -232,6 +237,14 @@ def _settle_identity(folder: Remote, run: RunIdentity, overwrite: bool) -> None:
     _write(folder / IDENTITY, (json.dumps(asdict(run), indent=1) + "\n").encode())
 
 
+def _await_identity(folder: Remote) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not (folder / IDENTITY).exists():
+        if time.monotonic() > end:
+            raise SinkError(f"{folder}: rank 0 has not begun for {_PATIENCE:.0f} s; start it, too")
+        time.sleep(0.5)
+
+
 def _read_identity(place: Remote) -> dict[str, object] | None:
     try:
         with failures_of(place):
@@ -245,8 +258,8 @@ def _read_identity(place: Remote) -> dict[str, object] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _recover(folder: Remote) -> Done:
-    """Read the lines that count, and write the parts anew that have others."""
+def _recover(folder: Remote, mend: bool) -> Done:
+    """Read the lines that count, and write the parts anew that have others, if wished: another rank may be reading."""
     done = Done()
     present = Listings(folder)
     for name in sorted((folder / PARTS).listing()[0]):
@@ -256,10 +269,14 @@ def _recover(folder: Remote) -> Done:
         kept = b"".join(
             data[start:end] for start, end in valid_ranges(data.splitlines(keepends=True), done, present.have)
         )
+        if not mend:
+            continue
         if not kept:
             _remove(part)
         elif kept != data:
             _write(part, kept)
+    if not mend:
+        done.counts.clear()
     return done
 
 

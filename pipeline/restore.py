@@ -13,12 +13,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, get_args
 
+import torch
 import yaml
 
+from model.weights import SHIPPED
+from pipeline import cluster
 from pipeline.encode import Format, require
 from pipeline.engine import Job, run
-from pipeline.manifest import SinkError
-from pipeline.remote import AddressError, address
+from pipeline.manifest import SinkError, merge
+from pipeline.ranks import Share, choose
+from pipeline.remote import AddressError, Remote, address
+from pipeline.remote_output import manifest_address
 from pipeline.restorer import MODES, REGRESSION, SAMPLER, Options, Restorer
 from pipeline.source import SourceError
 
@@ -36,12 +41,27 @@ stopped goes on when the same command is given again.
 Folders may be addresses of S3, Google or Azure storage (s3://, gs://, az://) and, for input, https:// pages of links;
 credentials are found as by fsspec. There the manifest is a folder of parts, DIR/manifest/*.jsonl.
 
-exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 or 143 interrupted
+Started by torchrun or srun, or with --rank R --world-size W, each process restores its share of the same input into the
+same folder, and writes its own part of the manifest, DIR/manifest.R-of-W.jsonl. The outputs are those of a run of one;
+any later run, of as many ranks or others, goes on where they stopped. A run of one rank or --merge makes one manifest
+of the parts.
+
+With --engine ray the nodes of a Ray cluster do the work, one worker for each GPU or for --actor-cpus cores, and this
+command hands it out and writes the manifest. All nodes have to see the input, the output and the weights under the same
+names, on a shared file system or in a store, which is checked at the start, and have this program installed. A lost
+node's work is done again by others.
+
+exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 or 143 interrupted; a rank of
+several does not end with 1, which would end the others, too, but --merge does
 
 examples:
   python -m pipeline.restore --input-dir photos --output-dir restored
   python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
   python -m pipeline.restore --input-dir s3://photos/shards --output-dir s3://photos/restored --output-shards
+  torchrun --nproc-per-node 8 -m pipeline.restore --input-dir shards --output-dir restored --output-shards
+  srun --ntasks 64 --gpus-per-task 1 python -m pipeline.restore --input-dir shards --output-dir restored --output-shards
+  python -m pipeline.restore --output-dir restored --merge
+  python -m pipeline.restore --engine ray --input-dir /nfs/shards --output-dir /nfs/restored --output-shards
 """
 
 
@@ -79,6 +99,14 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, default=0, metavar="N", help="0: one for each core; 1: everything in turn [%(default)s]")
     add("--max-pixels", type=int, default=defaults.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
     add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
+    add("--rank", type=int, metavar="R", help="of --world-size processes; restore a share [what torchrun or srun says]")
+    add("--world-size", type=int, metavar="W", help="how many ranks there are [1, or what torchrun or srun says]")
+    add(
+        "--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (see below) [local]"
+    )
+    add("--address", default="auto", metavar="HOST:PORT", help="of the Ray cluster; local: one of this machine [auto]")
+    add("--actor-cpus", type=int, metavar="N", help="cores for each Ray worker [1; with GPUs each one's share]")
+    add("--merge", action="store_true", help="restore nothing, only make one manifest of the ranks' parts")
     add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
     add("--config", type=Path, metavar="FILE.yaml", help="options in a file, by the names above; the command line wins")
     add("--quiet", action="store_true", help="no progress bar and no summary, only errors")
@@ -95,15 +123,32 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("input_dir", "output_dir"):
         option = f"--{name.replace('_', '-')}"
         if getattr(given, name) is None:
+            if given.merge and name == "input_dir":
+                continue
             raise UsageError(f"{option} is missing (see --help)")
         try:
             setattr(given, name, address(getattr(given, name)))
         except AddressError as error:
             raise UsageError(f"{option} {error}") from error
-    for name, least in (("batch", 1), ("workers", 0), ("max_pixels", 1), ("samples", 1)):
+    for name, least in (("batch", 1), ("workers", 0), ("max_pixels", 1), ("samples", 1), ("actor_cpus", 1)):
         if getattr(given, name) is not None and getattr(given, name) < least:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(given, name)}: expected at least {least}")
+    given.share = share_of(given)
     return given
+
+
+def share_of(given: argparse.Namespace) -> Share:
+    """Which rank this process is. Raises UsageError."""
+    try:
+        share = choose(given.rank, given.world_size, os.environ)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if given.merge and given.rank is None:
+        return Share()
+    if share.part and (given.overwrite or given.merge):
+        option = "--merge" if given.merge else "--overwrite"
+        raise UsageError(f"{option}: not with {share.ranks} ranks; none knows whether the others have begun")
+    return share
 
 
 def _configuration(path: Path, commands: argparse.ArgumentParser) -> dict[str, Any]:
@@ -142,9 +187,10 @@ def prepare(given: argparse.Namespace) -> Job:
     """Loads the weights and says what is to be done. Raises UsageError when the options cannot be."""
     samples = given.samples or (AVERAGED if given.mode == "mean" else 1)
     options = Options(given.mode, samples, given.tile, given.batch, given.max_pixels)
+    device = given.share.device(given.device, torch.cuda.device_count())
     try:
         require(given.format)
-        restorer = Restorer.from_pretrained(given.weights, given.device, given.dtype, options)
+        restorer = Restorer.from_pretrained(given.weights, device, given.dtype, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Job(
@@ -158,7 +204,43 @@ def prepare(given: argparse.Namespace) -> Job:
         overwrite=given.overwrite,
         verify=given.verify,
         quiet=given.quiet,
+        share=given.share,
     )
+
+
+def restore(given: argparse.Namespace) -> int:
+    """Does what the options say; returns the exit code."""
+    if given.merge:
+        if isinstance(given.output_dir, Remote):
+            raise UsageError(f"--merge: in a store the manifest stays in parts: {manifest_address(given.output_dir)}")
+        counts = merge(given.output_dir)
+        if not given.quiet:
+            print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no lines", file=sys.stderr)
+        return SOME_FAILED if counts["failed"] else FINISHED
+    if given.engine == "ray":
+        return SOME_FAILED if on_cluster(given) else FINISHED
+    job = prepare(given)
+    if job.share.part and not job.quiet:
+        who = f"rank {job.share.rank} of {job.share.ranks} ({job.share.said_by})"
+        print(f"restore: {who}, on {job.restorer.device}", file=sys.stderr)
+    failed = run(job)
+    return SOME_FAILED if failed and not job.share.part else FINISHED
+
+
+def on_cluster(given: argparse.Namespace) -> int:
+    """Restores with Ray; returns how many lines say `failed`."""
+    if given.device not in ("auto", "cpu"):
+        raise UsageError(f"--device {given.device}: with --engine ray, auto or cpu; each worker gets a GPU of its own")
+    if given.share.part:
+        raise UsageError(f"--engine ray: start it once, not as {given.share.ranks} ranks")
+    for name in ("input_dir", "output_dir", "weights"):
+        value = getattr(given, name)
+        if isinstance(value, Path):
+            setattr(given, name, value.absolute())
+        elif name == "weights" and value is not None and not (SHIPPED / f"{value}.safetensors").exists():
+            given.weights = str(Path(value).absolute())
+    device, given.device = given.device, "cpu"
+    return cluster.run(prepare(given), given.weights, device, given.dtype, address=given.address, cpus=given.actor_cpus)
 
 
 @contextmanager
@@ -179,18 +261,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Restores and returns the exit code; see --help. To be called from the main thread, which signals reach."""
     try:
         with terminable():
-            failed = run(prepare(parse(arguments)))
+            return restore(parse(arguments))
     except KeyboardInterrupt as error:
         print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
-    except (UsageError, SourceError, SinkError) as error:
+    except (UsageError, SourceError, SinkError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()
         print("restore: stopped by an error of its own; what is finished stays finished", file=sys.stderr)
         return STOPPED
-    return SOME_FAILED if failed else FINISHED
 
 
 if __name__ == "__main__":

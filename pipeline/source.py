@@ -64,12 +64,14 @@ class SideMember:
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or a shard; `name` is its path below the input folder. `error` is set for an unreadable folder."""
+    """A file or a shard; `name` is its path below the input folder. `error` is set for an unreadable folder. What is
+    not `mine` is another rank's, and counts as finished: its keys are wanted, not its data."""
 
     path: Address
     name: str
     shard: bool = False
     error: str | None = None
+    mine: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,16 +151,21 @@ def read(
     """
     try:
         for entry in entries:
+            done = finished if entry.mine else _finished
             if not entry.shard:
-                yield _read_file(entry, finished, limit)
+                yield _read_file(entry, done, limit)
             elif not whole(entry.name):
-                for item in _read_shard(entry, finished, side_members, limit):
-                    if isinstance(item, Item) and item.error is not None and finished(item.source):
+                for item in _read_shard(entry, done, side_members, limit):
+                    if isinstance(item, Item) and item.error is not None and done(item.source):
                         yield replace(item, error=None)
                     else:
                         yield item
     except RemoteError as error:
         raise SourceError(f"{error}; start the run again to go on") from error
+
+
+def _finished(source: str) -> bool:
+    return True
 
 
 def is_jpeg(name: str) -> bool:

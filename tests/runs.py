@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -100,8 +102,19 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def images(folder: Path) -> dict[str, bytes]:
+def images(folder: Path, parts: bool = False) -> dict[str, bytes]:
+    """Every file below the folder but the manifest's, which may still be in parts."""
+    if parts:
+        found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("manifest.", ".man"))}
     return {name: data for name, data in outputs(folder).items() if not name.startswith("manifest.")}
+
+
+def ranked(arguments: list[str], rank: int, ranks: int) -> subprocess.Popen[str]:
+    """The command line in a process of its own, which torchrun could have started."""
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+    given = [sys.executable, "-m", "pipeline.restore", *arguments]
+    return subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def in_a_child(work: Callable[[], int], meanwhile: Callable[[int], object] = lambda child: None) -> int:

@@ -1,0 +1,230 @@
+"""What is measured, each in a fresh process: the pipeline on shards; and beside it, on the same files and as many
+workers, the network alone and Pillow's plain decoding."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import torch
+from PIL import Image
+
+from pipeline import engine
+from pipeline.manifest import MANIFEST
+from pipeline.parts import Part
+from pipeline.restorer import Mode, Options, Restorer, one_thread
+from pipeline.source import Item, list_sources, read
+from pipeline.stages import Line, whole
+from pipeline.stopwatch import Stopwatch, Times
+
+T = TypeVar("T")
+
+PILLOW_DECODE, PILLOW_PNG = "Pillow decode", "Pillow PNG"
+
+
+class BenchError(Exception):
+    """The figures would not be what they are said to be."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How files are restored; the fields are the command line's options. workers: threads and processes, at least 1."""
+
+    weights: str
+    mode: Mode | None
+    samples: int
+    device: str
+    dtype: str
+    workers: int
+
+    def restorer(self) -> Restorer:
+        options = Options(self.mode, self.samples)
+        return Restorer.from_pretrained(self.weights, self.device, self.dtype, options)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the pipeline, from listing the shards to closing the output's. images: restored, and megapixels of them,
+    as the manifest has them. mismatches: what certificates admit. seconds: by the clock. cpu: seconds, user and system,
+    of all processes. gpu_bytes: the most that PyTorch held."""
+
+    images: int
+    megapixels: float
+    mismatches: int
+    seconds: float
+    cpu: float
+    stages: dict[str, Times]
+    mode: Mode
+    device: str
+    dtype: str
+    batched: bool
+    gpu_bytes: int
+
+
+@dataclass(frozen=True)
+class Beside:
+    """rate: megapixels a second of the network alone, all workers at once, on `together` tiles of `tile` (height,
+    width); enlarged: how many pixels the network is given for one of the image, halos, padding and draws counted.
+    pillow: times of decoding and of writing PNG, summed over the files."""
+
+    rate: float
+    tile: tuple[int, int]
+    together: int
+    enlarged: float
+    pillow: dict[str, Times]
+
+    @property
+    def ceiling(self) -> float:
+        """Megapixels of images a second, if all of the time were the network's."""
+        return self.rate / self.enlarged
+
+
+def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path) -> Run:
+    """Restores `shards` into `output`, after the shards of `warm_up`, which stay out of the figures. Raises BenchError
+    if a file fails, and what `Restorer.from_pretrained` and `engine.run` raise."""
+    restorer = setup.restorer()
+    begin = partial(engine.Job, restorer, shards=True, quiet=True)
+    engine.run(begin(warm_up, output / "warm-up", workers=1))
+    restorer.stopwatch = Stopwatch()
+    on_gpu = restorer.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(restorer.device)
+        torch.cuda.reset_peak_memory_stats(restorer.device)
+    cpu, start = cpu_seconds(), time.perf_counter()
+    engine.run(begin(shards, output / "restored", workers=setup.workers))
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    images, pixels, mismatches = count(output / "restored" / MANIFEST)
+    return Run(
+        images=images,
+        megapixels=pixels / 1e6,
+        mismatches=mismatches,
+        seconds=seconds,
+        cpu=cpu,
+        stages=dict(restorer.stopwatch.stages),
+        mode=restorer.mode,
+        device=torch.cuda.get_device_name(restorer.device) if on_gpu else "CPU",
+        dtype=str(restorer.dtype).removeprefix("torch."),
+        batched=restorer.batched,
+        gpu_bytes=torch.cuda.max_memory_reserved(restorer.device) if on_gpu else 0,
+    )
+
+
+def count(manifest: Path) -> tuple[int, int, int]:
+    """How many files, pixels and mismatches were restored. Raises BenchError unless all files were."""
+    records = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for record in records:
+        if record["status"] != "restored":
+            raise BenchError(f"{record['source']} {record['status'].replace('_', ' ')}: {record['reason']}")
+    pixels = sum(record["size"][0] * record["size"][1] for record in records)
+    return len(records), pixels, sum(record["mismatches"] for record in records)
+
+
+def cpu_seconds() -> float:
+    """User and system, of this process and of those below it that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def measure_beside(setup: Setup, shards: Path, seconds: float) -> Beside:
+    """The network is timed for about so many seconds. Raises what `Restorer.from_pretrained` raises."""
+    stopwatch, first = Stopwatch(), next(files(shards))
+    plain(Stopwatch(), first)
+    in_workers(partial(plain, stopwatch), files(shards), setup.workers, stopwatch)
+    restorer = setup.restorer()  # only now: a GPU that is in use and forking do not go together
+    with one_thread(restorer.device):
+        c = restorer.read(first).coefficients
+        parts = restorer.parts(c, (0,))
+        shapes = Counter(map(restorer.shape, parts))
+        (tile, _), *_ = shapes.most_common(1)
+        part = next(part for part in parts if restorer.shape(part) == tile)
+        if restorer.batched:
+            rate = network_on_gpu(restorer, part, seconds)
+        else:
+            rate = network_on_cpu(restorer, part, setup.workers, seconds)
+    given = sum(height * width * number for (height, width), number in shapes.items())
+    enlarged = setup.samples * given / (c.size[0] * c.size[1])
+    return Beside(rate, tile, restorer.together(tile), enlarged, dict(stopwatch.stages))
+
+
+def files(shards: Path) -> Iterator[bytes]:
+    for item in read(list_sources(shards)):
+        if isinstance(item, Item) and item.data is not None:
+            yield item.data
+
+
+def in_workers(function: Callable[[T], None], items: Iterable[T], workers: int, stopwatch: Stopwatch) -> None:
+    """Calls the function for each item in processes such as the pipeline's, which are forked here. The stopwatch gets
+    what their copies of it measure."""
+
+    def call(item: T) -> T:
+        function(item)
+        return item
+
+    stage = whole(call, lambda item: True, "remote")
+    prepare = partial(torch.set_num_threads, 1)
+    with Line([stage], fail, workers=workers, prepare=prepare, stopwatch=stopwatch) as line:
+        for _ in line.run(items):
+            pass
+
+
+def fail(item: object, error: Exception) -> NoReturn:
+    raise error
+
+
+def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
+    """One pass of the network over as many copies of a tile as go together."""
+    together = restorer.together(restorer.shape(part))
+    loaded = restorer.load(part)
+    parts, decoded = [loaded] * together, [restorer.decode(loaded)] * together
+    return lambda: restorer.draw(parts, decoded, list(range(together)))
+
+
+def network_on_cpu(restorer: Restorer, part: Part, workers: int, seconds: float) -> float:
+    """Megapixels of tiles a second, all workers at once, each with tiles of its own."""
+    once, stopwatch = draw(restorer, part), Stopwatch()
+    once()
+    start = time.perf_counter()
+    once()
+    passes = workers * max(3, round(seconds / (time.perf_counter() - start)))
+
+    def timed(number: int) -> None:
+        with stopwatch("network"):
+            once()
+
+    in_workers(timed, range(passes), workers, stopwatch)
+    height, width = restorer.shape(part)
+    return workers * passes * height * width / stopwatch.stages["network"].wall / 1e6
+
+
+def network_on_gpu(restorer: Restorer, part: Part, seconds: float) -> float:
+    """The same of one GPU, on complete batches, none of which is waited for but the last."""
+    once, (height, width) = draw(restorer, part), restorer.shape(part)
+
+    def timed(passes: int) -> float:
+        torch.cuda.synchronize(restorer.device)
+        start = time.perf_counter()
+        for _ in range(passes):
+            once()
+        torch.cuda.synchronize(restorer.device)
+        return time.perf_counter() - start
+
+    timed(3)
+    passes = max(3, round(3 * seconds / timed(3)))
+    return passes * restorer.together((height, width)) * height * width / timed(passes) / 1e6
+
+
+def plain(stopwatch: Stopwatch, data: bytes) -> None:
+    """Pillow: decodes, and writes as PNG at level 1."""
+    with stopwatch(PILLOW_DECODE):
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    with stopwatch(PILLOW_PNG):
+        image.save(io.BytesIO(), "PNG", compress_level=1)

@@ -1,0 +1,146 @@
+"""What was measured, as text and for --json."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from end_to_end.measure import PILLOW_DECODE, PILLOW_PNG, Beside, Run
+from end_to_end.memory import MEASURE
+from end_to_end.workload import Workload
+from pipeline.stopwatch import Times
+
+STAGES = ("read", "bitstream", "decode", "network", "project", "encode", "write")
+JPEG_STAGES = ("bitstream", "decode", "project", "encode")
+ELSEWHERE = "in no stage"
+MEBI = 1 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One size. peak: bytes of memory that the pipeline took. cores: of the machine, which this process may use."""
+
+    workload: Workload
+    run: Run
+    beside: Beside
+    peak: int
+    workers: int
+    cores: int
+
+    @property
+    def rate(self) -> float:
+        """Megapixels a second."""
+        return self.run.megapixels / self.run.seconds
+
+    @property
+    def elsewhere(self) -> float:
+        """CPU seconds of the run in no stage: forking, what goes between processes, waiting."""
+        return self.run.cpu - sum(times.cpu for times in self.run.stages.values())
+
+    @property
+    def pillow_cpu(self) -> float:
+        return sum(times.cpu for times in self.beside.pillow.values())
+
+    @property
+    def ratio(self) -> float:
+        """CPU time of the JPEG stages by that of Pillow's decoding and PNG."""
+        return sum(self.run.stages[stage].cpu for stage in JPEG_STAGES) / self.pillow_cpu
+
+    @property
+    def pillow_rate(self) -> float:
+        """Megapixels a second of Pillow in as many processes."""
+        return self.workers * self.run.megapixels / sum(times.wall for times in self.beside.pillow.values())
+
+    @property
+    def cores_busy(self) -> float:
+        return self.run.cpu / self.run.seconds / self.cores
+
+    @property
+    def workers_busy(self) -> float:
+        """The share of the workers' time that was in their stages."""
+        wall = sum(times.wall for stage, times in self.run.stages.items() if self.sharing(stage) == self.workers)
+        return wall / self.run.seconds / self.workers
+
+    def sharing(self, stage: str) -> int:
+        """By how many threads or processes at once a stage is done."""
+        on_device = self.run.batched and stage in ("decode", "network", "project")
+        return 1 if on_device or stage in ("read", "write") else self.workers
+
+    def busy(self, stage: str) -> float:
+        """The share of the time of all that do it."""
+        return self.run.stages[stage].wall / self.run.seconds / self.sharing(stage)
+
+    def figures(self) -> dict[str, Any]:
+        """For --json."""
+        names = ("rate", "ratio", "cores_busy", "workers_busy", "elsewhere", "pillow_rate")
+        derived = {name: getattr(self, name) for name in names}
+        derived |= {"ceiling": self.beside.ceiling, "busy": {stage: self.busy(stage) for stage in self.run.stages}}
+        return asdict(self) | derived
+
+
+def markdown(outcome: Outcome) -> str:
+    """A table of the stages, and what follows from it."""
+    rows = [["stage", "CPU ms/MP", "CPU s", "wall s", "busy"], ["---"] + 4 * ["---:"]]
+    for stage in STAGES:
+        rows.append(_row(outcome, stage, outcome.run.stages[stage], f"{outcome.busy(stage):.0%}"))
+    rows.append(_row(outcome, ELSEWHERE, Times(0.0, outcome.elsewhere)))
+    rows.append(_row(outcome, "**all**", Times(outcome.run.seconds, outcome.run.cpu)))
+    rows += [_row(outcome, name, outcome.beside.pillow[name]) for name in (PILLOW_DECODE, PILLOW_PNG)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"### {outcome.workload}\n\n{table}\n\n{remarks(outcome)}\n"
+
+
+def _row(outcome: Outcome, name: str, times: Times, busy: str = "") -> list[str]:
+    each = 1000 * times.cpu / outcome.run.megapixels
+    return [name, f"{each:.1f}", f"{times.cpu:.2f}", f"{times.wall:.2f}" if times.wall else "", busy]
+
+
+def remarks(outcome: Outcome) -> str:
+    run, beside = outcome.run, outcome.beside
+    several = f", {beside.together} together" if beside.together > 1 else ""
+    lines = [
+        f"{run.megapixels:.2f} MP in {run.seconds:.2f} s: **{outcome.rate:.2f} MP/s**, "
+        f"{run.images / run.seconds:.2f} images/s; mode {run.mode}, {run.device}, {run.dtype}",
+        f"busy: workers {outcome.workers_busy:.0%} ({outcome.workers}), cores {outcome.cores_busy:.0%} "
+        f"({outcome.cores}; user and system of all processes)",
+        f"network: {beside.rate:.2f} MP/s alone in tiles of {beside.tile[1]}x{beside.tile[0]}{several}; "
+        f"it is given {beside.enlarged:.2f} pixels for one, so at most {beside.ceiling:.2f} MP/s, of which "
+        f"{outcome.rate / beside.ceiling:.0%} are reached",
+        f"JPEG stages ({', '.join(JPEG_STAGES)}): {outcome.ratio:.2f} times Pillow's decode + PNG, by CPU time",
+        f"Pillow's decode + PNG in {_processes(outcome.workers)}: {outcome.pillow_rate:.1f} MP/s",
+        f"peak memory: {outcome.peak / MEBI:.0f} MiB"
+        + (f", and {run.gpu_bytes / MEBI:.0f} MiB of the GPU's" if run.gpu_bytes else ""),
+        f"mismatches: {run.mismatches}",
+    ]
+    if run.batched:
+        lines.append("decode, network, project: the time to launch them; the GPU's own is in the network's share above")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es'[: 2 * (count > 1)]}"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One of several workloads that differ in one thing."""
+
+    workload: Workload
+    seconds: float
+    peak: int
+    gpu_bytes: int
+
+    def figures(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self) | {"megapixels": self.workload.megapixels}
+
+
+def scaling_table(rungs: list[Rung]) -> str:
+    rows = [["files", "size", "MP", "seconds", "MP/s", "peak MiB", "GPU MiB"], 7 * ["---:"]]
+    for rung in rungs:
+        workload, seconds = rung.workload, rung.seconds
+        cells = [str(workload.files), str(workload.size), f"{workload.megapixels:.2f}", f"{seconds:.2f}"]
+        cells += [f"{workload.megapixels / seconds:.2f}", f"{rung.peak / MEBI:.0f}", f"{rung.gpu_bytes / MEBI:.0f}"]
+        rows.append(cells)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"### Each in a fresh process\n\n{table}\n\nPeak memory is that {MEASURE}.\n"

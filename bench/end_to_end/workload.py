@@ -1,0 +1,105 @@
+"""Shards of JPEG files of one size, made of clean photographs."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from photographs import Pixels, to_jpeg
+
+PATCH = 1024
+"""Pixels a side of what one photograph, continued by mirroring, fills of a larger picture. A picture of one photograph
+only would repeat itself, which flatters what compresses it."""
+
+PER_SHARD = 256
+GOLDEN = 0.618
+"""Multiples of it, without their whole part, are spread evenly over 0..1."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """In pixels."""
+
+    width: int
+    height: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`4000x3000`. Raises ValueError."""
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+            raise ValueError(f"size {text!r}: expected WIDTHxHEIGHT, such as 512x512")
+        width, height = map(int, text.split("x"))
+        return cls(width, height)
+
+    @classmethod
+    def of(cls, megapixels: float) -> Self:
+        """About so large, 4:3."""
+        height = max(1, round((megapixels * 1e6 * 3 / 4) ** 0.5))
+        return cls(max(1, round(megapixels * 1e6 / height)), height)
+
+    @property
+    def megapixels(self) -> float:
+        return self.width * self.height / 1e6
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """So many files of one size, by Pillow at a quality and a sampling (`4:2:0`, or gray)."""
+
+    size: Size
+    files: int
+    quality: int
+    sampling: str
+
+    @property
+    def megapixels(self) -> float:
+        """Of the images, counted once: no halo, no padding."""
+        return self.files * self.size.megapixels
+
+    def __str__(self) -> str:
+        files = f"{self.files} file{'s'[: self.files != 1]}"
+        return f"{files} of {self.size}, {self.megapixels:.2f} MP, quality {self.quality} {self.sampling}"
+
+
+def write_shards(photographs: Sequence[Pixels], workload: Workload, folder: Path) -> Path:
+    """The files, in tar shards in a new folder, which is returned."""
+    folder.mkdir()
+    for first in range(0, workload.files, PER_SHARD):
+        with tarfile.open(folder / f"{first // PER_SHARD:05}.tar", "w") as shard:
+            for number in range(first, min(first + PER_SHARD, workload.files)):
+                data = to_jpeg(picture(photographs, workload.size, number), workload.quality, workload.sampling)
+                member = tarfile.TarInfo(f"{number:06}.jpg")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def picture(photographs: Sequence[Pixels], size: Size, number: int) -> Pixels:
+    """[H, W, 3]: a patch of a photograph, or a mosaic of patches, of other photographs and places for each `number`."""
+    canvas = np.empty((size.height, size.width, 3), np.uint8)
+    corners = [(top, left) for top in range(0, size.height, PATCH) for left in range(0, size.width, PATCH)]
+    for turn, (top, left) in enumerate(corners, number * len(corners)):
+        patch = canvas[top : top + PATCH, left : left + PATCH]
+        place = (0.5 + GOLDEN * (turn // len(photographs))) % 1
+        photograph = photographs[turn % len(photographs)]
+        rows, columns = (_positions(photograph.shape[axis], patch.shape[axis], place) for axis in (0, 1))
+        patch[:] = photograph[rows][:, columns]
+    return canvas
+
+
+def _positions(length: int, wanted: int, place: float) -> NDArray[np.int64]:
+    """So many neighbouring positions on an axis of `length`, turning back at its ends: what is shorter than the axis
+    lies at a `place`, 0..1, of it."""
+    forth = np.arange(length)
+    first = int(place * max(0, length - wanted))
+    return np.take(np.concatenate([forth, forth[::-1]]), np.arange(first, first + wanted), mode="wrap")
