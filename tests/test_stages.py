@@ -188,10 +188,12 @@ def test_leaving_early_ends_all_threads_and_processes(kind):
     assert len(processes) == (3 if kind == "processes" else 0)
 
 
-def test_interrupted_processes_end_at_once():
+def test_interrupted_processes_end_at_once(request):
     def endless(number: int, index: int) -> None:
         time.sleep(1000)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt), line("processes", endless) as stages:
         threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
