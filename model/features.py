@@ -8,6 +8,7 @@ excitation, ReLU6 throughout) serves where VGG's 548 MB are not at hand, and for
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
 from itertools import accumulate
@@ -44,7 +45,7 @@ class FeaturesError(ValueError):
     """Weights of a feature network that cannot be found or used; the message says where to get them."""
 
 
-class Features(nn.Module):
+class Features(nn.Module, ABC):
     """A frozen network: no gradient to its parameters, always in evaluation mode. Made by `load` alone."""
 
     means: ClassVar[tuple[float, float, float]]
@@ -74,9 +75,9 @@ class Features(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.deviation
 
+    @abstractmethod
     def levels(self, images: Tensor) -> list[Tensor]:
         """Features [N, c, h, w] of rising abstraction, the first at full or half resolution, the last `forward`'s."""
-        raise NotImplementedError
 
 
 class VGG19(Features):

@@ -106,11 +106,6 @@ def tile_coefficients(c: Coefficients, tile: Tile) -> Coefficients:
     return slice_coefficients(c, tile.rows.first, tile.rows.last, tile.columns.first, tile.columns.last)
 
 
-def core_coefficients(c: Coefficients, tile: Tile) -> Coefficients:
-    """The core alone."""
-    return slice_coefficients(c, tile.rows.start, tile.rows.stop, tile.columns.start, tile.columns.stop)
-
-
 def core_of_tile(c: Coefficients, tile: Tile) -> Coefficients:
     """The core alone, of coefficients that are the tile's."""
     rows, columns = tile.rows.core, tile.columns.core

@@ -8,7 +8,7 @@ from jpegs import SAMPLINGS, encode, photograph
 from kernels import Coefficients, decode
 from pipeline.bitstream import read_bitstream
 from pipeline.restorer import Options, Restorer
-from pipeline.tiling import core_coefficients, cut_core, paste, plan, tile_coefficients
+from pipeline.tiling import core_of_tile, cut_core, paste, plan, tile_coefficients
 
 HALO = 96
 SIZES = [(1, 1), (1, 2000), (16, 16), (17, 300), (320, 320), (321, 481), (335, 1000)]
@@ -52,7 +52,7 @@ def test_decoded_cores_are_the_decoded_image(sampling):
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "gray"])
 def test_cores_share_out_the_coefficients(sampling):
     c = read(303, 435, sampling)
-    cores = [core_coefficients(c, tile) for tile in plan(c.size, 208, HALO)]
+    cores = [core_of_tile(tile_coefficients(c, tile), tile) for tile in plan(c.size, 208, HALO)]
     assert sum(core.count for core in cores) == c.count
     assert sum(int(x.planes[0].long().sum()) for x in cores) == int(c.planes[0].long().sum())
 
