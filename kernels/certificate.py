@@ -15,7 +15,7 @@ from kernels.mcu import Mcu
 
 def find(candidate: Tensor, mcu: Mcu) -> Tensor:
     """[..., C, P] → [..., B, 64], 8 times the coefficients by libjpeg-turbo's own arithmetic, luma's blocks first."""
-    return torch.cat(integer_forward(candidate, mcu), dim=-2).float()
+    return integer_forward(candidate, mcu).float()
 
 
 def deviation(found: Tensor, centre: Tensor) -> Tensor:

@@ -35,15 +35,13 @@ class Search:
     """K MCUs of one kind that are not done yet; B blocks of all components each, luma's first.
 
     accumulated: [K, C, P] the image with all feedback so far. centre, step: [K, B, 64] the intervals' middles, widths.
-    missed: [K, B, 64] how many passes have found each coefficient wrong. best: [K, C, P] uint8 and wrong: [K], the
-    candidate with the fewest wrong coefficients, and how many. where: [K] places in the list of all MCUs of the kind.
-    stale: [K] passes since `best` was found."""
+    missed: [K, B, 64] how many passes have found each coefficient wrong. wrong: [K] the fewest wrong coefficients of a
+    candidate so far. where: [K] places in the list of all MCUs of the kind. stale: [K] passes since the fewest."""
 
     accumulated: Tensor
     centre: Tensor
     step: Tensor
     missed: Tensor
-    best: Tensor
     wrong: Tensor
     where: Tensor
     stale: Tensor
@@ -56,10 +54,6 @@ class Search:
         return Search(*(torch.cat([getattr(search, f.name) for search in searches]) for f in fields(Search)))
 
 
-def blocks_a_component(mcu: Mcu, components: int) -> list[int]:
-    return [len(mcu.true_luma_blocks), 1, 1][:components]
-
-
 def drawn_in(value: Tensor, centre: Tensor, step: Tensor, missed: Tensor | int) -> Tensor:
     """What brings a coefficient into its interval, the ends drawn in."""
     half = (0.5 - SHRINK_FIRST / step.clamp(min=1) - SHRINK_AGAIN * missed).clamp_(min=0).mul_(step)
@@ -69,10 +63,12 @@ def drawn_in(value: Tensor, centre: Tensor, step: Tensor, missed: Tensor | int) 
 def to_pixels(change: Tensor, mcu: Mcu, components: int) -> Tensor:
     """A change of coefficients [..., B, 64] → the least change of RGB pixels [..., C, P] that has it."""
     matrices = mcu_matrices(mcu, change.device)
-    backs = (matrices.luma_back, matrices.chroma_back, matrices.chroma_back)
-    parts = torch.split(change, blocks_a_component(mcu, components), dim=-2)
-    planes = [times(part.flatten(-2), back) for part, back in zip(parts, backs, strict=False)]
-    return planes[0].unsqueeze(-2) if components == 1 else torch.stack(differences_to_rgb(*planes), dim=-2)
+    luma_blocks = mcu.blocks(components)[0]
+    luma = times(change[..., :luma_blocks, :].flatten(-2), matrices.luma_back)
+    if components == 1:
+        return luma.unsqueeze(-2)
+    chroma = times(change[..., luma_blocks:, :].flatten(-2), matrices.chroma_back).unflatten(-1, (2, -1))
+    return torch.stack(differences_to_rgb(luma, *chroma.unbind(-2)), dim=-2)
 
 
 def eight_bits(accumulated: Tensor) -> Tensor:
@@ -83,8 +79,9 @@ def kept_in_range(accumulated: Tensor) -> Tensor:
     return accumulated.clamp_(-0.49, 255.49)
 
 
-def first_pass(x: Tensor, c: Coefficients, region: Region) -> Search:
-    """Equation 11 with intervals drawn in, rounded and examined, for all MCUs of a region while they are in cache."""
+def first_pass(x: Tensor, c: Coefficients, region: Region) -> tuple[Search, Tensor]:
+    """Equation 11 with intervals drawn in, rounded and examined, for all MCUs of a region while they are in cache; and
+    the candidates [K, C, P] uint8."""
     mcu, components = region.mcu, c.sampling.components
     tiles = to_tiles(x, region).float()
     centre, step = intervals(c, region)
@@ -94,22 +91,23 @@ def first_pass(x: Tensor, c: Coefficients, region: Region) -> Search:
     wrong = is_wrong(find(candidate, mcu), centre, step, mcu).flatten(3).sum(3)
     flat = [
         entry.expand(*tiles.shape[:3], *entry.shape[3:]).flatten(0, 2)
-        for entry in (accumulated, centre, step, torch.zeros_like(centre), candidate.to(torch.uint8), wrong)
+        for entry in (accumulated, centre, step, torch.zeros_like(centre), wrong)
     ]
     where = torch.arange(len(flat[0]), device=x.device)
-    return Search(*flat, where, torch.zeros_like(where))  # type: ignore[call-arg]
+    search = Search(*flat, where, torch.zeros_like(where))  # type: ignore[call-arg]
+    return search, candidate.to(torch.uint8).flatten(0, 2)
 
 
 def intervals(c: Coefficients, region: Region) -> tuple[Tensor, Tensor]:
     """The intervals' middles [N, rows, columns, B, 64] and widths [N, 1, 1, B, 64] of a region's coefficients."""
-    counts = torch.tensor(blocks_a_component(region.mcu, c.sampling.components), device=c.device)
+    counts = torch.tensor(region.mcu.blocks(c.sampling.components), device=c.device)
     step = c.tables.flatten(2).float().repeat_interleave(counts, dim=1)[:, None, None]
     blocks = [blocks_of(plane, component, region) for component, plane in enumerate(c.planes)]
     return torch.cat(blocks, dim=3).float().mul_(step), step
 
 
 def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
-    """Runs the search to its end, writing images into `best` and counts into `wrong` at `search.where`."""
+    """Runs the search to its end. Better candidates go into `best`, their counts into `wrong`, at `search.where`."""
     components, patience = search.accumulated.shape[1], PATIENCE if mcu.whole else PASSES
     for _ in range(PASSES):
         if not len(search.where):
@@ -119,8 +117,10 @@ def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
         errors = is_wrong(found, search.centre, search.step, mcu)
         count = errors.flatten(1).sum(1)
         better = count < search.wrong
-        search.best[better], search.wrong[better] = candidate[better].to(torch.uint8), count[better]
-        best[search.where], wrong[search.where] = search.best, search.wrong
+        improved = better.nonzero().flatten()
+        at = search.where[improved]
+        best[at], wrong[at] = candidate[improved].to(torch.uint8), count[improved]
+        search.wrong = torch.minimum(search.wrong, count)
         search.stale = torch.where(better, 0, search.stale + 1)
         left = ((search.wrong > 0) & (search.stale < patience)).nonzero().flatten()
         if len(left) < len(search.where):
@@ -135,8 +135,8 @@ def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor,
     first pass leaves of all of them goes on together."""
     bests, wrongs, rest, offset = [], [], [], 0
     for region in kind:
-        search = first_pass(x, c, region)
-        bests.append(search.best)
+        search, best = first_pass(x, c, region)
+        bests.append(best)
         wrongs.append(search.wrong)
         left = search.take(search.wrong.nonzero().flatten())
         left.where += offset

@@ -59,19 +59,19 @@ def integer_dct(blocks: Tensor) -> Tensor:
     return (first.double() @ columns).add_(0.5).floor_()
 
 
-def integer_ycc(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[..., 3, P] → three [..., P]: Y, Cb, Cr, 0..255, in 16-bit fixed point; all sums stay below 2^24."""
+def integer_ycc(rgb: Tensor) -> list[Tensor]:
+    """[..., 3, P] → three [..., P]: Y, Cb, Cr, less 128, in 16-bit fixed point; all sums stay below 2^24."""
     red, green, blue = rgb.unbind(-2)
 
     def weigh(r: int, g: int, b: int, offset: int) -> Tensor:
         total = (red * (r / 65536)).add_(green, alpha=g / 65536).add_(blue, alpha=b / 65536)
-        return total.add_(offset / 65536).floor_()
+        return total.add_(offset / 65536 - 128).floor_()
 
-    return (
+    return [
         weigh(19595, 38470, 7471, 32768),
         weigh(-11059, -21709, 32768, 8388608 + 32767),
         weigh(32768, -27439, -5329, 8388608 + 32767),
-    )
+    ]
 
 
 @constant
@@ -89,18 +89,18 @@ def _luma_source(mcu: Mcu, device: torch.device) -> Tensor:
     return mcu.luma_source().to(device)
 
 
-def integer_forward(tiles: Tensor, mcu: Mcu) -> list[Tensor]:
-    """MCUs [..., C, P] of integers 0..255 (float32) → for each component [..., blocks, 64], 8 times the DCT (float64).
+def integer_forward(tiles: Tensor, mcu: Mcu) -> Tensor:
+    """MCUs [..., C, P] of integers 0..255 (float32) → 8 times the DCT (float64) [..., B, 64], luma's blocks first.
 
     Blocks beyond the image hold what the repeated edge gives; they are padding."""
-    planes = integer_ycc(tiles) if tiles.shape[-2] == 3 else (tiles[..., 0, :],)
-    luma = planes[0] if mcu.whole else planes[0][..., _luma_source(mcu, tiles.device)]
-    result = [integer_dct(luma.unflatten(-1, (-1, 64)) - 128)]
-    if len(planes) == 3:
+    luma, *chroma = integer_ycc(tiles) if tiles.shape[-2] == 3 else [tiles[..., 0, :] - 128]
+    if not mcu.whole:
+        luma = luma[..., _luma_source(mcu, tiles.device)]
+    blocks = luma.unflatten(-1, (-1, 64))
+    if chroma:
         sums, bias = _downsampling(mcu, tiles.device)
-        for plane in planes[1:]:
-            result.append(integer_dct((plane @ sums).add_(bias).floor_().sub_(128).unsqueeze(-2)))
-    return result
+        blocks = torch.cat((blocks, (torch.stack(chroma, -2) @ sums).add_(bias).floor_()), -2)
+    return integer_dct(blocks)
 
 
 def quantise(dct: Tensor, steps: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def compress(image: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficien
     images, size = image.shape[0], (image.shape[2], image.shape[3])
     planes = empty_planes(sampling, size, images, image.device)
     for region in flat_regions(sampling, size, images):
-        for component, dct in enumerate(integer_forward(to_tiles(image, region).float(), region.mcu)):
+        dcts = integer_forward(to_tiles(image, region).float(), region.mcu)
+        for component, dct in enumerate(dcts.split(region.mcu.blocks(sampling.components), -2)):
             quantised = quantise(dct, steps_of(tables, component, dct.dtype))
             put_blocks(planes[component], component, region, quantised.to(torch.int16))
     return keep_true_blocks(Coefficients(planes, tables, sampling, size))

@@ -44,6 +44,10 @@ class Mcu:
         vertical, horizontal = self.sampling.factors
         return [8 * v < self.rows and 8 * h < self.columns for v in range(vertical) for h in range(horizontal)]
 
+    def blocks(self, components: int) -> list[int]:
+        """How many blocks each component has."""
+        return [len(self.true_luma_blocks), 1, 1][:components]
+
     def _block_order(self, index: Tensor) -> Tensor:
         """[height, width] of an MCU → [P] in tile order."""
         vertical, horizontal = self.sampling.factors
