@@ -41,16 +41,19 @@ def gaussian(seeds: Tensor, first: int, count: int, origins: Tensor, size: tuple
     """[N, count, h, w] float32: the standard normal noise of layers `first` and on. Four layers share the words of one
     counter.
 
-    seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first sample in the layers' own grid.
+    seeds: [N] int64, any value; the complement ~s of a seed s has its noise with the sign turned, so that the two make
+    an antithetic pair (Hammersley and Morton, "A new Monte Carlo technique: antithetic variates", 1956). origins:
+    [N, 2] int64, the (y, x) of each first sample in the layers' own grid.
     """
     calls = torch.arange(first // WORDS, (first + count - 1) // WORDS + 1, device=seeds.device).reshape(1, -1, 1, 1)
     y = origins[:, 0].reshape(-1, 1, 1, 1) + torch.arange(size[0], device=seeds.device).reshape(-1, 1)
     x = origins[:, 1].reshape(-1, 1, 1, 1) + torch.arange(size[1], device=seeds.device)
     seeds = seeds.reshape(-1, 1, 1, 1)
-    key = (seeds & _LOW, (seeds >> 32) & _LOW)
+    turned = seeds >> 63  # -1 of a negative seed, or 0
+    key = ((seeds ^ turned) & _LOW, ((seeds ^ turned) >> 32) & _LOW)
     words = philox((x & _LOW, y & _LOW, calls, torch.zeros_like(calls)), key)
     radii, turns = torch.stack(words[::2], 2), torch.stack(words[1::2], 2)
-    radius = (_uniform(radii).log() * -2).sqrt()
+    radius = (_uniform(radii).log() * -2).sqrt() * (1 + 2 * turned).unsqueeze(2)
     angle = _uniform(turns) * (2 * pi)
     normals = torch.stack((radius * angle.cos(), radius * angle.sin()), 3).flatten(1, 3)
     return normals[:, first % WORDS : first % WORDS + count]
@@ -66,3 +69,10 @@ def derive_seed(seed: int, key: str, sample: int) -> int:
     the sample's number, so that no file's noise depends on its neighbours. Keys need not be UTF-8."""
     digest = hashlib.blake2b(f"{seed}\0{sample}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def derive_pairs(seed: int, key: str, count: int) -> list[int]:
+    """The seeds of so many samples in antithetic pairs: the mean of their images has far less noise left in it than
+    that of as many independent ones."""
+    pairs = ((drawn, ~drawn) for drawn in (derive_seed(seed, key, number) for number in range((count + 1) // 2)))
+    return [drawn for pair in pairs for drawn in pair][:count]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.noise import derive_seed, gaussian, philox
+from model.noise import derive_pairs, derive_seed, gaussian, philox
 
 ONES = 0xFFFFFFFF
 KNOWN_ANSWERS = [  # of Random123's kat_vectors, philox4x32 10
@@ -15,7 +15,7 @@ KNOWN_ANSWERS = [  # of Random123's kat_vectors, philox4x32 10
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-SEEDS = torch.tensor([0, 1, -1, 2**62 + 12345, -(2**63)])
+SEEDS = torch.tensor([0, 1, -3, 2**62 + 12345, -(2**63)])
 
 
 def field(seeds, layer, origins, size):
@@ -75,6 +75,17 @@ def test_seeds_of_all_64_bits_differ():
     origins = [[0, 0]] * 4
     noise = field([5, 5 + 2**32, -5, 5 - 2**63], 0, origins, (4, 4))
     assert len({tuple(one.flatten().tolist()) for one in noise}) == 4
+
+
+def test_a_seeds_complement_turns_the_sign_of_its_noise():
+    origins = [[16, -32]] * len(SEEDS)
+    assert torch.equal(field((~SEEDS).tolist(), 3, origins, (5, 6)), -field(SEEDS.tolist(), 3, origins, (5, 6)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_pairs_are_of_seeds_and_their_complements(count):
+    drawn = [derive_seed(4, "key", number) for number in range(3)]
+    assert derive_pairs(4, "key", count) == [drawn[0], ~drawn[0], drawn[1], ~drawn[1], drawn[2]][:count]
 
 
 def test_derived_seeds_are_these_for_ever():
