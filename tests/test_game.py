@@ -99,12 +99,14 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, parts):
-    """Without terms of single samples; its gradient is taken where the projection leads, and given to what it left."""
+    """Without terms of single samples; its gradient is taken where the projection leads, and given to what it left,
+    which is called back."""
     alone = dict.fromkeys(("adversarial", "first_moment", "second_moment", "perceptual"), 0.0)
     alone |= {
         "consistency": (0.0, 0.0),
         "energy": 1.0,
         "projected": True,
+        "astray": 3.0,
         "moment_images": 4,
         "moments_every": 1,
         "samples": 2,
@@ -122,6 +124,9 @@ def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, pa
     for x, y in zip(free, bound, strict=True):
         assert (projected(y, batch) - y).abs().max() < 1e-3 < (y - x).abs().max()
     slopes = torch.autograd.grad(pixel_energy(torch.stack(bound, 1), batch.clean), bound)
+    strays = [3 * 2 * (x - y).detach() / (2 * x.numel()) for x, y in zip(free, bound, strict=True)]
+    slopes = [slope + stray for slope, stray in zip(slopes, strays, strict=True)]
+    assert torch.stack(strays).norm() > 1e-2 * torch.stack(slopes).norm()
     wanted = torch.autograd.grad(free, list(state.generator.network.parameters()), list(slopes))
     wanted = torch.cat([gradient.flatten().double() for gradient in wanted])
     assert (found - wanted).norm() < 1e-3 * wanted.norm()

@@ -89,6 +89,7 @@ class GameConfig:
     energy: float = 0.0  # E, the energy score of K samples, of pixels and bands
     feature_energy: float = 0.0  # the same of `features`
     projected: bool = False  # all terms are about samples projected onto their file's intervals, as users get them
+    astray: float = 0.0  # mean square between such a sample and its projection, which hides how far it has strayed
     perceptual: float = 0.0  # P
     features: str = LITE0  # P's and E's: lite0, or the path of torchvision's VGG-19 file
 
@@ -217,10 +218,19 @@ def _signs(config: Config) -> Iterator[Rule]:
         "run": ("log_every", "validate_every", "save_every", "timeout"),
     }
     not_negative = {
-        "model": ("blocks", "inner_blocks"),
+        "model": ("blocks", "inner_blocks", "noise_channels"),
         "optimiser": ("final_learning_rate", "warmup"),
         "critic": ("halvings",),
-        "game": ("adversarial", "r1", "first_moment", "second_moment", "energy", "feature_energy", "perceptual"),
+        "game": (
+            "adversarial",
+            "r1",
+            "first_moment",
+            "second_moment",
+            "energy",
+            "feature_energy",
+            "astray",
+            "perceptual",
+        ),
         "run": ("threads", "grid_every"),
     }
     for section, keys in positive.items():
@@ -292,6 +302,7 @@ def _game_rules(config: Config) -> list[Rule]:
             config.model.noise or not moments,
             "true: game.first_moment, second_moment, energy and feature_energy are about samples",
         ),
+        ("game.astray", game.projected or not game.astray, "0 without game.projected"),
         ("game.samples", not moments or game.samples >= enough, "2 or more: the terms compare samples"),
         (
             "game.moment_images",

@@ -33,7 +33,7 @@ from train.update import Guard, update
 CRITICS_DRAW, GENERATORS_DRAW, FIRST_MOMENTS_DRAW = 0, 1, 2
 """Which of a crop's noise seeds serve for what; FM, SM and E take all from the third on."""
 
-MOMENTS = ("first_moment", "second_moment", "energy", "feature_energy")
+MOMENTS = ("first_moment", "second_moment", "energy", "feature_energy", "astray")
 """The terms of several samples, by the names of their weights."""
 
 
@@ -126,9 +126,13 @@ def _weights(game: GameConfig) -> dict[str, float]:
 
 
 def drawn(network: nn.Module, batch: Batch, config: Config, seeds: Tensor | None) -> Tensor:
-    """`restore`, and projected where `game.projected` says so. The gradient is that of the sample before: that of the
-    projection would be 0 wherever a coefficient has left its interval, and nothing would call it back."""
-    restored = restore(network, batch, config, seeds)
+    """`restore`, and projected where `game.projected` says so."""
+    return bound(restore(network, batch, config, seeds), batch, config)
+
+
+def bound(restored: Tensor, batch: Batch, config: Config) -> Tensor:
+    """Projected where `game.projected` says so. The gradient is that of the sample before: that of the projection would
+    be 0 wherever a coefficient has left its interval, and nothing would call it back."""
     if not config.game.projected:
         return restored
     with torch.no_grad():
@@ -196,12 +200,15 @@ def moments_pass(learner: Learner[Generator], parts: list[Batch], aides: Aides, 
 
 
 def moment_terms(network: nn.Module, batch: Batch, aides: Aides, config: Config) -> Terms:
-    """FM and SM, equations 5 and 7, and E, of K samples for each crop."""
+    """FM and SM, equations 5 and 7, E, and how far they stray, of K samples for each crop."""
     game, count = config.game, len(batch)
     repeated = batch.take([place for place in range(count) for _ in range(game.samples)])
     seeds = batch.seeds[:, FIRST_MOMENTS_DRAW:].flatten()
-    samples = drawn(network, repeated, config, seeds).unflatten(0, (count, game.samples))
+    free = restore(network, repeated, config, seeds)
+    samples = bound(free, repeated, config).unflatten(0, (count, game.samples))
     terms = {}
+    if game.astray:
+        terms["astray"] = (free - samples.detach().flatten(0, 1)).square().mean()
     if game.first_moment:
         terms["first_moment"] = first_moment(samples, batch.clean, game.unbiased)
     if aides.mmse is not None:
