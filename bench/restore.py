@@ -39,9 +39,10 @@ from end_to_end.report import Outcome, Rung, markdown, scaling_table
 from end_to_end.workload import Size, Workload, write_shards
 from photographs import Pixels, load
 
+from pipeline.device import choose_device
 from pipeline.manifest import SinkError
 from pipeline.restore import AVERAGED
-from pipeline.restorer import MODES, SAMPLER, choose_device
+from pipeline.restorer import MODES, SAMPLER
 from pipeline.source import SourceError
 
 SIZES = (Size(128, 128), Size(512, 512), Size(4000, 3000))
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="[%(default)s]")
     add("--seconds", type=float, default=3.0, help="how long the network is timed alone, about [%(default)s]")
+    add("--throttle", type=float, default=0.0, metavar="MB/S", help="how much the outputs' disk takes [all it can]")
     add("--scaling", action="store_true", help="time and peak memory, too, by files and by megapixels of one file")
     add("--scaling-files", type=int, nargs="+", default=[1, 4, 16, 64, 256], metavar="N", help="[1 4 16 64 256]")
     add("--scaling-size", type=size_of, default=Size(512, 512), metavar="WxH", help="of those files [%(default)s]")
@@ -90,8 +92,8 @@ def size_of(text: str) -> Size:
 def check(options: argparse.Namespace) -> None:
     """Raises BenchError before anything is measured for nothing."""
     counts = [options.files, options.megapixels, options.samples, *options.scaling_files, *options.scaling_megapixels]
-    if any(count is not None and count <= 0 for count in counts) or options.workers < 0:
-        raise BenchError("expected positive numbers of files, megapixels, samples and workers")
+    if any(count is not None and count <= 0 for count in counts) or min(options.workers, options.throttle) < 0:
+        raise BenchError("expected positive numbers of files, megapixels, samples, megabytes and workers")
     if not 1 <= options.quality <= 100:
         raise BenchError(f"--quality {options.quality}: expected 1..100")
     if not options.sizes and not options.scaling:
@@ -148,7 +150,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         raise BenchError(f"{options.data}: no JPEG file")
     samples = options.samples or (AVERAGED if options.mode == "mean" else 1)
     device, workers = str(choose_device(options.device)), options.workers or len(os.sched_getaffinity(0))
-    setup = Setup(options.weights, options.mode, samples, device, options.dtype, workers)
+    setup = Setup(options.weights, options.mode, samples, device, options.dtype, workers, 1e6 * options.throttle)
     return Bench(photographs, setup, options.quality, options.sampling, options.seconds)
 
 

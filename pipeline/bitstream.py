@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling
 from kernels.tables import nearest_quality
@@ -48,9 +49,11 @@ __all__ = [
     "Component",
     "Header",
     "JpegError",
+    "Layout",
     "UnsupportedJpeg",
     "read_bitstream",
     "read_header",
+    "read_layout",
 ]
 
 MAX_PIXELS = 178_956_970
@@ -66,6 +69,7 @@ _VERSION = "turbo210"
 # A marker that libjpeg refuses at any place after the header. It follows the data, so that libjpeg fails where it would
 # otherwise make up an end of image; more than 65,535 bytes of it, so that no segment's length reaches beyond.
 _SENTINEL = b"\xff\xc0" * 32800
+_JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 _MARKER = re.compile(rb"\xff([^\x00-\xbf\xd0-\xd7\xff])")  # neither invalid nor a restart marker
 _ANY_MARKER = re.compile(rb"\xff[^\x00\xff]")
 
@@ -81,6 +85,7 @@ class Bitstream:
     exif: the EXIF payload as Pillow's `exif=` takes it, or None.
     progressive: whether the file was progressive.
     quality: the libjpeg quality, 1..100, whose luma table is nearest.
+    recovered: the coefficients were recovered from decoded pixels, so that some may not be the file's own.
     """
 
     coefficients: Coefficients
@@ -88,6 +93,39 @@ class Bitstream:
     exif: bytes | None
     progressive: bool
     quality: int
+    recovered: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All of a file but its coefficients. tables: each component's 64 steps, natural order."""
+
+    header: Header
+    sampling: Subsampling
+    tables: list[tuple[int, ...]]
+
+    def unhidden(self, data: bytes) -> bytes:
+        """The file as one whose image goes on to the end of its last MCUs or, where the file may have no more than the
+        image's own blocks (T.81, A.2.2), of its last luma blocks. Its blocks are the same, but no decoder cuts off what
+        hangs over the edge. Of the metadata there is none; JFIF says that the colours are YCbCr."""
+        header, sampling = self.header, self.sampling
+        blocks = sampling.true_blocks if _may_have_scans(header) else sampling.plane_blocks
+        rows, columns = blocks(0, header.size)
+        size = (8 * rows, 8 * columns)
+        segments = resized(header, size if max(size) <= MAX_DIMENSION else header.size)
+        return b"".join((segments[:2], _JFIF, segments[2:], data[header.scan_offset :]))
+
+    def bitstream(self, planes: Iterable[Tensor], recovered: bool = False) -> Bitstream:
+        """The file with its coefficients, planes as `Coefficients` has them, on the CPU."""
+        coefficients = Coefficients(
+            planes=tuple(planes),
+            tables=torch.tensor(self.tables, dtype=torch.int32).reshape(1, -1, 8, 8),
+            sampling=self.sampling,
+            size=self.header.size,
+        )
+        header, quality = self.header, _quality(self.tables[0])
+        progressive = header.process == "progressive"
+        return Bitstream(coefficients, header.icc, header.exif, progressive, quality, recovered)
 
 
 def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
@@ -101,19 +139,19 @@ def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
     is not modelled, which does not vouch for the rest of the file; no other exception for any bytes. Safe to call from
     several threads. libjpeg reports damage with a line on standard error; nothing here can prevent that.
     """
+    layout = read_layout(data, max_pixels)
+    planes = _read_planes(layout.header, data, layout.sampling)
+    return layout.bitstream(torch.from_numpy(plane) for plane in planes)
+
+
+def read_layout(data: bytes, max_pixels: int | None = None) -> Layout:
+    """What a JPEG file says before and between its scans, whose entropy-coded data are not decoded. Takes no memory for
+    the image. Raises as `read_bitstream` does."""
     header = read_header(data)
     _check_size(header, MAX_PIXELS if max_pixels is None else max_pixels)
     sampling = _sampling(header)
     _check_scans(header, data)
-    tables = _component_tables(header, data)
-    planes = _read_planes(header, data, sampling)
-    coefficients = Coefficients(
-        planes=tuple(torch.from_numpy(plane) for plane in planes),
-        tables=torch.tensor(tables, dtype=torch.int32).reshape(1, -1, 8, 8),
-        sampling=sampling,
-        size=header.size,
-    )
-    return Bitstream(coefficients, header.icc, header.exif, header.process == "progressive", _quality(tables[0]))
+    return Layout(header, sampling, _component_tables(header, data))
 
 
 def _check_size(header: Header, max_pixels: int) -> None:
@@ -232,8 +270,11 @@ def _in_whole_mcus(header: Header, sampling: Subsampling) -> bytes | None:
     None where that image would have other blocks: scans of one component leave the padding out (T.81, A.2.2)."""
     (rows, columns), (height, width) = sampling.mcu_grid(header.size), sampling.mcu
     size = rows * height, columns * width
-    if _may_have_scans(header) or max(size) > MAX_DIMENSION:
-        return None
+    return None if _may_have_scans(header) or max(size) > MAX_DIMENSION else resized(header, size)
+
+
+def resized(header: Header, size: tuple[int, int]) -> bytes:
+    """The header's segments, (height, width) replaced."""
     before, after = header.segments[: header.size_offset], header.segments[header.size_offset + 4 :]
     return before + pack(">HH", *size) + after
 

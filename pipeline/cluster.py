@@ -29,13 +29,14 @@ from typing import Any, NoReturn, Self
 
 from tqdm import tqdm
 
+from pipeline.device import one_thread
 from pipeline.engine import Job, claim, fates, find, open_line, open_sink, progress_bar, write
 from pipeline.keys import Decided, Keys
 from pipeline.manifest import PARTIAL, PartStore, Record, SinkError
 from pipeline.ranks import Unit, units_of
 from pipeline.remote import Address, Remote, RemoteError, failures_of
 from pipeline.remote_output import RemoteStore, manifest_address, open_manifest
-from pipeline.restorer import Options, Restorer, one_thread
+from pipeline.restorer import Options, Restorer
 from pipeline.source import SourceError, Sources, read
 from pipeline.stopwatch import Stopwatch, Times
 
@@ -134,6 +135,7 @@ class Worker:
             self._job = Job(restorer=restorer, **plan.job)
             if restorer.digest != plan.digest:
                 return Hello(node, problem=f"has other weights {plan.weights or restorer.digest}")
+            restorer.check()
             if isinstance(plan.sources.root, Path) and not plan.sources.root.exists():
                 return Hello(node, problem=f"does not see the input {plan.sources.root}")
             if not _sees(self._job.output, plan.token):

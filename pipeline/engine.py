@@ -2,6 +2,8 @@
 
     items → prepare (bitstream) → tiles (network, exact projection) → finish (image file, verification) → sink
 
+With DALI as front end a stage before `prepare` reads many files together, in the thread that drives the device.
+
 Reading has a thread, writing is done here, and everything in between is a Line (stages.py). On the CPU, worker
 processes do what takes long: a small file as a whole, and the tiles of a larger one. On a GPU, tiles of several files
 are batches, and one thread drives it.
@@ -14,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +25,9 @@ from typing import NoReturn, get_args
 import torch
 from tqdm import tqdm
 
+from pipeline.bitstream import Bitstream, read_bitstream
+from pipeline.dali_frontend import TOGETHER, as_read
+from pipeline.device import one_thread
 from pipeline.encode import EncodeError, Format, encode_image
 from pipeline.hands import WorkerError
 from pipeline.keys import Keys
@@ -33,7 +38,7 @@ from pipeline.plain import plain_decode
 from pipeline.ranks import ALL, Share
 from pipeline.remote import Address, same_place
 from pipeline.remote_output import manifest_address, open_manifest
-from pipeline.restorer import MOST, Restorer, Work, one_thread
+from pipeline.restorer import MOST, Restorer, Work
 from pipeline.shard_sink import ShardSink
 from pipeline.sink import FolderSink, Ledger, Sink
 from pipeline.source import Item, SideMember, Sources, list_sources, read
@@ -80,35 +85,40 @@ class Job:
             format=self.format,
             shards=self.shards,
             input=str(self.input.resolve()),
+            frontend=options.frontend,
         )
 
 
 @dataclass(frozen=True)
 class Task:
     """One input on its way. The item's data until they are read, `work` until it is restored, then `images`. size:
-    (height, width) that the file claims, None when it cannot be read."""
+    (height, width) that the file claims, None when it cannot be read. found: gives or raises what DALI has made of the
+    data."""
 
     item: Item
     record: Record
     size: tuple[int, int] | None = None
+    found: Callable[[], Bitstream] | None = None
     work: Work | None = None
     images: tuple[bytes, ...] = ()
 
 
 Step = Task | SideMember
+SinkOf = Callable[[Job, Ledger, Sources], Sink]
 
 
-def run(job: Job) -> int:
+def run(job: Job, sink_of: SinkOf | None = None) -> int:
     """Does the job, or this rank's share of it, and returns how many lines of the manifest say `failed`, earlier runs'
-    included; of a share, lines of its part.
+    included; of a share, lines of its part. sink_of: opens another sink than `open_sink`.
 
     Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
     sources = find(job)
     with ExitStack() as stack:
         manifest = stack.enter_context(open_manifest(job.output, job.identity(), job.overwrite, job.share.part))
-        sink = stack.enter_context(open_sink(job, manifest, sources))
+        sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         stack.enter_context(one_thread(job.restorer.device))
         line = stack.enter_context(open_line(job))  # forks, which the progress bar's thread would not survive
+        job.restorer.check()
         before = manifest.counts.total()
         total = None if job.share.part else sources.count
         progress = stack.enter_context(progress_bar(job, total, before))
@@ -179,7 +189,20 @@ def stages(job: Job) -> list[Stage[Step]]:
         tiles,
         whole(partial(finish, job), lambda step: bool(parts_of(step))),
     ]
+    if restorer.dali is not None:
+        together: Stage[Step] = Stage(
+            split=lambda step: (step,) if unread(step) else (),
+            do=lambda tasks: partial(read_together, restorer, [task.item.data for task in tasks]),
+            take=lambda step, task, found: replace(task, found=found),
+            place="device",
+            together=lambda kind: TOGETHER,
+        )
+        return [together, *by_tiles]
     return by_tiles if restorer.batched else [whole(partial(at_once, job), small, "remote"), *by_tiles]
+
+
+def read_together(restorer: Restorer, files: Sequence[bytes]) -> list[Callable[[], Bitstream]]:
+    return [partial(as_read, found) for found in restorer.read_many(files)]
 
 
 def parts_of(step: Step) -> list[Part]:
@@ -264,12 +287,12 @@ def at_once(job: Job, task: Task) -> Task:
 
 
 def prepare(job: Job, task: Task) -> Task:
-    """Reads the bitstream; a kind that is not modelled is decoded as it is."""
+    """Reads the bitstream, unless DALI has; a kind that is not modelled is decoded as it is."""
     data = task.item.data
     assert data is not None  # only failed tasks have none
-    task = replace(task, item=replace(task.item, data=None))
+    found, task = task.found, replace(task, item=replace(task.item, data=None), found=None)
     try:
-        bitstream = job.restorer.read(data)
+        bitstream = job.restorer.read(data) if found is None else found()
     except UnsupportedJpeg as error:
         return pass_through(job, task, data, str(error))
     c = bitstream.coefficients
@@ -280,8 +303,18 @@ def prepare(job: Job, task: Task) -> Task:
         quality=bitstream.quality,
         tables=hashlib.blake2b(c.tables.numpy().tobytes(), digest_size=8).hexdigest(),
         coefficients=c.count,
+        coefficients_from=job.restorer.options.frontend if bitstream.recovered else None,
+        recovered=count_recovered(job, bitstream, data) if bitstream.recovered and job.verify else None,
     )
     return replace(task, record=record, work=job.restorer.begin(bitstream, job.seed, task.item.key))
+
+
+def count_recovered(job: Job, bitstream: Bitstream, data: bytes) -> int:
+    """How many recovered coefficients are the file's own. Raises BitstreamError when libjpeg-turbo cannot read it."""
+    with job.restorer.stopwatch("verify"):
+        own = read_bitstream(data, job.restorer.options.max_pixels)
+        c = bitstream.coefficients
+        return c.count - int(c.mismatches(own.coefficients))
 
 
 def pass_through(job: Job, task: Task, data: bytes, reason: str) -> Task:
@@ -354,7 +387,8 @@ def fates(counts: Counter[str]) -> str:
 def summary(job: Job, line: Line[Step], counts: Counter[str], done: int, *, megapixels: float, seconds: float) -> str:
     """The closing lines: what became of the inputs, how fast, and where the time went."""
     restorer, workers = job.restorer, line.workers
-    alone = ("read", "write", "decode", "network", "project") if restorer.batched else ("read", "write")
+    alone = ("read", "write", *(("decode", "network", "project") if restorer.batched else ()))
+    alone += ("bitstream",) if restorer.dali is not None else ()
     shared = {stage: 1 if stage in alone else workers for stage in restorer.stopwatch.stages}
     how_many = (
         f"{workers} workers, busy for {line.busy / seconds / workers:.0%} of the time" if workers > 1 else "1 worker"

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Literal, Self, get_args
 
 from pipeline.source import digest
@@ -20,6 +20,7 @@ class RunIdentity:
     """What decides an output's bytes, and so what must not change between a run and its continuation.
 
     `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another.
+    A field that an older version has not written had its default.
     """
 
     weights: str
@@ -29,6 +30,7 @@ class RunIdentity:
     format: str = "png"
     shards: bool = False
     input: str = ""
+    frontend: str = "libjpeg"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Record:
     `coefficients` in each; for several samples `sample_mismatches` has each one's. `outputs` are paths below the output
     folder, a tar counting as a folder. With tar output `shard` is the output tar, and its last line has the number of
     its lines in `shard_lines`: without as many the shard is not whole.
+
+    `coefficients_from` is the front end that recovered the coefficients from decoded pixels, where they are not read
+    from the bitstream. The certificate is then about those, of which, if that was counted, `recovered` are the file's.
     """
 
     key: str
@@ -54,6 +59,8 @@ class Record:
     mode: str | None = None
     weights: str | None = None
     coefficients: int | None = None
+    coefficients_from: str | None = None
+    recovered: int | None = None
     mismatches: int | None = None
     sample_mismatches: tuple[int, ...] | None = None
     outputs: tuple[str, ...] = ()
@@ -62,7 +69,8 @@ class Record:
 
     def to_json(self) -> str:
         """One line without its end, in ASCII: names that are not valid Unicode survive as escapes."""
-        return json.dumps(vars(self))
+        values = vars(self).items()
+        return json.dumps({name: value for name, value in values if value is not None or name not in _RARE})
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
@@ -82,6 +90,8 @@ class Record:
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
+_RARE = frozenset(("coefficients_from", "recovered"))
+"""Fields that only those lines have of which they say something."""
 
 
 class Done:
@@ -132,6 +142,7 @@ def valid_ranges(
 def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -> None:
     """Raises SinkError if what an earlier run has written down about itself is not `run`, saying what differs."""
     wanted = asdict(run)
+    found = {field.name: field.default for field in fields(run) if field.default is not MISSING} | found
     if found == wanted:
         return
     differing = [name for name in wanted if found.get(name) != wanted[name]]

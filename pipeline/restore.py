@@ -18,13 +18,14 @@ import yaml
 
 from model.weights import SHIPPED
 from pipeline import cluster
+from pipeline.dali_frontend import FrontendError
 from pipeline.encode import Format, require
 from pipeline.engine import Job, run
 from pipeline.manifest import SinkError, merge
 from pipeline.ranks import Share, choose
 from pipeline.remote import AddressError, Remote, address
 from pipeline.remote_output import manifest_address
-from pipeline.restorer import MODES, REGRESSION, SAMPLER, Options, Restorer
+from pipeline.restorer import FRONTENDS, MODES, REGRESSION, SAMPLER, Options, Restorer
 from pipeline.source import SourceError
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
@@ -45,6 +46,12 @@ Started by torchrun or srun, or with --rank R --world-size W, each process resto
 same folder, and writes its own part of the manifest, DIR/manifest.R-of-W.jsonl. The outputs are those of a run of one;
 any later run, of as many ranks or others, goes on where they stopped. A run of one rank or --merge makes one manifest
 of the parts.
+
+With --frontend dali files are decoded by NVIDIA DALI, on a GPU by nvJPEG, and their coefficients recovered from the
+pixels: for machines with a strong GPU and few cores. On photographs 99.99 % of them are the file's up to quality 75,
+99.9 % at 90 and 99.3 % at 95. The certificate is about what was recovered: the manifest says `coefficients_from`, and
+with --verify, which reads the file's own beside them, how many of the `coefficients` were `recovered`. A file that DALI
+cannot decode fails.
 
 With --engine ray the nodes of a Ray cluster do the work, one worker for each GPU or for --actor-cpus cores, and this
 command hands it out and writes the manifest. All nodes have to see the input, the output and the weights under the same
@@ -94,6 +101,8 @@ def parser() -> argparse.ArgumentParser:
     add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[%(default)s: a GPU when there is one]")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the network's convolutions [auto]")
+    add("--compile", action="store_true", help="compile the network first: a GPU's takes minutes, then is faster")
+    add("--frontend", choices=FRONTENDS, default=defaults.frontend, help="how files are read, see below [%(default)s]")
     add("--tile", type=int, default=defaults.tile, metavar="N", help="pixels, a multiple of 16 [%(default)s]")
     add("--batch", type=int, default=defaults.batch, metavar="N", help="tiles at a time on a GPU [%(default)s]")
     add("--workers", type=int, default=0, metavar="N", help="0: one for each core; 1: everything in turn [%(default)s]")
@@ -186,7 +195,15 @@ def _typed(action: argparse.Action, value: object, path: Path) -> object:
 def prepare(given: argparse.Namespace) -> Job:
     """Loads the weights and says what is to be done. Raises UsageError when the options cannot be."""
     samples = given.samples or (AVERAGED if given.mode == "mean" else 1)
-    options = Options(given.mode, samples, given.tile, given.batch, given.max_pixels)
+    options = Options(
+        mode=given.mode,
+        samples=samples,
+        tile=given.tile,
+        batch=given.batch,
+        max_pixels=given.max_pixels,
+        frontend=given.frontend,
+        compile=given.compile,
+    )
     device = given.share.device(given.device, torch.cuda.device_count())
     try:
         require(given.format)
@@ -265,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
-    except (UsageError, SourceError, SinkError, cluster.ClusterError) as error:
+    except (UsageError, SourceError, SinkError, FrontendError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED
     except Exception:

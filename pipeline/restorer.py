@@ -7,9 +7,7 @@ Image.fromarray(restored.pixels()).save("photo.png")
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -21,16 +19,20 @@ from torch import Tensor
 
 from kernels import Coefficients, Subsampling, decode, project_exact
 from model.generator import Generator, Noise, three_tables
-from model.noise import derive_seed
+from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline import tiling
 from pipeline.bitstream import Bitstream, read_bitstream
+from pipeline.dali_frontend import DaliFrontend, as_read
+from pipeline.device import choose_device, choose_dtype, compile_network, one_thread
 from pipeline.markers import JpegError, UnsupportedJpeg
 from pipeline.parts import Part, Piece, Transfers
 from pipeline.stopwatch import Stopwatch
 
 Mode = Literal["sample", "mean", "mmse"]
 MODES: tuple[str, ...] = get_args(Mode)
+Frontend = Literal["libjpeg", "dali"]
+FRONTENDS: tuple[str, ...] = get_args(Frontend)
 SAMPLER, REGRESSION = "posterior", "mmse"
 """The weights that ship."""
 
@@ -51,16 +53,21 @@ class ModeError(ValueError):
 class Options:
     """How to restore.
 
-    mode: `sample` draws, `mean` averages `samples` draws, `mmse` regresses; None: draw if the weights can, or regress.
+    mode: `sample` draws, `mean` averages `samples` draws, in antithetic pairs, `mmse` regresses; None: draw if the
+        weights can, or regress.
     tile: pixels a side, halo included, a multiple of 16. batch: tiles that go through the network together on a GPU,
     and more of small ones (on the CPU they take turns: a core is busy with one, and no result can depend on how many
-    there are). max_pixels: larger images are refused before memory is taken for them."""
+    there are). max_pixels: larger images are refused before memory is taken for them. frontend: `libjpeg` reads the
+    coefficients, `dali` recovers them from the pixels that NVIDIA DALI decodes, not every one of them exactly. compile:
+    the network, on a GPU."""
 
     mode: Mode | None = None
     samples: int = 1
     tile: int = 1536
     batch: int = 8
     max_pixels: int = 1 << 28
+    frontend: Frontend = "libjpeg"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,18 +105,6 @@ def as_pixels(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """The JPEG operators' tensors are too small to share out on a CPU: threads would wait for one another."""
-    threads = torch.get_num_threads()
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 class Work:
     """A file that is being restored: its parts, in any order and from any thread to be made into pieces and `put` here,
     and then the result."""
@@ -143,30 +138,6 @@ class Failure:
         return isinstance(self.error, UnsupportedJpeg)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the first GPU that PyTorch sees. Raises ValueError when a named one is not there."""
-    if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device {name!r}: expected auto, cpu or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 where the hardware multiplies it: GPUs, and CPUs with AMX or AVX512-BF16."""
-    if name == "auto":
-        capable = torch.cpu.get_capabilities()
-        fast = device.type == "cuda" or capable.get("amx_bf16", False) or capable.get("avx512_bf16", False)
-        return torch.bfloat16 if fast else torch.float32
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in dtypes:
-        raise ValueError(f"dtype {name!r}: expected auto, {' or '.join(dtypes)}")
-    return dtypes[name]
-
-
 @dataclass
 class Restorer:
     """See the module. Make one with `from_pretrained`; it may be used for any number of files, one thread at a time
@@ -184,6 +155,7 @@ class Restorer:
     def __post_init__(self) -> None:
         self.batched = self.batched or self.device.type == "cuda"
         self._transfers = Transfers(self.device) if self.device.type == "cuda" else None
+        self.dali = DaliFrontend(self.device) if self.options.frontend == "dali" else None
 
     @classmethod
     def from_pretrained(
@@ -194,7 +166,7 @@ class Restorer:
         options: Options | None = None,
     ) -> Restorer:
         """weights: a shipped name or a path; None takes those that ship for the mode. Raises WeightsError, ModeError,
-        or ValueError for a bad option."""
+        FrontendError, or ValueError for a bad option."""
         options = options or Options()
         if weights is None:
             weights = REGRESSION if options.mode == "mmse" else SAMPLER
@@ -202,7 +174,10 @@ class Restorer:
         check_mode(loaded.generator, loaded.name, options)
         tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError where it cannot be
         number = choose_dtype(dtype, where)
-        return cls(loaded.generator.to(where).convolve_in(number), loaded.digest, where, number, options)
+        generator = loaded.generator.to(where).convolve_in(number)
+        if options.compile:
+            compile_network(generator, where, (len(SIDES) + 1) ** 2)
+        return cls(generator, loaded.digest, where, number, options)
 
     @property
     def mode(self) -> Mode:
@@ -211,8 +186,21 @@ class Restorer:
 
     def read(self, data: bytes) -> Bitstream:
         """What a JPEG file says. Raises JpegError."""
+        if self.dali is not None:
+            return as_read(self.read_many([data])[0])
         with self.stopwatch("bitstream"):
             return read_bitstream(data, self.options.max_pixels)
+
+    def check(self) -> None:
+        """Raises FrontendError when the front end does not work here. Call it after forking: DALI has threads."""
+        if self.dali is not None:
+            self.dali.check()
+
+    def read_many(self, files: Sequence[bytes]) -> list[Bitstream | JpegError]:
+        """What JPEG files say, read together by DALI, the front end `dali`."""
+        assert self.dali is not None
+        with self.stopwatch("bitstream"):
+            return self.dali.read_many(files, self.options.max_pixels)
 
     def restore(self, data: bytes, seed: int = 0, key: str = "") -> Restored:
         """Restores one JPEG file. The noise depends on `seed` and `key` alone. Raises JpegError for a file that is
@@ -245,8 +233,12 @@ class Restorer:
 
     def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Work:
         """A file's parts, to be restored one by one or together with those of other files."""
-        seeds = tuple(derive_seed(seed, key, draw) for draw in range(self.options.samples))
-        return Work(bitstream, seed, self.parts(bitstream.coefficients, seeds), len(self.averages()))
+        count = self.options.samples
+        if self.mode == "mean":
+            seeds = derive_pairs(seed, key, count)
+        else:
+            seeds = [derive_seed(seed, key, draw) for draw in range(count)]
+        return Work(bitstream, seed, self.parts(bitstream.coefficients, tuple(seeds)), len(self.averages()))
 
     def tiles(self, size: tuple[int, int]) -> list[tiling.Tile]:
         """How an image of (height, width) pixels is cut."""

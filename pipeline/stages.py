@@ -253,7 +253,7 @@ class Line(Generic[T]):
                 queue = self._device if stage.place == "device" else self._queue
                 with self._lock:
                     for kind, unit in units:
-                        queue.put(kind if queue is self._device else None, [unit])
+                        queue.put((entry.stage, kind) if queue is self._device else None, [unit])
                 return
         if entry.error is not None:
             entry.item = self._failed(entry.item, entry.error)
@@ -311,16 +311,21 @@ class Line(Generic[T]):
             self._advance(entry)
 
     def _drive(self) -> None:
-        """The device's thread: one batch is begun before the last one is waited for."""
-        (stage,) = (stage for stage in self._stages if stage.place == "device")
-        begun: deque[tuple[list[Unit[T]], Callable[[], Sequence[Any]]]] = deque()
-        while (units := self._next(self._device, stage.together, wait=not begun)) or begun:
+        """The device's thread: one batch, of whichever stage, is begun before the last one is waited for."""
+        begun: deque[tuple[Stage[T], list[Unit[T]], Callable[[], Sequence[Any]]]] = deque()
+        while (units := self._next(self._device, self._together, wait=not begun)) or begun:
             if units:
-                begun.append((units, _begin(stage, units)))
+                stage = self._stages[units[0].entry.stage]
+                begun.append((stage, units, _begin(stage, units)))
             if len(begun) > 1 or not units:
-                units, end = begun.popleft()
+                stage, units, end = begun.popleft()
                 for unit, outcome in zip(units, _end(stage, units, end), strict=True):
                     self._settle(unit, outcome)
+
+    def _together(self, kind: tuple[int, Hashable]) -> int:
+        """How many units of a device's stage, by its number, and of a kind go together."""
+        number, own = kind
+        return self._stages[number].together(own)
 
     def _in_turn(self, item: T) -> T:
         try:

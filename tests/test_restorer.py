@@ -14,7 +14,8 @@ from runs import mismatches, tiny_weights
 from model.noise import derive_seed
 from pipeline import tiling
 from pipeline.bitstream import BitstreamError, UnsupportedJpeg
-from pipeline.restorer import Failure, ModeError, Options, Restored, Restorer, choose_dtype
+from pipeline.device import choose_dtype, compile_network
+from pipeline.restorer import Failure, ModeError, Options, Restored, Restorer
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,19 @@ def test_shipped_weights_make_the_same_image_in_batches_to_50_db(size):
     assert a.mismatches == b.mismatches == 0
     assert mismatches(data, as_png(b)) == 0
     assert (a.image.double() - b.image.double()).square().mean() <= 255**2 / 1e5
+
+
+def test_a_compiled_network_makes_the_same_image(noisy):
+    """As one graph for each shape, without a part that PyTorch could not trace; what compiles it for GPUs needs one."""
+    plain, compiled = (Restorer.from_pretrained(noisy, "cpu", "float32", Options("sample", tile=256)) for _ in range(2))
+    plain.batched = compiled.batched = True
+    compile_network(compiled.generator, compiled.device, shapes=9, backend="aot_eager")
+    data = encode(photograph(100, 90), quality=20)
+    a, b = plain.restore(data), compiled.restore(data)
+    assert a.mismatches == b.mismatches == 0
+    assert (a.image.double() - b.image.double()).abs().mean() < 0.01
+    with pytest.raises(ValueError, match="--compile"):
+        Restorer.from_pretrained(noisy, "cpu", options=Options(compile=True))
 
 
 def test_parts_draws_and_projections_make_up_a_restoration(noisy):

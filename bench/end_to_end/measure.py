@@ -8,7 +8,7 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,13 @@ import torch
 from PIL import Image
 
 from pipeline import engine
-from pipeline.manifest import MANIFEST
+from pipeline.device import one_thread
+from pipeline.manifest import MANIFEST, Record
 from pipeline.parts import Part
-from pipeline.restorer import Mode, Options, Restorer, one_thread
-from pipeline.source import Item, list_sources, read
+from pipeline.restorer import Mode, Options, Restorer
+from pipeline.shard_sink import ShardSink
+from pipeline.sink import Ledger, Sink
+from pipeline.source import Item, Sources, list_sources, read
 from pipeline.stages import Line, whole
 from pipeline.stopwatch import Stopwatch, Times
 
@@ -36,7 +39,8 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """How files are restored; the fields are the command line's options. workers: threads and processes, at least 1."""
+    """How files are restored; the fields are the command line's options. workers: threads and processes, at least 1.
+    throttle: bytes a second that the outputs' disk is to take at most; 0: as it is."""
 
     weights: str
     mode: Mode | None
@@ -44,6 +48,7 @@ class Setup:
     device: str
     dtype: str
     workers: int
+    throttle: float = 0.0
 
     def restorer(self) -> Restorer:
         options = Options(self.mode, self.samples)
@@ -99,7 +104,8 @@ def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path) -> R
         torch.cuda.synchronize(restorer.device)
         torch.cuda.reset_peak_memory_stats(restorer.device)
     cpu, start = cpu_seconds(), time.perf_counter()
-    engine.run(begin(shards, output / "restored", workers=setup.workers))
+    sink_of = partial(slow_sink, setup.throttle) if setup.throttle else None
+    engine.run(begin(shards, output / "restored", workers=setup.workers), sink_of)
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     images, pixels, mismatches = count(output / "restored" / MANIFEST)
     return Run(
@@ -115,6 +121,22 @@ def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path) -> R
         batched=restorer.batched,
         gpu_bytes=torch.cuda.max_memory_reserved(restorer.device) if on_gpu else 0,
     )
+
+
+class SlowSink(ShardSink):
+    """Shards on a disk that takes `throttle` bytes a second."""
+
+    throttle = 0.0
+
+    def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
+        time.sleep(sum(map(len, images)) / self.throttle)
+        return super().write(item, record, images)
+
+
+def slow_sink(throttle: float, job: engine.Job, manifest: Ledger, sources: Sources) -> Sink:
+    sink = SlowSink(manifest, sources.root, job.format)
+    sink.throttle = throttle
+    return sink
 
 
 def count(manifest: Path) -> tuple[int, int, int]:
