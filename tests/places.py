@@ -1,5 +1,6 @@
 """Remote places to read from and write to, in this process or beside it: memory, a web server, S3 by moto."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,22 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from jpegs import encode, photograph
+from runs import fill
+from shards import write_tar
 
-from pipeline.remote import Remote
+from pipeline.remote import Address, Remote
+from pipeline.remote_output import PARTS
+from pipeline.source import Item, SideMember, list_sources, read
+
+
+def photographs(folder: Path) -> Path:
+    """Four loose files and two shards of six."""
+    data = [encode(photograph(40, 36, number), "4:2:0", 30) for number in range(16)]
+    fill(folder, {f"{number}.jpg": data[number] for number in range(4)})
+    for shard in range(2):
+        write_tar(folder / f"s{shard}.tar", {f"{shard}-{n}.jpg": data[4 + 6 * shard + n] for n in range(6)})
+    return folder
 
 
 def upload(folder: Path, target: Remote) -> Remote:
@@ -28,6 +43,20 @@ def contents(folder: Remote) -> dict[str, bytes]:
     own = folder.fs._strip_protocol(folder.address)
     found = [path for path in folder.fs.find(own) if path.startswith(own + "/")]
     return {path.removeprefix(own + "/"): folder.fs.cat_file(path) for path in found}
+
+
+def items(place: Address, **options) -> list[Item | SideMember]:
+    return list(read(list_sources(place), side_members=True, **options))
+
+
+def lines(folder: Remote) -> list[dict]:
+    parts = {name: data for name, data in contents(folder).items() if name.startswith(PARTS + "/")}
+    return [json.loads(line) for name in sorted(parts) for line in parts[name].splitlines()]
+
+
+def files(folder: Remote) -> dict[str, bytes]:
+    """All but the manifest."""
+    return {name: data for name, data in contents(folder).items() if not name.startswith("manifest")}
 
 
 @pytest.fixture

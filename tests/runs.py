@@ -16,11 +16,13 @@ from typing import Any
 
 import jpeglib
 import numpy as np
+import pytest
 import torch
 from jpegs import SAMPLINGS, Pixels, encode, photograph
 from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import get_sampling
 
+from kernels import descent
 from model.generator import Generator, GeneratorConfig
 from model.weights import save
 from pipeline import restore
@@ -44,6 +46,19 @@ def tiny_weights(folder: Path, noise: bool = False) -> Path:
                     parameter.fill_(0.5)
     save(generator, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(regression, sampler): paths of tiny ones."""
+    folder = tmp_path_factory.mktemp("weights")
+    return str(tiny_weights(folder)), str(tiny_weights(folder, noise=True))
+
+
+def shorten_descent(patch: pytest.MonkeyPatch) -> None:
+    """What is still wrong of a file with fine steps is soon left so; otherwise the search takes a second for each MCU
+    that it cannot mend. For tests of something else, which see what it does all the same."""
+    patch.setattr(descent, "ATTEMPTS", ((16, 11, 2), (3, 4, 2)))
 
 
 def exif(orientation: int = 6) -> bytes:

@@ -1,19 +1,18 @@
 """bench/quality.py's tables, the programs beside ours as real processes, and bench/picture.py's grid."""
 
-import io
 import json
 import sys
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from jpegs import encode, photograph
+from jpegs import photograph
 from PIL import Image
-from runs import tiny_weights
+from runs import weights
 from scenes import tensor_of
+from shards import clean_shard
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))  # last: a script there has the name of the package
 
@@ -27,7 +26,8 @@ from train.evaluate import Photographs
 from train.grid import GAP
 from train.measures import compress, consistency, psnr
 
-MODES = ["plain", "mmse", "noise", "projected", "mean"]
+__all__ = ["weights"]
+MODES = ["plain", "mmse", "noise", "projected", "independent", "mean"]
 DECODE = """
 from PIL import Image, ImageFilter
 Image.open(sys.argv[1]).filter(ImageFilter.GaussianBlur(0.6)).save(sys.argv[2])
@@ -36,23 +36,9 @@ Image.open(sys.argv[1]).filter(ImageFilter.GaussianBlur(0.6)).save(sys.argv[2])
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """(regression, sampler): paths of tiny ones."""
-    folder = tmp_path_factory.mktemp("weights")
-    return str(tiny_weights(folder)), str(tiny_weights(folder, noise=True))
-
-
-@pytest.fixture(scope="module")
 def shard(tmp_path_factory):
     """Two clean images, large enough for crops."""
-    path = tmp_path_factory.mktemp("data") / "clean.tar"
-    with tarfile.open(path, "w") as archive:
-        for seed, size in enumerate([(136, 200), (200, 130)]):
-            data = encode(photograph(*size, seed), "4:4:4", 97)
-            member = tarfile.TarInfo(f"{seed}.jpg")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
+    return clean_shard(tmp_path_factory.mktemp("data"), [(136, 200), (200, 130)])
 
 
 @pytest.fixture

@@ -14,18 +14,7 @@ import jpeglib
 import numpy as np
 import pytest
 import torch
-from jpegs import (
-    SAMPLINGS,
-    edit,
-    encode,
-    insert,
-    mutate,
-    one_scan_each,
-    photograph,
-    pillow_loads,
-    segments,
-    without,
-)
+from jpegs import SAMPLINGS, edit, encode, insert, mutate, one_scan_each, photograph, pillow_loads, segments, without
 from PIL import Image
 
 from kernels.tables import dct_basis, quality_to_tables

@@ -3,13 +3,11 @@ driver."""
 
 import contextlib
 import importlib.util
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import pytest
 from jpegs import encode, photograph
 from places import contents, s3_bucket
 from runs import command, fill, lines, outputs, run, tiny_weights
+from shards import write_tar
 
 from pipeline import restore
 from pipeline.cluster import places
@@ -73,19 +72,17 @@ def nodes() -> Iterator[Nodes]:
 
 
 def shards(folder: Path, images: int) -> Path:
-    folder.mkdir()
     for number in range(SHARDS):
         files = {f"{n}.jpg": encode(photograph(40, 40, 100 * number + n), "4:2:0", 30) for n in range(images)}
-        with tarfile.open(folder / f"{number:02}.tar", "w") as shard:
-            for name, data in {**files, "text.jpg": b"text", "note.json": b"{}"}.items():
-                header = tarfile.TarInfo(name)
-                header.size = len(data)
-                shard.addfile(header, io.BytesIO(data))
+        write_tar(folder / f"{number:02}.tar", {**files, "text.jpg": b"text", "note.json": b"{}"})
     return folder
 
 
 def driver(arguments: list[str], nodes: Nodes) -> subprocess.Popen[str]:
-    given = [sys.executable, "-m", "pipeline.restore", *arguments, "--engine", "ray", "--address", nodes.address]
+    """With two workers in all: each takes seconds to start."""
+    cpus = 2 if nodes.raylets else max(1, (os.cpu_count() or 1) // 2)
+    engine = ["--engine", "ray", "--address", nodes.address, "--actor-cpus", str(cpus)]
+    given = [sys.executable, "-m", "pipeline.restore", *arguments, *engine]
     return subprocess.Popen(given, stderr=subprocess.PIPE, text=True)
 
 
@@ -173,7 +170,7 @@ def kill(raylet: int) -> bool:
 def test_driver_killed_and_then_a_node(tmp_path, nodes):
     """In turn, over the same output: the cluster takes long to start."""
     source, out, weights = shards(tmp_path / "in", 20), tmp_path / "out", tiny_weights(tmp_path, noise=True)
-    given = ["--weights", weights, "--output-shards", "--samples", "2", "--actor-cpus", "2"]
+    given = ["--weights", weights, "--output-shards", "--samples", "2"]
     given = command(source, out, *given)
     first = driver(given, nodes)
     wait_for(lambda: len(finished(out)) >= 3, first)
@@ -193,7 +190,7 @@ def test_driver_killed_and_then_a_node(tmp_path, nodes):
     assert identities(out, {*before}) == before
     assert identities(out, {*at_the_kill}) == at_the_kill
     assert not (out / PARTIAL).exists()
-    run(source, tmp_path / "one", *given[5:-2], code=1)
+    run(source, tmp_path / "one", *given[5:], code=1)
     assert outputs(out) == outputs(tmp_path / "one")  # each source has one line
 
 

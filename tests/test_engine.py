@@ -1,6 +1,7 @@
 """What a file becomes depends on the file, the weights, the mode and the seed, and on nothing else."""
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jpegs import encode, photograph
 from PIL import Image
-from runs import bag, command, fill, images, lines, outputs, run, tiny_weights
+from runs import bag, command, fill, images, lines, outputs, run, shorten_descent, tiny_weights
 
 from pipeline import engine, restore
 
@@ -16,7 +17,7 @@ NAMES = ("420-q10", "422-q50", "440-q10", "444-q50", "420-q95", "gray", "progres
 MODES = {
     "mmse": (),
     "sample": ("--mode", "sample", "--samples", "2", "--seed", "3"),
-    "mean": ("--mode", "mean", "--samples", "3"),
+    "mean": ("--mode", "mean", "--samples", "2"),
 }
 
 
@@ -24,6 +25,13 @@ def files(scale: int = 1) -> dict[str, bytes]:
     """One of each kind."""
     every = bag(scale)
     return {f"{name}.jpg": every[f"{name}.jpg"] for name in NAMES}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_descent() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_descent(patch)
+        yield
 
 
 @pytest.fixture(scope="module", params=MODES)

@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-import tarfile
 from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,9 @@ import pytest
 import torch
 from jpegs import SAMPLINGS, encode, photograph
 from PIL import Image, ImageFilter
-from runs import mismatches, tiny_weights
+from runs import mismatches, weights
 from scenes import scene, tensor_of
+from shards import clean_shard
 
 from kernels import Subsampling
 from model.features import FeaturesError
@@ -44,15 +44,9 @@ from train.measures import (
 )
 from train.restorations import MODES, Drawer, Networks, restorations, white_noise
 
+__all__ = ["weights"]
 S420 = Subsampling.S420
 ALL = frozenset(MODES)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """(regression, sampler): paths of tiny ones."""
-    folder = tmp_path_factory.mktemp("weights")
-    return str(tiny_weights(folder)), str(tiny_weights(folder, noise=True))
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +57,7 @@ def networks(weights):
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
     """Three clean images, two of them large enough for crops."""
-    path = tmp_path_factory.mktemp("data") / "clean.tar"
-    with tarfile.open(path, "w") as archive:
-        for seed, size in enumerate([(136, 200), (200, 130), (60, 70)]):
-            data = encode(photograph(*size, seed), "4:4:4", 97)
-            member = tarfile.TarInfo(f"{seed}.jpg")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
+    return clean_shard(tmp_path_factory.mktemp("data"), [(136, 200), (200, 130), (60, 70)])
 
 
 def image(height=70, width=90, seed=0):
@@ -143,7 +130,10 @@ def test_restorations_are_the_pipelines(weights, sampling, size):
     assert torch.equal(found["mean"].image, mean.image)
     assert torch.allclose(found["projected"].deviation, samples.images.float().std(0), atol=1e-4)
     assert found["projected"].deviation.mean() > 0.1
-    for mode in ("mmse", "projected", "mean", "noise"):
+    average, before = found["independent"].image.float(), samples.images.float().mean(0)
+    ratio = (average - before).square().mean() / (mean.image.float() - before).square().mean()
+    assert ratio < 0.5, ratio
+    for mode in ("mmse", "projected", "independent", "mean", "noise"):
         assert consistency(found[mode].image, compressed).mismatches == 0, mode
 
 

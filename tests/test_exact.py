@@ -63,7 +63,7 @@ def test_hardly_a_coefficient_is_missed_at_high_quality(quality, share, seed):
 @ALL
 def test_the_certificate_is_true_where_the_image_is_black_or_white_and_steps_are_fine(sampling, seed):
     missed = total = 0
-    for size in SIZES:
+    for size in [(1, 1), (1, 17), (17, 33), (121, 95)]:  # what no image fits takes long
         x, c = batch(size, [5, 30, 75, 90, 100], sampling, seed, calm=False)
         image, mismatches = project_exact(x, c)
         assert mismatches.tolist() == counted(image, c)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from jpegs import SAMPLINGS, edit, encode, photograph
 from PIL import Image
+from shards import write_tar
 
 from pipeline.index import open_index
 from pipeline.loader import Loader, LoaderConfig, LoaderError, plan
@@ -54,22 +55,15 @@ def kinds(seed=0):
         files[f"{mode}.PNG"] = png(small_photograph(seed + 60 + number), mode)
     rgba = np.dstack([photograph(70, 90, seed), np.arange(70 * 90, dtype=np.uint8).reshape(70, 90)])
     files["transparent.png"] = png(rgba, None)
-    frames = [Image.fromarray(photograph(60, 61, seed + i)) for i in range(3)]
-    file = io.BytesIO()
-    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:])
-    files["animated.png"] = file.getvalue()
+    frames = [Image.fromarray(photograph(60, 61, seed + i)) for i in (1, 2)]
+    files["animated.png"] = png(photograph(60, 61, seed), None, save_all=True, append_images=frames)
     files["png named.jpg"] = png(small_photograph(seed + 70))
     return files
 
 
-def write_tar(path, files):
-    with tarfile.open(path, "w") as shard:
-        for name, data in files.items():
-            member = tarfile.TarInfo(f"deep/{name}")
-            member.size = len(data)
-            shard.addfile(member, io.BytesIO(data))
-            shard.addfile(tarfile.TarInfo(f"deep/{name}.json"))
-    return str(path)
+def write_shard(path, files):
+    members = {f"deep/{name}{end}": b"" if end else data for name, data in files.items() for end in ("", ".json")}
+    return str(write_tar(path, members))
 
 
 def write_folder(path, files):
@@ -83,8 +77,8 @@ def write_folder(path, files):
 @pytest.fixture
 def paths(tmp_path):
     """Two shards and a folder of all kinds of images, 84 in all."""
-    write_tar(tmp_path / "a.tar", kinds(0))
-    write_tar(tmp_path / "b.tar", kinds(200))
+    write_shard(tmp_path / "a.tar", kinds(0))
+    write_shard(tmp_path / "b.tar", kinds(200))
     write_folder(tmp_path / "photos", kinds(400))
     return [str(tmp_path / name) for name in ("a.tar", "b.tar", "photos")]
 
@@ -162,7 +156,7 @@ def test_pixels_are_those_that_pillow_decodes(make, paths, device):
 
 def test_crops_lie_anywhere_in_the_image_alike(tmp_path):
     files = {"a.jpg": encode(photograph(48, 80)), "b.png": png(photograph(33, 40)), "c.jpg": encode(photograph(99, 34))}
-    index = open_index([write_tar(tmp_path / "a.tar", files)], CROP, tmp_path / "cache")
+    index = open_index([write_shard(tmp_path / "a.tar", files)], CROP, tmp_path / "cache")
     config = LoaderConfig(crop=CROP, batch=9000, seed=11)
     crops = plan(index, config, 0) + plan(index, config, 1)
     for image, (height, width) in enumerate(index.sizes.tolist()):
@@ -228,7 +222,7 @@ def unusable():
     }
 
 
-@pytest.mark.parametrize("write", [write_tar, write_folder])
+@pytest.mark.parametrize("write", [write_shard, write_folder])
 def test_broken_and_small_files_are_named_and_all_others_seen(make, tmp_path, write):
     bad = unusable()
     good = {f"{number:04d}.jpg": encode(small_photograph(number)) for number in range(19 * len(bad))}  # 5 % are bad
@@ -261,7 +255,7 @@ def broken_inside():
 def test_files_that_break_later_are_dropped_and_no_other_is_lost(make, tmp_path, prefetch, capfd):
     bad = broken_inside()
     good = {f"{number:04d}.jpg": encode(small_photograph(number)) for number in range(77)}
-    shard = write_tar(tmp_path / "data.tar", {**bad, **good})
+    shard = write_shard(tmp_path / "data.tar", {**bad, **good})
     loader = make([shard], prefetch=prefetch)
     assert len(loader.index) == 80
     assert not loader.skipped
@@ -303,14 +297,14 @@ def test_a_file_that_vanishes_is_dropped_until_it_is_back(make, tmp_path):
 
 
 def test_a_batch_without_a_sound_image_is_an_error(make, tmp_path):
-    loader = make([write_tar(tmp_path / "data.tar", broken_inside())], batch=2)
+    loader = make([write_shard(tmp_path / "data.tar", broken_inside())], batch=2)
     with pytest.raises(LoaderError, match=r"all images of step 0 are broken.*(no tables|scans|picture)"):
         take(loader, 3)
 
 
 def test_the_index_is_kept_until_files_change_and_not_beside_them(make, tmp_path):
     folder = Path(write_folder(tmp_path / "photos", {"a.jpg": encode(photograph(60, 60)), "b.png": b"text"}))
-    shard = Path(write_tar(folder / "c.tar", {"d.jpg": encode(photograph(50, 60))}))
+    shard = Path(write_shard(folder / "c.tar", {"d.jpg": encode(photograph(50, 60))}))
     before = sorted(folder.rglob("*"))
     assert [Path(make([folder]).index.name(i)).name for i in range(2)] == ["d.jpg", "a.jpg"]
     # other contents of the same size and time are not noticed, so they were not read
@@ -345,7 +339,7 @@ def test_odd_folders_and_tars_are_accounted_for(make, tmp_path):
     os.mkfifo(folder / "pipe.png")
     (folder / os.fsdecode(b"latin-\xe9.jpg")).write_bytes(b"")
     good = encode(photograph(60, 60))
-    whole = Path(write_tar(folder / "whole.tar", {"b.jpg": good, "c.jpg": good})).read_bytes()
+    whole = Path(write_shard(folder / "whole.tar", {"b.jpg": good, "c.jpg": good})).read_bytes()
     (folder / "cut.tar").write_bytes(whole[: whole.rindex(b"\xff\xd9") - 100])
     with tarfile.open(folder / "packed.tar.gz", "w:gz") as packed:
         packed.add(folder / "whole.tar")
@@ -353,10 +347,7 @@ def test_odd_folders_and_tars_are_accounted_for(make, tmp_path):
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         links.addfile(link)
-        for _ in range(2):
-            member = tarfile.TarInfo("twice.jpg")
-            member.size = len(good)
-            links.addfile(member, io.BytesIO(good))
+    write_tar(folder / "links.tar", [("twice.jpg", good)] * 2, "a")
     loader = make([folder])
     found = sorted(str(Path(loader.index.name(i)).relative_to(folder)) for i in range(len(loader.index)))
     whole_names = ["whole.tar/deep/b.jpg", "whole.tar/deep/c.jpg"]

@@ -1,23 +1,19 @@
 """Input and output in remote places: the same files as on a disk, nothing half done, and a run can go on elsewhere."""
 
 import io
-import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from jpegs import encode, photograph
-from places import contents, environment, memory, s3_bucket, upload, web_folder, web_server
+from places import contents, environment, files, items, lines, memory, photographs, upload, web_folder, web_server
 from runs import command, fill, outputs, tiny_weights
+from shards import write_tar
 
 from pipeline import remote_output, restore
 from pipeline.manifest import IDENTITY, Record, RunIdentity, SinkError
@@ -37,34 +33,17 @@ def make_input(folder: Path) -> Path:
     fill(folder, {f"{n:02}.jpg": rng.randbytes(rng.randrange(1, 9000)) for n in range(5)})
     fill(folder, {f"a b/c+{n}.jpeg": rng.randbytes(400) for n in range(3)} | {"a b/notes.txt": b"no"})
     for name in ("s.tar", "a b/t.tar.gz", "z/u.tar"):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        with tarfile.open(path, "w:gz" if name.endswith("gz") else "w") as tar:
-            for member in range(12):
-                data = rng.randbytes(rng.randrange(1, 30_000))
-                header = tarfile.TarInfo(f"{path.name[0]}{member // 2}{'.json' if member % 2 else '.jpg'}")
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
+        first = Path(name).name[0]
+        members = {
+            f"{first}{n // 2}{'.json' if n % 2 else '.jpg'}": rng.randbytes(rng.randrange(1, 30_000)) for n in range(12)
+        }
+        write_tar(folder / name, members, "w:gz" if name.endswith("gz") else "w")
     return folder
-
-
-def items(place: Address, **options) -> list[Item | SideMember]:
-    return list(read(list_sources(place), side_members=True, **options))
 
 
 def restored(key: str, shard: str | None = None) -> tuple[Item, Record]:
     source = f"{shard}/{key}.jpg" if shard else f"{key}.jpg"
     return Item(key, source, b"", shard), Record(key, source, "restored")
-
-
-def lines(folder: Remote) -> list[dict]:
-    parts = {name: data for name, data in contents(folder).items() if name.startswith(PARTS + "/")}
-    return [json.loads(line) for name in sorted(parts) for line in parts[name].splitlines()]
-
-
-def files(folder: Remote) -> dict[str, bytes]:
-    """All but the manifest."""
-    return {name: data for name, data in contents(folder).items() if not name.startswith("manifest")}
 
 
 def test_addresses():
@@ -222,11 +201,7 @@ print(sum(len(item.data) for item in read(sources)), tracemalloc.get_traced_memo
 
 
 def test_a_shard_is_never_whole_in_memory(tmp_path):
-    with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        for number in range(80):
-            header = tarfile.TarInfo(f"{number}.jpg")
-            header.size = 1 << 20
-            tar.addfile(header, io.BytesIO(os.urandom(1 << 20)))
+    write_tar(tmp_path / "s.tar", {f"{number}.jpg": os.urandom(1 << 20) for number in range(80)})
     with web_folder(tmp_path) as web:
         made = subprocess.run(
             [sys.executable, "-c", PEAK, (web / "s.tar").address],
@@ -374,19 +349,6 @@ def work(source: Address, out: Address, shards: bool, interrupt: int) -> None:
                 sink.write(item, Record(item.key, item.source, "restored"), [item.data * 2])
 
 
-def photographs(folder: Path) -> Path:
-    """Four loose files and two shards of six."""
-    data = [encode(photograph(40, 36, number), "4:2:0", 30) for number in range(16)]
-    fill(folder, {f"{number}.jpg": data[number] for number in range(4)})
-    for shard in range(2):
-        with tarfile.open(folder / f"s{shard}.tar", "w") as tar:
-            for number in range(6):
-                header = tarfile.TarInfo(f"{shard}-{number}.jpg")
-                header.size = len(data[4 + 6 * shard + number])
-                tar.addfile(header, io.BytesIO(data[4 + 6 * shard + number]))
-    return folder
-
-
 @pytest.mark.parametrize("options", [(), ("--output-shards",), ("--workers", "2", "--format", "npy")])
 def test_command_line_from_memory_to_memory(tmp_path, memory, options):
     local = photographs(tmp_path / "in")
@@ -401,36 +363,6 @@ def test_command_line_from_memory_to_memory(tmp_path, memory, options):
         assert len(lines(out)) == 16
     assert restore.main([*command(Path(), Path(), *options), "--input-dir", source.address,
                          "--output-dir", source.address]) == restore.STOPPED  # fmt: skip
-
-
-def test_s3_killed_and_continued(tmp_path, monkeypatch):
-    """Real requests and a real `kill -9`: what has a line is there, and the next run completes the rest."""
-    local = photographs(tmp_path / "in")
-    options = ("--weights", str(tiny_weights(tmp_path)), "--output-shards")
-    assert restore.main(command(local, tmp_path / "out", *options)) == 0
-    expected = {name: data for name, data in outputs(tmp_path / "out").items() if not name.startswith("manifest")}
-    with s3_bucket(monkeypatch) as bucket:
-        source, out = upload(local, bucket / "in"), bucket / "out"
-        assert [item.source for item in items(source)] == [item.source for item in items(local)]
-        arguments = [*command(Path(), Path(), *options), "--input-dir", source.address, "--output-dir", out.address]
-        run = subprocess.Popen([sys.executable, "-m", "pipeline.restore", *arguments], env=environment())
-        wait_until(lambda: bool(lines(out)) or run.poll() is not None)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        done = lines(out)
-        assert {line["shard"] for line in done} <= files(out).keys()
-        assert restore.main([*arguments, "--workers", "2"]) == 0
-        assert files(out) == expected
-        assert sorted(line["source"] for line in lines(out)) == sorted(
-            item.source for item in items(local) if isinstance(item, Item)
-        )
-        assert [line for line in lines(out) if line in done] == done
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
 
 
 def test_same_place(tmp_path):

@@ -4,8 +4,6 @@ import contextlib
 import io
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -14,7 +12,22 @@ import numpy as np
 import pytest
 from jpegs import encode, photograph
 from PIL import Image
-from runs import SRGB, bag, command, exif, fill, images, in_a_child, lines, mismatches, outputs, run, tiny_weights
+from runs import (
+    SRGB,
+    bag,
+    command,
+    exif,
+    fill,
+    images,
+    in_a_child,
+    lines,
+    mismatches,
+    outputs,
+    run,
+    shorten_descent,
+    tiny_weights,
+)
+from shards import write_tar
 
 from pipeline import restore
 from pipeline.manifest import MANIFEST, PARTIAL
@@ -30,9 +43,22 @@ def noisy(tmp_path_factory) -> Path:
     return tiny_weights(tmp_path_factory.mktemp("weights"), noise=True)
 
 
+@pytest.fixture
+def short_descent(monkeypatch) -> None:
+    shorten_descent(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def large() -> dict[str, bytes]:
+    """A small image and one that takes seconds."""
+    return {"a.jpg": encode(photograph(64, 64)), "b.jpg": encode(photograph(3000, 4000), quality=90)}
+
+
 @pytest.mark.parametrize("options", [(), ("--mode", "mean", "--samples", "3"), ("--format", "webp")])
-def test_certificates_are_what_another_codec_finds(tmp_path, weights, noisy, options):
+def test_certificates_are_what_another_codec_finds(tmp_path, weights, noisy, options, monkeypatch):
     files = bag()
+    if options:
+        shorten_descent(monkeypatch)
     which = noisy if "--mode" in options else weights
     found = run(fill(tmp_path / "in", files), tmp_path / "out", "--weights", which, *options)
     assert found.keys() == files.keys()
@@ -43,6 +69,7 @@ def test_certificates_are_what_another_codec_finds(tmp_path, weights, noisy, opt
         assert line["mismatches"] == 0 or line["quality"] > 50
 
 
+@pytest.mark.usefixtures("short_descent")
 def test_each_sample_has_its_own_certificate(tmp_path, noisy):
     files = bag()
     options = ("--weights", noisy, "--mode", "sample", "--samples", "2")
@@ -103,14 +130,10 @@ def test_passed_through_as_pillow_decodes_it(tmp_path, weights):
         assert output.info.get("icc_profile") == (SRGB if name == "rgb" else None)  # not a CMYK profile on RGB pixels
 
 
+@pytest.mark.usefixtures("short_descent")
 def test_output_shards_have_the_same_keys_and_the_other_members(tmp_path, weights):
     files = bag()
-    (tmp_path / "in").mkdir()
-    with tarfile.open(tmp_path / "in" / "a.tar", "w") as shard:
-        for name, data in {**files, "gray.json": b"{}", "notes/readme.txt": b"text"}.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            shard.addfile(header, io.BytesIO(data))
+    write_tar(tmp_path / "in" / "a.tar", {**files, "gray.json": b"{}", "notes/readme.txt": b"text"})
     run(tmp_path / "in", tmp_path / "out", "--weights", weights, "--output-shards")
     run(fill(tmp_path / "loose", files), tmp_path / "files", "--weights", weights)
     with tarfile.open(tmp_path / "out" / "a.tar") as shard:
@@ -119,6 +142,7 @@ def test_output_shards_have_the_same_keys_and_the_other_members(tmp_path, weight
     assert members == expected
 
 
+@pytest.mark.usefixtures("short_descent")
 def test_verify_agrees(tmp_path, weights):
     files = bag()
     found = run(fill(tmp_path / "in", files), tmp_path / "out", "--weights", weights, "--verify", "--workers", "2")
@@ -215,10 +239,19 @@ def test_summary_and_progress_tell_how_fast(tmp_path, weights, capfd):
         assert word in error
 
 
+@pytest.fixture(scope="module")
+def sixty(weights, tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
+    """A folder of images, and what becomes of them."""
+    folder = tmp_path_factory.mktemp("sixty")
+    source = fill(folder / "in", {f"{n:03}.jpg": encode(photograph(64, 64, n)) for n in range(60)})
+    run(source, folder / "out", "--weights", weights)
+    return source, outputs(folder / "out")
+
+
 @pytest.mark.parametrize("workers", ["0", "1", "3"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_run_cleans_up_and_goes_on(tmp_path, weights, workers, number):
-    source = fill(tmp_path / "in", {f"{n:03}.jpg": encode(photograph(64, 64, n)) for n in range(60)})
+def test_interrupted_run_cleans_up_and_goes_on(tmp_path, weights, sixty, workers, number):
+    source, whole = sixty
     out, options = tmp_path / "out", ("--weights", weights, "--workers", workers)
 
     def interrupt(child: int) -> None:
@@ -231,16 +264,14 @@ def test_interrupted_run_cleans_up_and_goes_on(tmp_path, weights, workers, numbe
     assert not (out / PARTIAL).exists()
     assert set(images(out)) == {line["outputs"][0] for line in lines(out).values()}
     run(source, out, *options)
-    run(source, tmp_path / "whole", *options)
-    assert outputs(out) == outputs(tmp_path / "whole")
+    assert outputs(out) == whole
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_amid_a_large_image_ends_soon(tmp_path, weights, workers, number):
+def test_interrupted_amid_a_large_image_ends_soon(tmp_path, weights, large, workers, number):
     """The signal goes to the whole group, workers included, as a terminal and service managers send it."""
-    files = {"a.jpg": encode(photograph(64, 64)), "b.jpg": encode(photograph(3000, 4000), quality=90)}
-    source, out = fill(tmp_path / "in", files), tmp_path / "out"
+    source, out = fill(tmp_path / "in", large), tmp_path / "out"
     interrupted = 0.0
 
     def work() -> int:
@@ -262,9 +293,10 @@ def test_interrupted_amid_a_large_image_ends_soon(tmp_path, weights, workers, nu
     assert not (out / PARTIAL).exists()
 
 
-def test_help_as_a_command(tmp_path):
-    shown = subprocess.run(
-        [sys.executable, "-m", "pipeline.restore", "--help"], capture_output=True, text=True, check=True
-    )
+def test_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        restore.main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
     for word in ("--input-dir", "--weights", "manifest.jsonl", "exit codes", "examples"):
-        assert word in shown.stdout
+        assert word in shown

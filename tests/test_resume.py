@@ -1,10 +1,8 @@
 """`kill -9` at any moment, and the same command again: the folder ends as that of a run that was left alone, and
 nothing that was finished is computed again."""
 
-import io
 import os
 import signal
-import tarfile
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from jpegs import SAMPLINGS, encode, photograph
 from runs import command, fill, in_a_child, lines, outputs, run, tiny_weights
+from shards import write_tar
 
 from pipeline import restore
 from pipeline.manifest import MANIFEST, PARTIAL
@@ -76,13 +75,8 @@ def test_killed_at_twenty_moments(tmp_path, seed):
 @pytest.mark.parametrize("finished_shards", range(4))
 def test_killed_while_it_writes_shards(tmp_path, seed, finished_shards):
     source = tmp_path / "in"
-    source.mkdir()
     for number in range(4):
-        with tarfile.open(source / f"{number}.tar", "w") as shard:
-            for name, data in {**photographs(8), "note.json": b"{}"}.items():
-                header = tarfile.TarInfo(name)
-                header.size = len(data)
-                shard.addfile(header, io.BytesIO(data))
+        write_tar(source / f"{number}.tar", {**photographs(8), "note.json": b"{}"})
     weights, out = tiny_weights(tmp_path, noise=True), tmp_path / "out"
     options = ("--weights", weights, "--mode", "sample", "--samples", "2", "--output-shards")
     started = time.perf_counter()

@@ -1,6 +1,5 @@
 """Outputs appear whole or not at all, whatever happens: bad names, a full disk, kill -9 at any moment."""
 
-import io
 import json
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from disks import small_disk
+from shards import write_tar
 
 from pipeline.manifest import MANIFEST, PARTIAL, Manifest, Record, RunIdentity, SinkError
 from pipeline.shard_sink import ShardSink
@@ -228,12 +228,8 @@ def make_input(folder: Path) -> None:
     for number in range(24):
         (folder / f"{number:02}.jpg").write_bytes(rng.randbytes(rng.randrange(1, 60_000)))
     for number in range(6):
-        with tarfile.open(folder / f"s{number}.tar", "w") as tar:
-            for member in range(16):
-                data = rng.randbytes(rng.randrange(1, 30_000))
-                header = tarfile.TarInfo(f"{member // 2}{'.json' if member % 2 else '.jpg'}")
-                header.size = len(data)
-                tar.addfile(header, io.BytesIO(data))
+        names = (f"{member // 2}{'.json' if member % 2 else '.jpg'}" for member in range(16))
+        write_tar(folder / f"s{number}.tar", {name: rng.randbytes(rng.randrange(1, 30_000)) for name in names})
 
 
 @contextmanager

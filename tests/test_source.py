@@ -1,7 +1,6 @@
 """Reading folders and tars: everything accounted for, in one order, and no trust in names or sizes."""
 
 import gzip
-import io
 import os
 import random
 import subprocess
@@ -11,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from shards import write_tar
 
 from pipeline.keys import Keys
 from pipeline.source import (
@@ -22,16 +22,6 @@ from pipeline.source import (
     read,
     safe_name,
 )
-
-
-def make_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            tar.addfile(header, io.BytesIO(data))
-    return path
 
 
 def put(path: Path, data: bytes = b"data") -> None:
@@ -50,7 +40,7 @@ def errors(found: list[Item]) -> dict[str, str]:
 def test_folder_with_files_and_shards_at_any_depth(tmp_path):
     for name in ("b/z.jpeg", "b/a.JPG", "a.b.c.jpg", "top.jfif", "x.jpe", "notes.txt", "b/c/deep.jpg", ".jpg", "é.jpg"):
         put(tmp_path / name, name.encode())
-    make_tar(tmp_path / "b" / "one.tar", [("m/1.jpg", b"one"), ("m/1.json", b"{}"), ("./m//2.v2.jpeg", b"two")])
+    write_tar(tmp_path / "b" / "one.tar", [("m/1.jpg", b"one"), ("m/1.json", b"{}"), ("./m//2.v2.jpeg", b"two")])
     found = items(tmp_path)
     assert [(item.key, item.source, item.shard) for item in found] == [
         ("a.b.c", "a.b.c.jpg", None),
@@ -74,7 +64,7 @@ def test_folder_with_files_and_shards_at_any_depth(tmp_path):
 def test_single_file_and_single_tar(tmp_path):
     put(tmp_path / "photo.jpg", b"p")
     put(tmp_path / "other.jpg", b"o")
-    tar = make_tar(tmp_path / "s.tar", [("a/b.jpg", b"q")])
+    tar = write_tar(tmp_path / "s.tar", [("a/b.jpg", b"q")])
     assert items(tmp_path / "photo.jpg") == [Item("photo", "photo.jpg", b"p")]
     assert items(tar) == [Item("a/b", "s.tar/a/b.jpg", b"q", "s.tar")]
     assert list_sources(tmp_path / "photo.jpg").count == 1
@@ -90,7 +80,7 @@ def test_input_that_holds_nothing_says_so(tmp_path, name):
 
 
 def test_side_members_come_only_when_asked_for(tmp_path):
-    tar = make_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"t"), ("a.txt", b"u")])
+    tar = write_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("a.json", b"{}"), ("a.txt", b"t"), ("a.txt", b"u")])
     assert [item.key for item in items(tar)] == ["a"]
     assert list(read(list_sources(tar), side_members=True))[1:] == [
         SideMember("a.json", "s.tar/a.json", b"{}", "s.tar"),
@@ -101,7 +91,7 @@ def test_side_members_come_only_when_asked_for(tmp_path):
 
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar.gz", "w:gz"), (".tgz", "w:gz"), (".TAR", "w")])
 def test_compressed_and_capital_shards(tmp_path, suffix, mode):
-    tar = make_tar(tmp_path / f"s{suffix}", [("a.jpg", b"1" * 5000), ("b.jpg", b"2")], mode)
+    tar = write_tar(tmp_path / f"s{suffix}", [("a.jpg", b"1" * 5000), ("b.jpg", b"2")], mode)
     assert [(item.key, item.data, item.error) for item in items(tar)] == [
         ("a", b"1" * 5000, None),
         ("b", b"2", None),
@@ -111,8 +101,8 @@ def test_compressed_and_capital_shards(tmp_path, suffix, mode):
 def test_finished_and_whole_are_not_read(tmp_path):
     put(tmp_path / "a.jpg")
     put(tmp_path / "b.jpg")
-    make_tar(tmp_path / "s.tar", [("c.jpg", b"1"), ("d.jpg", b"2")])
-    make_tar(tmp_path / "t.tar", [("e.jpg", b"3")])
+    write_tar(tmp_path / "s.tar", [("c.jpg", b"1"), ("d.jpg", b"2")])
+    write_tar(tmp_path / "t.tar", [("e.jpg", b"3")])
     (tmp_path / "a.jpg").chmod(0)
     found = items(
         tmp_path, finished=lambda source: source in ("a.jpg", "s.tar/c.jpg"), whole=lambda shard: shard == "t.tar"
@@ -129,7 +119,7 @@ def test_finished_and_whole_are_not_read(tmp_path):
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.8])
 def test_tar_cut_off_gives_its_readable_files_and_is_reported(tmp_path, suffix, share):
     members = [(f"{number:02}.jpg", os.urandom(3000)) for number in range(20)]
-    tar = make_tar(tmp_path / f"s{suffix}", members, "w:gz" if suffix.endswith("gz") else "w")
+    tar = write_tar(tmp_path / f"s{suffix}", members, "w:gz" if suffix.endswith("gz") else "w")
     tar.write_bytes(tar.read_bytes()[: int(tar.stat().st_size * share)])
     *whole, last = items(tmp_path)
     assert [(item.source, item.data) for item in whole] == [(f"s{suffix}/{name}", data) for name, data in members][
@@ -142,7 +132,7 @@ def test_tar_cut_off_gives_its_readable_files_and_is_reported(tmp_path, suffix, 
 
 def test_tar_cut_at_any_place_is_never_taken_for_whole(tmp_path):
     members = [(f"{number}.jpg", bytes([number]) * 700) for number in range(3)]
-    whole = make_tar(tmp_path / "whole.tar", members).read_bytes()
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
     end = 3 * (512 + 1024)
     for size in [*range(0, end, 97), *range(0, end + 1, 512)]:
         cut = tmp_path / "cut.tar"
@@ -155,7 +145,7 @@ def test_tar_cut_at_any_place_is_never_taken_for_whole(tmp_path):
 
 
 def test_damaged_header_in_the_middle_is_reported(tmp_path):
-    tar = make_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3")])
+    tar = write_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3")])
     data = bytearray(tar.read_bytes())
     data[1024:1030] = b"\xff" * 6
     tar.write_bytes(data)
@@ -165,7 +155,7 @@ def test_damaged_header_in_the_middle_is_reported(tmp_path):
 
 
 def test_random_damage_never_raises_or_hangs(tmp_path):
-    tar = make_tar(tmp_path / "s.tar", [(f"{'long' * 30}{number}.jpg", b"1" * 300) for number in range(5)])
+    tar = write_tar(tmp_path / "s.tar", [(f"{'long' * 30}{number}.jpg", b"1" * 300) for number in range(5)])
     whole = tar.read_bytes()
     rng = random.Random(5)
     for _ in range(400):
@@ -186,7 +176,7 @@ def test_header_that_claims_a_negative_or_endless_size(tmp_path):
         header[124:136] = bytes([0xFF if size < 0 else 0x80]) + (size % (1 << 88)).to_bytes(11, "big")
         header[148:156] = b" " * 8
         header[148:156] = b"%06o\0 " % sum(header)
-        tar = make_tar(tmp_path / "s.tar", [("a.jpg", b"1")])
+        tar = write_tar(tmp_path / "s.tar", [("a.jpg", b"1")])
         tar.write_bytes(tar.read_bytes()[:1024] + header + bytes(1024))
         found = items(tar)
         assert [item.source for item in found if item.error is None] == ["s.tar/a.jpg"]
@@ -207,12 +197,12 @@ def test_file_named_tar_that_is_none(tmp_path, content):
 
 
 def test_empty_tar_is_fine(tmp_path):
-    assert items(make_tar(tmp_path / "s.tar", [])) == []
+    assert items(write_tar(tmp_path / "s.tar", [])) == []
 
 
 def test_unsafe_names_are_reported_and_never_mended(tmp_path):
     bad = ["../up.jpg", "/etc/abs.jpg", "a/../../b.jpg", "a/..//c.jpg"]
-    tar = make_tar(tmp_path / "s.tar", [(name, b"1") for name in bad] + [("ok.jpg", b"2"), ("../up.txt", b"3")])
+    tar = write_tar(tmp_path / "s.tar", [(name, b"1") for name in bad] + [("ok.jpg", b"2"), ("../up.txt", b"3")])
     found = items(tar, side_members=True)
     assert [item.key for item in found if item.error is None] == ["ok"]
     assert all("unsafe name" in reason for reason in errors(found).values())
@@ -222,7 +212,7 @@ def test_unsafe_names_are_reported_and_never_mended(tmp_path):
 
 def test_what_was_reported_once_is_not_reported_again(tmp_path):
     """A continued run has a line for it already."""
-    make_tar(tmp_path / "s.tar", [("../up.jpg", b"1"), ("big.jpg", b"1" * 200)])
+    write_tar(tmp_path / "s.tar", [("../up.jpg", b"1"), ("big.jpg", b"1" * 200)])
     put(tmp_path / "fake.tar", b"no tar")
     (tmp_path / "broken.jpg").symlink_to("nowhere")
     first = items(tmp_path, limit=100)
@@ -308,7 +298,7 @@ def test_files_that_cannot_be_read_are_errors_and_the_rest_goes_on(tmp_path):
 def test_too_large_is_an_error_and_takes_no_memory(tmp_path):
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(1 << 33)
-    make_tar(tmp_path / "s.tar", [("big.jpg", b"1" * 200), ("big.txt", b"1" * 200), ("small.jpg", b"2")])
+    write_tar(tmp_path / "s.tar", [("big.jpg", b"1" * 200), ("big.txt", b"1" * 200), ("small.jpg", b"2")])
     tracemalloc.start()
     found = items(tmp_path, side_members=True, limit=100)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
@@ -329,7 +319,7 @@ print(count, tracemalloc.get_traced_memory()[1])
 
 def test_memory_does_not_grow_with_the_members_of_a_shard(tmp_path):
     def peak(count: int) -> int:
-        tar = make_tar(tmp_path / f"{count}.tar", [(f"{number:06}.jpg", b"") for number in range(count)])
+        tar = write_tar(tmp_path / f"{count}.tar", [(f"{number:06}.jpg", b"") for number in range(count)])
         # a fresh interpreter: tracemalloc counts whatever this one's other threads and leftovers allocate, too
         command = [sys.executable, "-c", PEAK, str(tar)]
         found, size = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
@@ -341,7 +331,7 @@ def test_memory_does_not_grow_with_the_members_of_a_shard(tmp_path):
 
 def test_output_folder_below_the_input_is_left_out(tmp_path):
     put(tmp_path / "a.jpg")
-    make_tar(tmp_path / "out" / "s.tar", [("b.jpg", b"1")])
+    write_tar(tmp_path / "out" / "s.tar", [("b.jpg", b"1")])
     assert [entry.name for entry in list_sources(tmp_path, exclude=tmp_path / "out")] == ["a.jpg"]
     assert [entry.name for entry in list_sources(tmp_path, exclude=tmp_path)] == ["a.jpg", "out/s.tar"]
     assert [entry.name for entry in list_sources(tmp_path, exclude=tmp_path / "not yet")] == ["a.jpg", "out/s.tar"]
@@ -351,8 +341,8 @@ def test_duplicate_keys_name_the_first_of_them(tmp_path):
     put(tmp_path / "x.jpeg")
     put(tmp_path / "x.jpg")
     put(tmp_path / "s.tar.jpg")
-    make_tar(tmp_path / "s.tar", [("x.jpg", b"1"), ("y.jpg", b"2"), ("y.jpg", b"3"), ("z.jpg", b"4")])
-    make_tar(tmp_path / "t.tar", [("y.jpe", b"5")])
+    write_tar(tmp_path / "s.tar", [("x.jpg", b"1"), ("y.jpg", b"2"), ("y.jpg", b"3"), ("z.jpg", b"4")])
+    write_tar(tmp_path / "t.tar", [("y.jpe", b"5")])
     (tmp_path / "u.tar").write_bytes(b"broken")
     keys, found = Keys(), items(tmp_path)
     assert {item.source: first for item in found if (first := keys.claim(item)) is not None} == {

@@ -17,15 +17,23 @@ ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: samp
 
 
 @pytest.fixture
-def short_descent(monkeypatch) -> None:
+def short_search(monkeypatch) -> None:
     """On both sides: the interpreter would take minutes over a stubborn MCU."""
+    monkeypatch.setattr(exact, "PASSES", 12)  # more than the patience with whole MCUs
+    monkeypatch.setitem(triton_exact.CONSTANTS, "PASSES", 12)
+    shorten(monkeypatch, 2, (8, 11, 1))
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch, turns: int, *attempts: tuple[int, int, int]) -> None:
     for module in (descent, triton_descent):
-        monkeypatch.setattr(module, "ATTEMPTS", ((8, 11, 1),))
+        monkeypatch.setattr(module, "ATTEMPTS", attempts)
+    monkeypatch.setattr(descent, "TURNS", turns)
+    monkeypatch.setitem(triton_descent.CONSTANTS, "TURNS", turns)
 
 
 @ALL
 @pytest.mark.parametrize("size", [(18, 17), (16, 32)])
-@pytest.mark.usefixtures("poisoned", "short_descent")
+@pytest.mark.usefixtures("poisoned", "short_search")
 def test_the_certificate_is_true_and_the_image_the_cpus(sampling, size, device, seed):
     x = 32 + 0.75 * pictures(3, sampling, size).clamp(0, 255)
     tables = torch.cat([tables_of(quality, sampling) for quality in (10, 30, 50)])
@@ -40,7 +48,7 @@ def test_the_certificate_is_true_and_the_image_the_cpus(sampling, size, device, 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.uint8])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.usefixtures("poisoned", "short_descent")
+@pytest.mark.usefixtures("poisoned", "short_search")
 def test_dtypes_and_layouts(dtype, layout, device, seed):
     sampling = Subsampling.S420
     tables = torch.cat([tables_of(10, sampling), tables_of(30, sampling)])
@@ -59,8 +67,7 @@ def test_the_finest_and_the_coarsest_steps_at_both_ends_of_the_gamut(sampling, s
     """After a few passes: with steps of one, 8-bit rounding alone leaves many intervals, on the CPU too."""
     monkeypatch.setattr(exact, "PASSES", 3)
     monkeypatch.setitem(triton_exact.CONSTANTS, "PASSES", 3)
-    for module in (descent, triton_descent):
-        monkeypatch.setattr(module, "ATTEMPTS", ((8, 0, 1),))
+    shorten(monkeypatch, 1, (8, 0, 1))
     x = pictures(2, sampling, (17, 18)).clamp(0, 255)
     x[0, :, :9], x[0, :, 9:] = 0, 255
     tables = torch.full((2, sampling.components, 8, 8), step, dtype=torch.int32)
@@ -86,17 +93,18 @@ def wrong_mcus(image: torch.Tensor, c) -> torch.Tensor:
 
 @ALL
 def test_moves_are_the_cpus_one_by_one(sampling, device, seed, monkeypatch):
-    """A file's own image, some values moved: after a few turns every pixel is what kernels/descent.py makes of it."""
-    pixels = in_colours_of(scene(17, 20, seed), sampling)
+    """A file's own image of a whole MCU and three cut ones, some values moved: after a few turns every pixel is what
+    kernels/descent.py makes of it."""
+    height, width = sampling.mcu
+    pixels = in_colours_of(scene(height + 1, width + 4, seed), sampling)
     c = by_libjpeg(pixels, tables_of(90, sampling), sampling)
     start = tensor_of(pixels).clone()
-    moved = torch.rand(start.shape) < 0.02
+    moved = torch.rand(start.shape) < 30 / start.numel()
     start[moved] = (start[moved].int() + torch.randint(-2, 3, (int(moved.sum()),))).clamp(0, 255).to(torch.uint8)
     wrong = wrong_mcus(start, c)
     listed = wrong.nonzero().flatten()[torch.randperm(int((wrong > 0).sum()))]
     count = torch.tensor([len(listed)], dtype=torch.int32)
-    for module in (descent, triton_descent):
-        monkeypatch.setattr(module, "ATTEMPTS", ((3, 4, 2), (11, 11, 2)))
+    shorten(monkeypatch, 1, (3, 4, 2), (11, 11, 2))
     image, mismatches = start.clone().to(device), torch.zeros(1, dtype=torch.int32, device=device)
     file = (*three([plane.to(device) for plane in c.planes]), c.tables.to(device))
     unsettled, wrongs = (torch.cat([count, entries.int()]).to(device) for entries in (listed, wrong[listed]))
@@ -109,16 +117,15 @@ def test_moves_are_the_cpus_one_by_one(sampling, device, seed, monkeypatch):
     assert torch.equal(mismatches.cpu(), left.int())
 
 
-def search_from(x, c, region) -> exact.Search:
+def search_from(x, c, region) -> tuple[exact.Search, torch.Tensor]:
     """The search as it stands before its last step, the image given being the best so far."""
     tiles = to_tiles(x, region).flatten(0, 2)
     centre, step = exact.intervals(c, region)
     centre, step = centre.flatten(0, 2), step.expand_as(centre).flatten(0, 2)
     wrong = is_wrong(find(tiles.float(), region.mcu), centre, step, region.mcu).flatten(1).sum(1)
     where = torch.arange(len(tiles))
-    return exact.Search(
-        tiles.float(), centre, step, torch.zeros_like(centre), tiles, wrong, where, torch.zeros_like(where)
-    )
+    search = exact.Search(tiles.float(), centre, step, torch.zeros_like(centre), wrong, where, torch.zeros_like(where))
+    return search, tiles
 
 
 def test_it_is_a_custom_operator(device, seed):

@@ -1,6 +1,6 @@
-"""All that is compared for one file: plain decode, the regression, samples before and after projection, their mean, and
-white noise as strong as the samples' variety. Computed as pipeline.restorer does it, down to the bit, with every draw
-made once."""
+"""All that is compared for one file: plain decode, the regression, samples before and after projection, averages of
+them, and white noise as strong as their variety. Computed as pipeline.restorer does it, down to the bit, with every
+draw made once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ MODES = {
     "noise": "the same with white noise added, of the samples' mean deviation in this image, projected",
     "sample": "one draw, rounded to 8 bits",
     "projected": "one draw, projected",
-    "mean": "the average of all draws, projected",
+    "independent": "the average of all draws, projected",
+    "mean": "the average of as many draws in antithetic pairs, projected",
 }
 """Projected: by `project_exact`, as in every image that the pipeline writes."""
 
-DRAWN = frozenset({"noise", "sample", "projected", "mean"})
+DRAWN = frozenset({"noise", "sample", "projected", "independent", "mean"})
 """Those that need a network that draws samples."""
 
 SHOWN = 4
@@ -106,14 +107,18 @@ def restorations(
 
 
 def _drawn(drawer: Drawer, seeds: list[int], modes: frozenset[str]) -> dict[str, Restoration]:
-    """`sample` always, `projected` and `mean` where wanted."""
+    """`sample` always, the others where wanted."""
     free, exact = Spread(), Spread()
-    total = torch.zeros(())
+    total = paired = torch.zeros(())
     drawn: list[Tensor] = []
     projected: list[tuple[Tensor, int]] = []
     for number, seed in enumerate(seeds):
         x = drawer.draw(seed)
         total = total.to(x.device) + x
+        if "mean" in modes and 2 * number < len(seeds):
+            paired = paired.to(x.device) + x
+            if 2 * number + 1 < len(seeds):
+                paired = paired + drawer.draw(~seed)
         limited = x.clamp(0, 255)
         free.add(limited)
         if number < SHOWN:
@@ -126,8 +131,9 @@ def _drawn(drawer: Drawer, seeds: list[int], modes: frozenset[str]) -> dict[str,
     found = {"sample": Restoration(drawn[0], None, _on_cpu(free.deviation), tuple(drawn))}
     if projected:
         found["projected"] = Restoration(*projected[0], exact.deviation, tuple(image for image, _ in projected))
-    if "mean" in modes:
-        found["mean"] = Restoration(*drawer.project(total / len(seeds)))
+    for mode, average in (("independent", total / len(seeds)), ("mean", paired / len(seeds))):
+        if mode in modes:
+            found[mode] = Restoration(*drawer.project(average))
     return found
 
 
