@@ -68,6 +68,11 @@ SILENT, LOUD = 12.0, 29.0
 would be less like the original than the plain decode; from the second on its noise is whole."""
 
 
+EXTREME = 2.0
+"""Noise beyond it is cut off: at the rare extremes of a Gaussian a network draws hatching, which it has hardly ever been
+shown to be wrong."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """Which noise to inject: seeds [N] int64 and the place [N, 2] int64 (y, x), in pixels, of each input's corner in
@@ -79,7 +84,7 @@ class Noise:
 
     def layers(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
         """[N, count, h, w] float32: the noise of layers `first` and on, on a grid of every `scale` pixels."""
-        z = gaussian(self.seeds, first, count, self.origins // scale, size)
+        z = gaussian(self.seeds, first, count, self.origins // scale, size).clamp_(-EXTREME, EXTREME)
         return z if self.amplitude is None else z * self.amplitude
 
 
