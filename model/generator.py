@@ -69,8 +69,8 @@ would be less like the original than the plain decode; from the second on its no
 
 
 EXTREME = 2.0
-"""Noise beyond it is cut off: at the rare extremes of a Gaussian a network draws hatching, which it has hardly ever been
-shown to be wrong."""
+"""Noise beyond it is cut off: at a Gaussian's rare extremes networks drew hatching, as they had seen too few of them to
+learn otherwise."""
 
 
 @dataclass(frozen=True)
