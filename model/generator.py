@@ -32,10 +32,9 @@ TRUNKS = ("residual", "rrdb")
 class GeneratorConfig:
     """features: width of the trunk. blocks: at a quarter of the resolution; half of the residual ones lie before and
     half after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). embedding: width of
-    the conditioning. noise: inject it. noise_channels: so many more enter with the image. trunk: `residual` or `rrdb`.
-    growth: channels that a convolution of `rrdb` adds.
+    the conditioning. noise: inject it. trunk: `residual` or `rrdb`. growth: channels that a convolution of `rrdb` adds.
 
-    Raises ValueError for another trunk, for inner blocks in `rrdb`, and for channels of noise without noise."""
+    Raises ValueError for another trunk, and for inner blocks in `rrdb`."""
 
     features: int = 64
     blocks: int = 8
@@ -43,7 +42,6 @@ class GeneratorConfig:
     inner_blocks: int = 0
     embedding: int = 64
     noise: bool = False
-    noise_channels: int = 0
     trunk: str = "residual"
     growth: int = 32
 
@@ -52,12 +50,7 @@ class GeneratorConfig:
             raise ValueError(f"trunk {self.trunk!r}: expected {' or '.join(TRUNKS)}")
         if self.trunk == "rrdb" and self.inner_blocks:
             raise ValueError(f"inner_blocks {self.inner_blocks}: the trunk rrdb has none, expected 0")
-        if self.noise_channels and not self.noise:
-            raise ValueError(f"noise_channels {self.noise_channels} without noise: expected 0, or noise: true")
 
-
-ENTRANCE = 1 << 16
-"""The layer of noise that enters with the image; those of blocks count from 0."""
 
 PAPER = GeneratorConfig(trunk="rrdb", blocks=23, features=64, growth=32, noise=True)
 """The paper's size: 17 million parameters."""
@@ -153,7 +146,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         self.conditioning = Conditioning(config.embedding)
-        self.head = nn.Conv2d(3 * SCALE**2 + config.noise_channels, config.features, 3, padding=1)
+        self.head = nn.Conv2d(3 * SCALE**2, config.features, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(1, config.features, ALIGNMENT // SCALE, ALIGNMENT // SCALE))
         if config.trunk == "rrdb":
             self._build_rrdb(config)
@@ -221,13 +214,9 @@ class Generator(nn.Module):
             raise ValueError("a noisy generator needs noise, a deterministic one takes none")
         embedded = self.conditioning(tables, sampling)
         x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
-        if noise is not None:
-            noise = replace(noise, amplitude=loudness(tables))
-            if self.config.noise_channels:
-                z = noise.layers(ENTRANCE, self.config.noise_channels, SCALE, (x.shape[2], x.shape[3]))
-                x = torch.cat((x, z.to(x.dtype)), dim=1)
         x = self.head(x)
         x = x + self.place.to(x.dtype).repeat(1, 1, height // ALIGNMENT, width // ALIGNMENT)
+        noise = None if noise is None else replace(noise, amplitude=loudness(tables))
         trunk = self._rrdb if self.config.trunk == "rrdb" else self._residual
         return decoded + trunk(x, embedded, noise).to(decoded.dtype)
 
@@ -271,22 +260,15 @@ def start_small(tail: nn.Conv2d) -> None:
 
 def inherit(generator: Generator, trained: Generator) -> None:
     """Takes over all weights of a trained generator of the same width. A noisy one keeps its own noise where the
-    trained one has none: so a sampler starts from a regression network. More channels of noise at the entrance, and the
-    new blocks of a deeper residual trunk, which has the trained ones at both ends, change nothing at first. Raises
-    ValueError where it cannot be."""
+    trained one has none: so a sampler starts from a regression network. A deeper one, of residual blocks, has the
+    trained blocks at both ends and new ones in the middle, which change nothing at first. Raises ValueError where it
+    cannot be."""
     ours, theirs = generator.config, trained.config
     deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
-    grown = replace(
-        theirs,
-        noise=theirs.noise or ours.noise,
-        noise_channels=max(theirs.noise_channels, ours.noise_channels),
-        blocks=ours.blocks if deeper else theirs.blocks,
-    )
+    grown = replace(theirs, noise=theirs.noise or ours.noise, blocks=ours.blocks if deeper else theirs.blocks)
     if grown != ours:
         raise ValueError(f"a generator of {ours} cannot take over the weights of {trained.config}")
     tensors = {_grown(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
-    more = ours.noise_channels - theirs.noise_channels
-    tensors["head.weight"] = F.pad(tensors["head.weight"], (0, 0, 0, 0, 0, more))
     for name, tensor in generator.state_dict().items():
         if name not in tensors:
             tensors[name] = torch.zeros_like(tensor) if ".second." in name else tensor

@@ -14,9 +14,7 @@ from model.rrdb import DenseBlock, JoinedConv2d, Upsampler
 from model.weights import load, save
 
 PLAIN = GeneratorConfig(features=8, blocks=3, embedding=8)
-DEEP = GeneratorConfig(
-    features=8, blocks=2, inner_features=12, inner_blocks=2, embedding=8, noise=True, noise_channels=5
-)
+DEEP = GeneratorConfig(features=8, blocks=2, inner_features=12, inner_blocks=2, embedding=8, noise=True)
 RRDB = GeneratorConfig(trunk="rrdb", features=8, blocks=1, growth=4, embedding=8, noise=True)
 GRAY, S420 = (torch.tensor([list(Subsampling).index(s)]) for s in (Subsampling.GRAY, Subsampling.S420))
 
@@ -244,7 +242,7 @@ def test_every_layer_draws_noise_of_its_own_at_absolute_places():
 
 
 def test_other_trunks_are_refused():
-    for options in ({"trunk": "unet"}, {"trunk": "rrdb", "inner_blocks": 1}, {"noise_channels": 1}):
+    for options in ({"trunk": "unet"}, {"trunk": "rrdb", "inner_blocks": 1}):
         with pytest.raises(ValueError, match="expected"):
             GeneratorConfig(**options)
 
@@ -252,7 +250,7 @@ def test_other_trunks_are_refused():
 @pytest.mark.parametrize("config", [DEEP, RRDB])
 def test_a_sampler_starts_from_a_regression_network(config):
     """Where its noise is silent the two are equal."""
-    trained = generator_of(replace(config, noise=False, noise_channels=0), seed=1)
+    trained = generator_of(replace(config, noise=False), seed=1)
     sampler, image = generator_of(config, seed=2), picture(32, 32)
     inherit(sampler, trained)
     assert not torch.allclose(run(sampler, image), run(trained, image), atol=1e-3)
@@ -268,22 +266,6 @@ def test_a_sampler_starts_from_a_regression_network(config):
     for other in (trained, generator_of(replace(config, blocks=3)), generator_of(replace(config, embedding=4))):
         with pytest.raises(ValueError, match="cannot take over"):
             inherit(other, sampler)
-
-
-def test_noise_that_enters_with_the_image_changes_nothing_at_first():
-    trained, image = generator_of(replace(PLAIN, noise=True), seed=1), picture(32, 32)
-    sampler = generator_of(replace(PLAIN, noise=True, noise_channels=6), seed=2)
-    inherit(sampler, trained)
-    assert torch.allclose(run(sampler, image), run(trained, image), atol=1e-6)
-    with torch.no_grad():
-        sampler.head.weight[:, -6:].normal_()
-        assert not torch.allclose(run(sampler, image), run(trained, image), atol=1e-2)
-        for name, parameter in sampler.named_parameters():
-            if name.endswith("noise_weight"):
-                parameter.zero_()
-    assert not torch.allclose(run(sampler, image), run(sampler, image, noise=noise_at(16, 0)), atol=1e-2)
-    with pytest.raises(ValueError, match="cannot take over"):
-        inherit(trained, sampler)
 
 
 @pytest.mark.parametrize("blocks", [4, 7])

@@ -218,7 +218,7 @@ def _signs(config: Config) -> Iterator[Rule]:
         "run": ("log_every", "validate_every", "save_every", "timeout"),
     }
     not_negative = {
-        "model": ("blocks", "inner_blocks", "noise_channels"),
+        "model": ("blocks", "inner_blocks"),
         "optimiser": ("final_learning_rate", "warmup"),
         "critic": ("halvings",),
         "game": (
