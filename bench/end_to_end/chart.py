@@ -70,7 +70,7 @@ def draw_scaling(by_files: Sequence[Rung], by_megapixels: Sequence[Rung], path: 
         memories.set(xscale="log", xlabel=what, ylabel="peak MiB")
         memories.set_ylim(bottom=0)
         for axes in (times, memories):
-            axes.set_xticks(across, [f"{x:.3g}" for x in across])
+            axes.set_xticks(across, [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in across])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
