@@ -66,6 +66,11 @@ EXTREME = 2.0
 learn otherwise."""
 
 
+NOISE = 2
+"""The version of what a seed means: another gives other samples with the same weights. 1: without `EXTREME`, and a
+seed's complement had noise of its own."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """Which noise to inject: seeds [N] int64 and the place [N, 2] int64 (y, x), in pixels, of each input's corner in

@@ -25,6 +25,7 @@ from typing import NoReturn, get_args
 import torch
 from tqdm import tqdm
 
+from model.generator import NOISE
 from pipeline.bitstream import Bitstream, read_bitstream
 from pipeline.dali_frontend import TOGETHER, as_read
 from pipeline.device import one_thread
@@ -76,16 +77,17 @@ class Job:
 
     def identity(self) -> RunIdentity:
         """What must not change when the run goes on."""
-        options = self.restorer.options
+        restorer, options = self.restorer, self.restorer.options
         return RunIdentity(
-            weights=self.restorer.digest,
-            mode=self.restorer.mode,
+            weights=restorer.digest,
+            mode=restorer.mode,
             seed=self.seed,
             samples=options.samples,
             format=self.format,
             shards=self.shards,
             input=str(self.input.resolve()),
             frontend=options.frontend,
+            noise=NOISE if restorer.generator.config.noise else 1,
         )
 
 
@@ -114,11 +116,11 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
     Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
     sources = find(job)
     with ExitStack() as stack:
+        stack.enter_context(one_thread(job.restorer.device))
+        line = stack.enter_context(open_line(job))  # forks, which threads would not survive
+        job.restorer.check()  # before anything of an earlier run is touched
         manifest = stack.enter_context(open_manifest(job.output, job.identity(), job.overwrite, job.share.part))
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
-        stack.enter_context(one_thread(job.restorer.device))
-        line = stack.enter_context(open_line(job))  # forks, which the progress bar's thread would not survive
-        job.restorer.check()
         before = manifest.counts.total()
         total = None if job.share.part else sources.count
         progress = stack.enter_context(progress_bar(job, total, before))
@@ -180,7 +182,7 @@ def stages(job: Job) -> list[Stage[Step]]:
         split=parts_of,
         do=restorer.restore_parts,
         take=put,
-        place="device" if restorer.batched else "remote",
+        place="device" if restorer.batched else "remote" if restorer.dali is None else "worker",  # DALI has threads
         kind=restorer.shape,
         together=restorer.together,
     )

@@ -31,6 +31,7 @@ class RunIdentity:
     shards: bool = False
     input: str = ""
     frontend: str = "libjpeg"
+    noise: int = 1
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ class Failure:
 @dataclass
 class Restorer:
     """See the module. Make one with `from_pretrained`; it may be used for any number of files, one thread at a time
-    (on the CPU, from several threads). batched: tiles go through the network in batches of one of few shapes, filled up
-    with whatever there is, as a GPU wants them."""
+    (on the CPU, from several threads, unless DALI is the front end). batched: tiles go through the network in batches
+    of one of few shapes, filled up with whatever there is, as a GPU wants them."""
 
     generator: Generator
     digest: str

@@ -89,7 +89,7 @@ class GameConfig:
     energy: float = 0.0  # E, the energy score of K samples, of pixels and bands
     feature_energy: float = 0.0  # the same of `features`
     projected: bool = False  # all terms are about samples projected onto their file's intervals, as users get them
-    astray: float = 0.0  # mean square between such a sample and its projection, which hides how far it has strayed
+    astray: float = 0.0  # mean square between a sample before projection and after, which hides how far it strays
     perceptual: float = 0.0  # P
     features: str = LITE0  # P's and E's: lite0, or the path of torchvision's VGG-19 file
 
@@ -300,7 +300,7 @@ def _game_rules(config: Config) -> list[Rule]:
         (
             "model.noise",
             config.model.noise or not moments,
-            "true: game.first_moment, second_moment, energy and feature_energy are about samples",
+            "true: game.first_moment, second_moment, energy, feature_energy and astray are about samples",
         ),
         ("game.astray", game.projected or not game.astray, "0 without game.projected"),
         ("game.samples", not moments or game.samples >= enough, "2 or more: the terms compare samples"),
@@ -313,8 +313,8 @@ def _game_rules(config: Config) -> list[Rule]:
 
 
 def has_moments(game: GameConfig) -> bool:
-    """Whether there are terms of several samples of an image: FM, SM, E."""
-    return max(game.first_moment, game.second_moment, game.energy, game.feature_energy) > 0
+    """Whether there are terms of several samples of an image: FM, SM, E, and how far they stray."""
+    return max(game.first_moment, game.second_moment, game.energy, game.feature_energy, game.astray) > 0
 
 
 def has_single_samples(game: GameConfig) -> bool:

@@ -131,8 +131,8 @@ def drawn(network: nn.Module, batch: Batch, config: Config, seeds: Tensor | None
 
 
 def bound(restored: Tensor, batch: Batch, config: Config) -> Tensor:
-    """Projected where `game.projected` says so. The gradient is that of the sample before: that of the projection would
-    be 0 wherever a coefficient has left its interval, and nothing would call it back."""
+    """Projected where `game.projected` says so, by a straight-through estimator: the gradient is that of the sample
+    before. What the projection removes, it does not call back; `game.astray` does, a commitment loss like VQ-VAE's."""
     if not config.game.projected:
         return restored
     with torch.no_grad():

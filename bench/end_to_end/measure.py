@@ -134,7 +134,8 @@ class SlowSink(ShardSink):
 
 
 def slow_sink(throttle: float, job: engine.Job, manifest: Ledger, sources: Sources) -> Sink:
-    sink = SlowSink(manifest, sources.root, job.format)
+    restorer = job.restorer
+    sink = SlowSink(manifest, sources.root, job.format, restorer.options.samples if restorer.mode == "sample" else 1)
     sink.throttle = throttle
     return sink
 
