@@ -30,12 +30,13 @@ from typing import Any, NoReturn, Self
 from tqdm import tqdm
 
 from pipeline.device import one_thread
-from pipeline.engine import Job, claim, fates, find, open_line, open_sink, progress_bar, write
+from pipeline.engine import Job, claim, find, open_line, open_sink, write
 from pipeline.keys import Decided, Keys
 from pipeline.manifest import PARTIAL, PartStore, Record, SinkError
 from pipeline.ranks import Unit, units_of
 from pipeline.remote import Address, Remote, RemoteError, failures_of
 from pipeline.remote_output import RemoteStore, manifest_address, open_manifest
+from pipeline.report import progress_bar, summary
 from pipeline.restorer import Options, Restorer
 from pipeline.source import SourceError, Sources, read
 from pipeline.stopwatch import Stopwatch, Times
@@ -163,7 +164,7 @@ class Worker:
                 sink = stack.enter_context(open_sink(job, ledger, self._plan.sources))
                 stack.enter_context(one_thread(job.restorer.device))
                 line = stack.enter_context(open_line(job))
-                silent: tqdm[NoReturn] = stack.enter_context(progress_bar(job, None, 0))
+                silent: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
                 items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
                 megapixels = write(line.run(claim(job, items, keys)), sink, silent, watch)
                 with watch("write"):
@@ -316,7 +317,7 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
         options, digest = job.restorer.options, job.restorer.digest
         plan = Plan(weights, digest, device, dtype, options, told | {"quiet": True}, sources, token)
         before, started, megapixels = manifest.counts.total(), time.perf_counter(), 0.0
-        progress = stack.enter_context(progress_bar(job, sources.count, before))
+        progress = stack.enter_context(progress_bar(sources.count, before, job.quiet))
         crew = stack.enter_context(Crew(ray, plan, cpus))
         for outcome in crew.outcomes(units_of(sources, job.shards, manifest)):
             if outcome.problem:
@@ -333,11 +334,10 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
     if not job.quiet:
         done = counts.total() - before
         crowd = f"up to {crew.most} workers on {len(crew.nodes)} hosts"
+        table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, crew.most)))
+        where, how = manifest_address(job.output), f"; {crowd}"
         print(
-            f"{counts.total()} inputs: {fates(counts)} ({done} in this run). Manifest: {manifest_address(job.output)}\n"
-            f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s; {crowd}\n"
-            + watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, crew.most))),
-            file=sys.stderr,
+            summary(counts, done, where, megapixels=megapixels, seconds=seconds, how=how, table=table), file=sys.stderr
         )
     return counts["failed"]
 

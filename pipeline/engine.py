@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
@@ -32,15 +32,17 @@ from pipeline.device import one_thread
 from pipeline.encode import EncodeError, Format, encode_image
 from pipeline.hands import WorkerError
 from pipeline.keys import Keys
-from pipeline.manifest import Record, RunIdentity, SinkError, Status
+from pipeline.manifest import Record, RunIdentity, SinkError
 from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg, read_header
 from pipeline.parts import Part, Piece
 from pipeline.plain import plain_decode
 from pipeline.ranks import ALL, Share
 from pipeline.remote import Address, same_place
 from pipeline.remote_output import manifest_address, open_manifest
+from pipeline.report import progress_bar, summary
 from pipeline.restorer import MOST, Restorer, Work
 from pipeline.shard_sink import ShardSink
+from pipeline.signals import undisturbed
 from pipeline.sink import FolderSink, Ledger, Sink
 from pipeline.source import Item, SideMember, Sources, list_sources, read
 from pipeline.stages import Line, Stage, whole
@@ -123,7 +125,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
         total = None if job.share.part else sources.count
-        progress = stack.enter_context(progress_bar(job, total, before))
+        progress = stack.enter_context(progress_bar(total, before, job.quiet))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
         entries = job.share.of(sources, job.shards)
@@ -135,7 +137,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
     if not job.quiet:
         seconds = time.perf_counter() - started
         done = counts.total() - before
-        print(summary(job, line, counts, done, megapixels=megapixels, seconds=seconds), file=sys.stderr)
+        print(closing_lines(job, line, counts, done, megapixels=megapixels, seconds=seconds), file=sys.stderr)
     return counts["failed"]
 
 
@@ -148,7 +150,7 @@ def find(job: Job) -> Sources:
 
 
 def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    samples = job.restorer.options.samples if job.restorer.mode == "sample" else 1
+    samples = len(job.restorer.averages())
     if job.shards:
         return ShardSink(manifest, sources.root, job.format, samples)
     return FolderSink(manifest, job.format, samples)
@@ -227,12 +229,6 @@ def weigh(job: Job, step: Step) -> int:
     height, width = step.size or (0, 0)
     pixels = height * width if height * width <= job.restorer.options.max_pixels else 0
     return len(step.item.data or b"") + pixels * (6 + 6 * len(job.restorer.averages()))
-
-
-def progress_bar(job: Job, total: int | None, done: int) -> tqdm[NoReturn]:
-    where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{n_fmt} images [{elapsed}"
-    bar = where + ", {rate_noinv_fmt}{postfix}]"
-    return tqdm(total=total, initial=done, unit=" images", disable=job.quiet, smoothing=0.1, bar_format=bar)
 
 
 def fail(step: Step, error: Exception) -> Step:
@@ -370,7 +366,8 @@ def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: St
             if isinstance(step, SideMember):
                 sink.carry(step)
                 continue
-            record = sink.write(step.item, step.record, step.images)
+            with undisturbed():  # an output and its line
+                record = sink.write(step.item, step.record, step.images)
         if record.status == "restored" and record.size is not None:
             pixels += record.size[0] * record.size[1] * len(record.outputs)
         if record.status == "failed":
@@ -381,13 +378,10 @@ def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: St
     return pixels / 1e6
 
 
-def fates(counts: Counter[str]) -> str:
-    """How many inputs became what."""
-    return ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
-
-
-def summary(job: Job, line: Line[Step], counts: Counter[str], done: int, *, megapixels: float, seconds: float) -> str:
-    """The closing lines: what became of the inputs, how fast, and where the time went."""
+def closing_lines(
+    job: Job, line: Line[Step], counts: Counter[str], done: int, *, megapixels: float, seconds: float
+) -> str:
+    """The summary of a run on this machine."""
     restorer, workers = job.restorer, line.workers
     alone = ("read", "write", *(("decode", "network", "project") if restorer.batched else ()))
     alone += ("bitstream",) if restorer.dali is not None else ()
@@ -395,11 +389,13 @@ def summary(job: Job, line: Line[Step], counts: Counter[str], done: int, *, mega
     how_many = (
         f"{workers} workers, busy for {line.busy / seconds / workers:.0%} of the time" if workers > 1 else "1 worker"
     )
-    manifest = manifest_address(job.output, job.share.part)
-    lines = [
-        f"{counts.total()} inputs: {fates(counts)} ({done} in this run). Manifest: {manifest}",
-        f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s, {done / seconds:.2f} images/s "
-        f"on {restorer.device}, network in {str(restorer.dtype).removeprefix('torch.')}; {how_many}",
-        restorer.stopwatch.table(megapixels, seconds, shared),
-    ]
-    return "\n".join(lines)
+    return summary(
+        counts,
+        done,
+        manifest_address(job.output, job.share.part),
+        megapixels=megapixels,
+        seconds=seconds,
+        how=f", {done / seconds:.2f} images/s on {restorer.device}, "
+        f"network in {str(restorer.dtype).removeprefix('torch.')}; {how_many}",
+        table=restorer.stopwatch.table(megapixels, seconds, shared),
+    )

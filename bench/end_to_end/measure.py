@@ -134,8 +134,7 @@ class SlowSink(ShardSink):
 
 
 def slow_sink(throttle: float, job: engine.Job, manifest: Ledger, sources: Sources) -> Sink:
-    restorer = job.restorer
-    sink = SlowSink(manifest, sources.root, job.format, restorer.options.samples if restorer.mode == "sample" else 1)
+    sink = SlowSink(manifest, sources.root, job.format, len(job.restorer.averages()))
     sink.throttle = throttle
     return sink
 
