@@ -3,6 +3,7 @@ here of clean photographs and restored in a fresh process, beside Pillow's plain
 files and beside the network alone, both with as many workers.
 
   python bench/restore.py --data val.tar                        three sizes; a CPU takes minutes
+  python bench/restore.py --quick                               one size, of the sample shard's photographs
   python bench/restore.py --data val.tar --sizes 512x512 --megapixels 16 --weights mmse
   python bench/restore.py --data val.tar --sizes --scaling      time and memory by files and by megapixels
   python bench/restore.py --data val.tar --json figures.json --chart stages.png
@@ -11,6 +12,8 @@ CPU time: user and system, of the stage's threads or processes. busy: the share 
 who do a stage were in it. Megapixels are the images', each pixel once. Timed is from listing the shards to closing the
 output's; Python's start, the weights' loading and one file to warm up are not. Peak memory is of all processes
 together, looked at ten times a second, pages that they share counted once.
+
+Without --data it takes the sample shard's photographs, which have been compressed before: for a look at the speed only.
 
 Where workers on a CPU are much busier than its cores, the machine has been doing something else besides: then compare
 CPU times only.
@@ -49,6 +52,11 @@ SIZES = (Size(128, 128), Size(512, 512), Size(4000, 3000))
 ON_CPU, ON_GPU = 48.0, 960.0
 """Megapixels of each size, unless told otherwise: some seconds."""
 
+QUICK_SIZE, QUICK_CPU, QUICK_GPU = Size(512, 512), 2.0, 200.0
+"""What --quick measures: a size, and megapixels of it."""
+
+SAMPLE = Path(__file__).parents[1] / "pipeline" / "sample" / "sample.tar"
+
 WARM_UP = 128
 """Pixels a side of the file that a CPU is warmed up with; a GPU, where shapes matter, has one of the size itself."""
 
@@ -58,8 +66,11 @@ MOST_PHOTOGRAPHS = 256
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
-    add("--sizes", type=size_of, nargs="*", default=SIZES, metavar="WxH", help=f"[{' '.join(map(str, SIZES))}]")
+    add(
+        "--data", type=Path, default=SAMPLE, help="clean photographs: a tar, a folder or a JPEG file [the sample shard]"
+    )
+    add("--quick", action="store_true", help=f"{QUICK_SIZE} only, {QUICK_CPU:.0f} megapixels; a GPU {QUICK_GPU:.0f}")
+    add("--sizes", type=size_of, nargs="*", metavar="WxH", help=f"[{' '.join(map(str, SIZES))}]")
     many = result.add_mutually_exclusive_group()
     many.add_argument("--files", type=int, metavar="N", help="of each size")
     many.add_argument("--megapixels", type=float, metavar="N", help=f"of each size [{ON_CPU:.0f}; a GPU: {ON_GPU:.0f}]")
@@ -156,7 +167,8 @@ def prepare(options: argparse.Namespace) -> Bench:
 
 def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], list[Rung], list[Rung]]:
     """Prints tables as they become known. By size, by files, by megapixels."""
-    total = options.megapixels or (ON_GPU if bench.setup.device.startswith("cuda") else ON_CPU)
+    on_cpu, on_gpu = (QUICK_CPU, QUICK_GPU) if options.quick else (ON_CPU, ON_GPU)
+    total = options.megapixels or (on_gpu if bench.setup.device.startswith("cuda") else on_cpu)
     outcomes = []
     for size in options.sizes:
         outcomes.append(bench.outcome(size, options.files or math.ceil(total / size.megapixels)))
@@ -195,6 +207,8 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given, argparse.Namespace(given=given))
+    if options.sizes is None:
+        options.sizes = [QUICK_SIZE] if options.quick else [*SIZES]
     try:
         run(options)
     except (BenchError, SourceError, SinkError, BrokenProcessPool, ValueError, OSError) as error:

@@ -7,6 +7,7 @@ is a change of the decoded image. Two trunks: plain residual blocks, small and f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import log
 
@@ -82,8 +83,8 @@ class Noise:
 
     def layers(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
         """[N, count, h, w] float32: the noise of layers `first` and on, on a grid of every `scale` pixels."""
-        z = gaussian(self.seeds, first, count, self.origins // scale, size).clamp_(-EXTREME, EXTREME)
-        return z if self.amplitude is None else z * self.amplitude
+        origins = self.origins // scale
+        return gaussian(self.seeds, first, count, origins, size, limit=EXTREME, amplitude=self.amplitude)
 
 
 def loudness(tables: Tensor) -> Tensor:
@@ -118,26 +119,24 @@ class Conditioning(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(film(conv(x) + noise)))."""
+    """x + conv(relu(film(conv(x) + noise))), the noise z [N, 1, h, w] times a learned weight for each feature."""
 
-    def __init__(self, features: int, embedding: int, noise_layer: int | None) -> None:
+    def __init__(self, features: int, embedding: int, noise: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(features, features, 3, padding=1)
         self.second = nn.Conv2d(features, features, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * features)
-        self.noise_layer = noise_layer
-        if noise_layer is not None:
+        if noise:
             self.noise_weight = nn.Parameter(torch.full((features, 1, 1), 0.1))
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         with torch.no_grad():
             self.second.weight.mul_(0.2)
 
-    def forward(self, x: Tensor, embedded: Tensor, noise: Noise | None, scale: int) -> Tensor:
+    def forward(self, x: Tensor, embedded: Tensor, z: Tensor | None) -> Tensor:
         gain, shift = self.film(embedded)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
         h = self.first(x)
-        if self.noise_layer is not None and noise is not None:
-            z = noise.layers(self.noise_layer, 1, scale, (h.shape[2], h.shape[3]))
+        if z is not None:
             h = torch.addcmul(h, z.to(h.dtype), self.noise_weight.to(h.dtype))
         h = F.relu(torch.addcmul(shift, h, 1 + gain), inplace=True)
         change: Tensor = self.second(h)
@@ -160,13 +159,9 @@ class Generator(nn.Module):
 
     def _build_residual(self, config: GeneratorConfig) -> None:
         channels = 3 * SCALE**2
-        layers = iter(range(config.blocks + config.inner_blocks))
 
         def stage(features: int, blocks: int) -> nn.ModuleList:
-            numbers = [next(layers) for _ in range(blocks)]
-            return nn.ModuleList(
-                ResidualBlock(features, config.embedding, n if config.noise else None) for n in numbers
-            )
+            return nn.ModuleList(ResidualBlock(features, config.embedding, config.noise) for _ in range(blocks))
 
         self.before = stage(config.features, config.blocks // 2)
         self.inner = stage(config.inner_features, config.inner_blocks)
@@ -227,17 +222,31 @@ class Generator(nn.Module):
 
     def _residual(self, x: Tensor, embedded: Tensor, noise: Noise | None) -> Tensor:
         """Head's features [N, features, h, w] → change [N, 3, H, W]."""
+        z = self._residual_noise(x, noise)
         for block in self.before:
-            x = block(x, embedded, noise, SCALE)
+            x = block(x, embedded, next(z))
         if self.config.inner_blocks:
             y = self.down(x)
             for block in self.inner:
-                y = block(y, embedded, noise, 2 * SCALE)
+                y = block(y, embedded, next(z))
             x = x + F.pixel_shuffle(self.up(y), 2)
         for block in self.after:
-            x = block(x, embedded, noise, SCALE)
+            x = block(x, embedded, next(z))
         change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
         return F.pixel_shuffle(change, SCALE)
+
+    def _residual_noise(self, x: Tensor, noise: Noise | None) -> Iterator[Tensor | None]:
+        """The noise [N, 1, h, w] of each residual block in turn, in the dtype of the trunk's features x. Layers are
+        numbered through the blocks; those of neighbouring blocks of one scale are drawn together."""
+        before, inner, after = len(self.before), len(self.inner), len(self.after)
+        if noise is None:
+            return iter([None] * (before + inner + after))
+        draws: list[Tensor | None] = []
+        for count, shrink in ((before, 1), (inner, 2), (after, 1)) if inner else ((before + after, 1),):
+            size = (x.shape[2] // shrink, x.shape[3] // shrink)
+            z = noise.layers(len(draws), count, SCALE * shrink, size).to(x.dtype)
+            draws += [z[:, n : n + 1] for n in range(count)]
+        return iter(draws)
 
     def _rrdb(self, x: Tensor, embedded: Tensor, noise: Noise | None) -> Tensor:
         """Head's features [N, features, h, w] → change [N, 3, H, W]. Layers of noise are numbered in their order."""

@@ -4,7 +4,8 @@ the tile, batch or device. The counter is Philox-4x32-10 (Salmon et al., SC11), 
 from __future__ import annotations
 
 import hashlib
-from math import pi
+from math import inf, pi
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -37,14 +38,44 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return (product >> 32) & _LOW, product & _LOW
 
 
-def gaussian(seeds: Tensor, first: int, count: int, origins: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, count, h, w] float32: the standard normal noise of layers `first` and on. Four layers share the words of one
-    counter.
+def gaussian(
+    seeds: Tensor,
+    first: int,
+    count: int,
+    origins: Tensor,
+    size: tuple[int, int],
+    *,
+    limit: float = inf,
+    amplitude: Tensor | None = None,
+) -> Tensor:
+    """[N, count, h, w] float32: the standard normal noise of layers `first` and on, clipped at ±limit, then times the
+    amplitude. Four layers share the words of one counter.
 
     seeds: [N] int64, any value; the complement ~s of a seed s has its noise with the sign turned, so that the two make
     an antithetic pair (Hammersley and Morton, "A new Monte Carlo technique: antithetic variates", 1956). origins:
-    [N, 2] int64, the (y, x) of each first sample in the layers' own grid.
+    [N, 2] int64, the (y, x) of each first sample in the layers' own grid. amplitude: [N, 1, 1, 1] float32; 1 when None.
+
+    On CUDA one Triton kernel, whose words are the CPU's and whose values differ in the last bits. Raises RuntimeError
+    there when Triton is missing.
     """
+    if seeds.device.type == "cuda":
+        drawn = _triton(seeds.device).gaussian
+        noise: Tensor = drawn(seeds, first, count, origins, size, limit=limit, amplitude=amplitude)
+        return noise
+    z = _gaussian(seeds, first, count, origins, size).clamp_(-limit, limit)
+    return z if amplitude is None else z * amplitude
+
+
+def _triton(device: torch.device) -> ModuleType:
+    try:
+        from kernels.triton_ops import noise  # noqa: PLC0415  # where it is used: the CPU needs no Triton
+    except ImportError as error:
+        raise RuntimeError(f"tensors on {device} need Triton: pip install 'triton>=3.6' ({error})") from error
+    return noise
+
+
+def _gaussian(seeds: Tensor, first: int, count: int, origins: Tensor, size: tuple[int, int]) -> Tensor:
+    """`gaussian` in PyTorch, neither clipped nor scaled."""
     calls = torch.arange(first // WORDS, (first + count - 1) // WORDS + 1, device=seeds.device).reshape(1, -1, 1, 1)
     y = origins[:, 0].reshape(-1, 1, 1, 1) + torch.arange(size[0], device=seeds.device).reshape(-1, 1)
     x = origins[:, 1].reshape(-1, 1, 1, 1) + torch.arange(size[1], device=seeds.device)

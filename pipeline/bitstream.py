@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from struct import pack
 
@@ -40,6 +39,7 @@ from pipeline.markers import (
     scan_components,
     segment,
 )
+from pipeline.plain import for_pillow
 
 __all__ = [
     "MAX_PIXELS",
@@ -207,8 +207,9 @@ def is_rgb(header: Header) -> bool:
 
 def _component_tables(header: Header, data: bytes) -> list[tuple[int, ...]]:
     """Each component's quantisation steps: those that its selector names when its first scan begins, as libjpeg takes
-    them. Raises BitstreamError for a missing table or a step of 0 (T.81, B.2.4.1), UnsupportedJpeg when a component has
-    no scan or a step is above MAX_STEP."""
+    them. Raises BitstreamError for a missing table, UnsupportedJpeg when a component has no scan or a step is not in
+    1..MAX_STEP. A step of 0 is invalid (T.81, B.2.4.1), but decoders accept it; tables that no component uses are not
+    looked at."""
     latched: dict[int, tuple[int, ...]] = {}
     available, scan, position = dict(header.tables), header.first_scan, header.scan_offset
     while True:
@@ -236,7 +237,7 @@ def _selected(component: Component, tables: dict[int, tuple[int, ...]]) -> tuple
     if table is None:
         raise BitstreamError(f"component {component.identifier} uses quantisation table {component.table}, not defined")
     if 0 in table:
-        raise BitstreamError(f"quantisation table {component.table} holds a step of 0")
+        raise UnsupportedJpeg(f"quantisation table {component.table} holds a step of 0")
     return table
 
 
@@ -321,7 +322,7 @@ def _libjpeg_reads(stream: Iterable[bytes | memoryview], blocks: list[Plane]) ->
 
 def _pillow_loads(data: bytes) -> bool:
     try:
-        JpegImageFile(BytesIO(data)).load()
+        JpegImageFile(for_pillow(data)).load()
     except Exception:  # of any type: Pillow's readers of metadata do not guard theirs
         return False
     return True

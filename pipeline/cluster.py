@@ -136,7 +136,7 @@ class Worker:
             self._job = Job(restorer=restorer, **plan.job)
             if restorer.digest != plan.digest:
                 return Hello(node, problem=f"has other weights {plan.weights or restorer.digest}")
-            restorer.check()
+            restorer.get_ready()
             if isinstance(plan.sources.root, Path) and not plan.sources.root.exists():
                 return Hello(node, problem=f"does not see the input {plan.sources.root}")
             if not _sees(self._job.output, plan.token):

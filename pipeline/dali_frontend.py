@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from kernels.coefficients import Subsampling
 from pipeline.bitstream import Bitstream, Layout, read_layout
 from pipeline.markers import BitstreamError, JpegError
+from pipeline.plain import for_pillow
 from pipeline.recovery import recover
 
 TOGETHER = 32
@@ -198,7 +200,7 @@ def _touchstone() -> bytes:
 def _refused(data: bytes, error: RuntimeError) -> BitstreamError:
     """DALI does not say why, so Pillow is asked."""
     try:
-        Image.open(BytesIO(data)).load()
+        JpegImageFile(for_pillow(data)).load()
     except Exception as reason:  # Pillow raises half a dozen types over damaged files
         return BitstreamError(f"DALI cannot decode it, nor can Pillow: {reason}")
     cause = str(error).rpartition("encountered:")[2].strip().partition("\n")[0] or type(error).__name__

@@ -34,6 +34,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes[name]
 
 
+def use_ieee_float32() -> None:
+    """For this process: what is computed in float32 on a GPU is float32. PyTorch's default rounds what convolutions
+    multiply to TF32, with 10 bits of fraction."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not in its annotations
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
     """The JPEG operators' tensors are too small to share out on a CPU: threads would wait for one another."""
@@ -48,8 +55,8 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 def compile_network(network: nn.Module, device: torch.device, shapes: int, backend: str = "inductor") -> None:
     """In place, for at most so many shapes of input, each compiled when it first comes: what lies between convolutions
-    is fused, the noise above all, which else is a hundred small integer operations. Raises ValueError for the CPU,
-    where every size of image is a shape, and would be compiled for minutes in each worker."""
+    is fused. Raises ValueError for the CPU, where every size of image is a shape, and would be compiled for minutes in
+    each worker."""
     if device.type != "cuda" and backend == "inductor":
         raise ValueError("--compile: for GPUs; on a CPU every size of image would be compiled anew")
     limit = torch._dynamo.config.recompile_limit  # beyond it PyTorch silently compiles no more

@@ -12,7 +12,6 @@ are batches, and one thread drives it.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections import Counter
@@ -33,7 +32,7 @@ from pipeline.encode import EncodeError, Format, encode_image
 from pipeline.hands import WorkerError
 from pipeline.keys import Keys
 from pipeline.manifest import Record, RunIdentity, SinkError
-from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg, read_header
+from pipeline.markers import BitstreamError, JpegError, UnsupportedJpeg, claimed_size
 from pipeline.parts import Part, Piece
 from pipeline.plain import plain_decode
 from pipeline.ranks import ALL, Share
@@ -63,7 +62,7 @@ class CertificateError(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """What `run` does; the fields are the command line's options."""
+    """What `run` does; the fields are the command line's options. dtype: as the restorer was told it."""
 
     restorer: Restorer
     input: Address
@@ -76,6 +75,7 @@ class Job:
     verify: bool = False
     quiet: bool = False
     share: Share = ALL
+    dtype: str = "auto"
 
     def identity(self) -> RunIdentity:
         """What must not change when the run goes on."""
@@ -90,6 +90,10 @@ class Job:
             input=str(self.input.resolve()),
             frontend=options.frontend,
             noise=NOISE if restorer.generator.config.noise else 1,
+            dtype=self.dtype,
+            tile=options.tile,
+            batch=options.batch,
+            compile=options.compile,
         )
 
 
@@ -120,7 +124,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
         line = stack.enter_context(open_line(job))  # forks, which threads would not survive
-        job.restorer.check()  # before anything of an earlier run is touched
+        job.restorer.get_ready(job.share.cores - 1, not job.quiet)  # before anything of an earlier run is touched
         manifest = stack.enter_context(open_manifest(job.output, job.identity(), job.overwrite, job.share.part))
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
@@ -157,7 +161,7 @@ def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
 
 
 def open_line(job: Job) -> Line[Step]:
-    workers = job.workers or max(1, len(os.sched_getaffinity(0)) // job.share.neighbours)
+    workers = job.workers or job.share.cores
     return Line(
         stages(job),
         fail,
@@ -183,7 +187,7 @@ def stages(job: Job) -> list[Stage[Step]]:
     tiles: Stage[Step] = Stage(
         split=parts_of,
         do=restorer.restore_parts,
-        take=put,
+        take=partial(put, later=restorer.batched),
         place="device" if restorer.batched else "remote" if restorer.dali is None else "worker",  # DALI has threads
         kind=restorer.shape,
         together=restorer.together,
@@ -214,10 +218,11 @@ def parts_of(step: Step) -> list[Part]:
     return step.work.parts if isinstance(step, Task) and step.work is not None else []
 
 
-def put(step: Step, part: Part, piece: Piece) -> Step:
+def put(step: Step, part: Part, piece: Piece, later: bool = False) -> Step:
+    """later: pasting is left to `finish`. A copy of each image would hold up the thread that drives the device."""
     assert isinstance(step, Task)
     assert step.work is not None
-    step.work.put(part, piece)
+    step.work.put(part, piece, later)
     return step
 
 
@@ -261,14 +266,6 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
             yield Task(replace(item, data=None), failed(record, f"duplicate key: {owner} has it already"))
         elif item.data is not None:
             yield Task(item, record, claimed_size(item.data))
-
-
-def claimed_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) by the header; None where it is broken, which `prepare` reports."""
-    try:
-        return read_header(data).size
-    except JpegError:
-        return None
 
 
 def failed(record: Record, reason: str) -> Record:

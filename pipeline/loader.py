@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.index import Index, note_broken, open_index
+from pipeline.plain import for_pillow
 
 _WORD = (1 << 64) - 1
 _TOUCHSTONE = -1
@@ -360,7 +361,7 @@ def _touchstone(side: int) -> tuple[Crop, NDArray[np.uint8]]:
 
 def _pillow_says(encoded: NDArray[np.uint8]) -> str:
     try:
-        Image.open(BytesIO(encoded.tobytes())).load()
+        Image.open(for_pillow(encoded.tobytes())).load()
     except Exception as error:  # Pillow raises half a dozen types over damaged files
         return f"nor can Pillow: {error}"
     return "though Pillow can"

@@ -359,3 +359,11 @@ def _finish(draft: _Draft, first_scan: tuple[int, ...], scan_offset: int) -> Hea
         size_offset=draft.size_offset,
         scan_offset=scan_offset,
     )
+
+
+def claimed_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) by the header; None where it is broken, which whoever reads the file reports."""
+    try:
+        return read_header(data).size
+    except JpegError:
+        return None

@@ -47,6 +47,13 @@ def _piece(images: Any, mismatches: tuple[int, ...]) -> Piece:
     return Piece(torch.from_numpy(images), mismatches)
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; the host does not wait for the copy."""
+    if device.type != "cuda":
+        return x
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 class Transfers:
     """Copies between pinned memory and a GPU, on streams of their own beside the kernels."""
 
@@ -79,4 +86,4 @@ class Transfers:
 
     def _pinned(self, x: Tensor) -> Tensor:
         x.record_stream(self._down)
-        return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+        return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)

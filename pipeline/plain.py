@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
-from pipeline.markers import BitstreamError
+from pipeline.markers import BitstreamError, read_header
+
+_PARSED_BY_PILLOW = re.compile(rb"(?<=\xff\xe1..)Exif\0\0|(?<=\xff\xe2..)MPF\0", re.DOTALL)
+"""Signatures of the segments that Pillow parses as TIFF directories when it opens a file: EXIF for the resolution, the
+multi-picture format's index for the number of pictures."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,19 @@ class PlainImage:
     exif: bytes | None
 
 
+def for_pillow(data: bytes) -> io.BytesIO:
+    """The file, its EXIF and multi-picture index hidden, for callers who want the pixels alone: Pillow warns of damage
+    in either. A filter of warnings would be the whole process's, not one thread's."""
+    return io.BytesIO(_PARSED_BY_PILLOW.sub(lambda found: bytes(len(found[0])), data))
+
+
 def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
     """Decodes as it is; CMYK becomes RGB by Pillow's formula, and loses its profile.
 
     Raises BitstreamError for a file that Pillow cannot load, or of more than `max_pixels`, before memory is taken."""
+    exif = read_header(data).exif
     try:
-        image = JpegImageFile(io.BytesIO(data))
+        image = JpegImageFile(for_pillow(data))
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of {max_pixels}")
         image.load()
@@ -36,4 +48,4 @@ def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
     natural = image.mode in ("L", "RGB")
     pixels = np.asarray(image if natural else image.convert("RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return PlainImage(pixels, image.info.get("icc_profile") if natural else None, image.info.get("exif"))
+    return PlainImage(pixels, image.info.get("icc_profile") if natural else None, exif)

@@ -14,6 +14,7 @@ rank reads them, and the driver does. On a disk that is their headers; in a stor
 from __future__ import annotations
 
 import itertools
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +43,11 @@ class Share:
     def part(self) -> str:
         """The name of its part of the manifest; of a single rank none."""
         return f"{self.rank}-of-{self.ranks}" if self.ranks > 1 else ""
+
+    @property
+    def cores(self) -> int:
+        """The rank's share of the machine's."""
+        return max(1, len(os.sched_getaffinity(0)) // self.neighbours)
 
     def device(self, name: str, gpus: int) -> str:
         """The device `auto` becomes the rank's own of so many; there may be fewer than ranks, also because each rank

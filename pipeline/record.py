@@ -1,6 +1,7 @@
 """A manifest's lines: what became of an input, what run that was part of, and which of them count as finished work."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -32,6 +33,15 @@ class RunIdentity:
     input: str = ""
     frontend: str = "libjpeg"
     noise: int = 1
+    dtype: str = ""
+    tile: int = 0
+    batch: int = 0
+    compile: bool = False
+
+
+NEARLY = ("dtype", "tile", "batch", "compile")
+"""Fields of RunIdentity that decide an output's last bits only. With other values it is the same to 50 dB or better,
+under the same certificate: a run may go on with them, and it is said."""
 
 
 @dataclass(frozen=True)
@@ -141,17 +151,26 @@ def valid_ranges(
 
 
 def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -> None:
-    """Raises SinkError if what an earlier run has written down about itself is not `run`, saying what differs."""
+    """Raises SinkError if what an earlier run has written down about itself is not `run`, saying what differs. A
+    difference in the fields of `NEARLY` is only printed, to stderr."""
     wanted = asdict(run)
-    found = {field.name: field.default for field in fields(run) if field.default is not MISSING} | found
-    if found == wanted:
-        return
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    what = ", ".join(f"{name} {found.get(name)!r} (now {wanted[name]!r})" for name in differing)
-    raise SinkError(
-        f"{where}: holds the outputs of another run: {what or 'written by another version'}; "
-        "choose another folder, or start afresh with --overwrite"
-    )
+    known = {field.name: field.default for field in fields(run) if field.default is not MISSING} | found
+    differing = [name for name in known | wanted if known.get(name) != wanted.get(name)]
+
+    def said(names: Iterable[str]) -> str:
+        return ", ".join(f"{name} {known.get(name)!r} (now {wanted.get(name)!r})" for name in names)
+
+    if refused := [name for name in differing if name not in NEARLY]:
+        raise SinkError(
+            f"{where}: holds the outputs of another run: {said(refused)}; "
+            "choose another folder, or start afresh with --overwrite"
+        )
+    if changed := [name for name in differing if name in found]:
+        print(
+            f"{where}: goes on with another {said(changed)}: outputs agree with the earlier run's to 50 dB or better, "
+            "not bit for bit",
+            file=sys.stderr,
+        )
 
 
 def _parse(line: bytes) -> Record | None:

@@ -31,6 +31,9 @@ from pipeline.source import SourceError
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
 
+OUTPUT = "restored"
+"""The output folder, in the current one, unless told otherwise."""
+
 AVERAGED = 16
 """Draws of which mode `mean` is the average, unless told otherwise."""
 
@@ -63,7 +66,7 @@ exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on,
 several does not end with 1, which would end the others, too, but --merge does
 
 examples:
-  python -m pipeline.restore --input-dir photos --output-dir restored
+  python -m pipeline.restore --input-dir photos
   python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
   python -m pipeline.restore --input-dir s3://photos/shards --output-dir s3://photos/restored --output-shards
   torchrun --nproc-per-node 8 -m pipeline.restore --input-dir shards --output-dir restored --output-shards
@@ -93,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--input-dir", metavar="PATH", help="a folder, a tar shard or a single file; or its address, s3://… (see below)"
     )
-    add("--output-dir", metavar="DIR", help="where images and the manifest go; made when missing")
+    add("--output-dir", metavar="DIR", help=f"where images and the manifest go; made when missing [{OUTPUT}]")
     add("--weights", metavar="NAME|PATH", help=f"shipped weights or a file [{SAMPLER}; {REGRESSION} for mode mmse]")
     add("--mode", choices=MODES, help="draw samples, average them, or regress [sample, if the weights can draw]")
     add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
@@ -101,7 +104,12 @@ def parser() -> argparse.ArgumentParser:
     add("--format", choices=get_args(Format), default="png", help="lossless; npy: a NumPy array [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[%(default)s: a GPU when there is one]")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the network's convolutions [auto]")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network's convolutions; float32 is IEEE's, no TF32 [auto]",
+    )
     add("--compile", action="store_true", help="compile the network for the GPU first, which takes minutes")
     add("--frontend", choices=FRONTENDS, default=defaults.frontend, help="how files are read, see below [%(default)s]")
     add("--tile", type=int, default=defaults.tile, metavar="N", help="pixels, a multiple of 16 [%(default)s]")
@@ -130,6 +138,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if given.config is not None:
         commands.set_defaults(**_configuration(given.config, commands))
         given = commands.parse_args(arguments)
+    if given.output_dir is None and not given.merge:
+        given.output_dir = OUTPUT
+        if not given.quiet:
+            print(
+                f"restore: outputs go to {Path(OUTPUT).absolute()} (--output-dir names another folder)", file=sys.stderr
+            )
     for name in ("input_dir", "output_dir"):
         option = f"--{name.replace('_', '-')}"
         if getattr(given, name) is None:
@@ -223,6 +237,7 @@ def prepare(given: argparse.Namespace) -> Job:
         verify=given.verify,
         quiet=given.quiet,
         share=given.share,
+        dtype=given.dtype,
     )
 
 

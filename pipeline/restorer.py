@@ -8,6 +8,7 @@ Image.fromarray(restored.pixels()).save("photo.png")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -24,10 +25,11 @@ from model.weights import load
 from pipeline import tiling
 from pipeline.bitstream import Bitstream, read_bitstream
 from pipeline.dali_frontend import DaliFrontend, as_read
-from pipeline.device import choose_device, choose_dtype, compile_network, one_thread
+from pipeline.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
 from pipeline.markers import JpegError, UnsupportedJpeg
-from pipeline.parts import Part, Piece, Transfers
+from pipeline.parts import Part, Piece, Transfers, send
 from pipeline.stopwatch import Stopwatch
+from pipeline.warm_up import compile_kernels
 
 Mode = Literal["sample", "mean", "mmse"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -114,14 +116,21 @@ class Work:
         self.parts, self._bitstream, self._seed = parts, bitstream, seed
         self._images = tiling.canvas(images, c.sampling.components, c.size)
         self._mismatches: list[tuple[int, ...]] = []
+        self._kept: list[tuple[Part, Piece]] = []
 
-    def put(self, part: Part, piece: Piece) -> None:
+    def put(self, part: Part, piece: Piece, later: bool = False) -> None:
+        """Pastes a piece into the image, or leaves that to `restored`."""
+        if later:
+            self._kept.append((part, piece))
+            return
         for image, core in zip(self._images, piece.images, strict=True):
             tiling.paste(image, core, part.tile)
         self._mismatches.append(piece.mismatches)
 
     def restored(self) -> Restored:
         """The result, once there is a piece of every part."""
+        while self._kept:
+            self.put(*self._kept.pop())
         mismatches = [sum(found) for found in zip(*self._mismatches, strict=True)]
         return Restored(self._images, mismatches, self._bitstream.coefficients.count, self._seed, self._bitstream)
 
@@ -175,6 +184,8 @@ class Restorer:
         tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError where it cannot be
         number = choose_dtype(dtype, where)
         generator = loaded.generator.to(where).convolve_in(number)
+        if where.type == "cuda":
+            use_ieee_float32()
         if options.compile:
             compile_network(generator, where, (len(SIDES) + 1) ** 2)
         return cls(generator, loaded.digest, where, number, options)
@@ -191,8 +202,11 @@ class Restorer:
         with self.stopwatch("bitstream"):
             return read_bitstream(data, self.options.max_pixels)
 
-    def check(self) -> None:
-        """Raises FrontendError when the front end does not work here. Call it after forking: DALI has threads."""
+    def get_ready(self, processes: int = 0, progress: bool = False) -> None:
+        """Compiles the kernels for a GPU in so many processes (0: one for each core but one), and checks the front end.
+        Raises FrontendError when that does not work here. Call it after forking: DALI and CUDA have threads."""
+        if self.device.type == "cuda":
+            compile_kernels(self.device, processes, progress)
         if self.dali is not None:
             self.dali.check()
 
@@ -271,20 +285,24 @@ class Restorer:
     def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Piece]]:
         """Restores parts of one shape, no more than are a batch. On a GPU that is only begun when this returns, and
         ended when the function is called that it returns."""
-        with self.stopwatch("decode"):
+        with self._timed("decode"):
             parts = [self.load(part) for part in parts]
             decoded = [self.decode(part) for part in parts]
         images: list[list[Tensor]] = [[] for _ in parts]
         mismatches: list[list[Tensor]] = [[] for _ in parts]
         for draws in self.averages():
-            with self.stopwatch("network"):
+            with self._timed("network"):
                 restored = self._average(parts, decoded, draws)
-            with self.stopwatch("project"):
+            with self._timed("project"):
                 for number, (part, x) in enumerate(zip(parts, restored, strict=True)):
                     image, wrong = self.project(part, tiling.cut_core(x, part.tile))
                     images[number].append(image)
                     mismatches[number].append(wrong)
         return self._end([torch.cat(x) for x in images], [torch.cat(x) for x in mismatches])
+
+    def _timed(self, stage: str) -> AbstractContextManager[None]:
+        """Measures a stage: on a GPU the time of its kernels, not of their launches."""
+        return self.stopwatch.on_gpu(stage) if self.device.type == "cuda" else self.stopwatch(stage)
 
     def load(self, part: Part) -> Part:
         """The part, its coefficients on the device."""
@@ -305,22 +323,16 @@ class Restorer:
         missing = self.together(self.shape(parts[0])) - len(parts) if self.batched else 0
         x = torch.cat([tile.expand(-1, 3, -1, -1) for tile in decoded])
         tables = torch.cat([three_tables(part.c.tables) for part in parts])
-        samplings = [SAMPLINGS.index(part.c.sampling) for part in parts]
-        origins = [part.tile.origin for part in parts]
+        rows = [
+            (seed, SAMPLINGS.index(part.c.sampling), *part.tile.origin) for seed, part in zip(seeds, parts, strict=True)
+        ]
         if missing:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing))
             tables = torch.cat([tables, tables[:1].expand(missing, -1, -1, -1)])
-            samplings, origins, seeds = (
-                samplings + [0] * missing,
-                origins + [(0, 0)] * missing,
-                [*seeds, *[0] * missing],
-            )
-        noise = None
-        if self.generator.config.noise:
-            noise = Noise(torch.tensor(seeds, device=x.device), torch.tensor(origins, device=x.device))
-        restored: Tensor = (
-            self.generator(x / 255, tables, torch.tensor(samplings, device=x.device), noise).float() * 255
-        )
+            rows += [(0, 0, 0, 0)] * missing
+        numbers = send(torch.tensor(rows), self.device)
+        noise = Noise(numbers[:, 0], numbers[:, 2:]) if self.generator.config.noise else None
+        restored: Tensor = self.generator(x / 255, tables, numbers[:, 1], noise).float() * 255
         images = restored[: len(parts)].split(1)
         return [y if tile.shape[1] == 3 else y.mean(1, keepdim=True) for y, tile in zip(images, decoded, strict=True)]
 
@@ -338,13 +350,21 @@ class Restorer:
         return [x / len(draws) for x in total]
 
     def _end(self, images: list[Tensor], mismatches: list[Tensor]) -> Callable[[], list[Piece]]:
-        """What waits for the device and brings its results."""
-        wait = self._transfers.down(images, mismatches) if self._transfers is not None else lambda: (images, mismatches)
+        """What waits for the device and brings its results; images come as encoders take them, [K, H, W, C]."""
+        if self._transfers is None:
+            return lambda: _pieces(images, mismatches)
+        wait = self._transfers.down([x.contiguous(memory_format=torch.channels_last) for x in images], mismatches)
 
         def end() -> list[Piece]:
-            return [Piece(image, tuple(wrong.tolist())) for image, wrong in zip(*wait(), strict=True)]
+            found = wait()
+            self.stopwatch.settle()
+            return _pieces(*found)
 
         return end
+
+
+def _pieces(images: list[Tensor], mismatches: list[Tensor]) -> list[Piece]:
+    return [Piece(image, tuple(wrong.tolist())) for image, wrong in zip(images, mismatches, strict=True)]
 
 
 def check_mode(generator: Generator, name: str, options: Options) -> None:

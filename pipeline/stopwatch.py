@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -33,6 +35,7 @@ class Stopwatch:
     _clocks: dict[int, int] = field(default_factory=dict)
     _ended: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _launched: deque[tuple[str, torch.cuda.Event, torch.cuda.Event, float]] = field(default_factory=deque)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -42,10 +45,34 @@ class Stopwatch:
         finally:
             self.add(stage, time.perf_counter() - wall, self._cpu() - cpu)
 
+    @contextmanager
+    def on_gpu(self, stage: str) -> Iterator[None]:
+        """The same for what is launched on the current CUDA stream: the wall time is that of the device, from the first
+        kernel's start to the last one's end, and is added by `settle`."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        cpu = self._cpu()
+        start.record()
+        try:
+            yield
+        finally:
+            end.record()
+            with self._lock:
+                self._launched.append((stage, start, end, self._cpu_locked() - cpu))
+
+    def settle(self) -> None:
+        """Adds what `on_gpu` has measured and the device has finished. Does not wait for it."""
+        with self._lock:
+            while self._launched and self._launched[0][2].query():
+                stage, start, end, cpu = self._launched.popleft()
+                self._add(stage, start.elapsed_time(end) / 1000, cpu)
+
     def add(self, stage: str, wall: float, cpu: float) -> None:
         with self._lock:
-            self.stages[stage].wall += wall
-            self.stages[stage].cpu += cpu
+            self._add(stage, wall, cpu)
+
+    def _add(self, stage: str, wall: float, cpu: float) -> None:
+        self.stages[stage].wall += wall
+        self.stages[stage].cpu += cpu
 
     def merge(self, stages: Mapping[str, Times]) -> None:
         """Adds what another stopwatch measured."""
@@ -78,10 +105,13 @@ class Stopwatch:
 
     def _cpu(self) -> float:
         with self._lock:
-            if threading.get_ident() in self._clocks:
-                return time.thread_time()
-            workers = self._ended + sum(time.clock_gettime(clock) for clock in self._clocks.values())
-            return time.process_time() - workers
+            return self._cpu_locked()
+
+    def _cpu_locked(self) -> float:
+        if threading.get_ident() in self._clocks:
+            return time.thread_time()
+        workers = self._ended + sum(time.clock_gettime(clock) for clock in self._clocks.values())
+        return time.process_time() - workers
 
     def table(self, megapixels: float, seconds: float = 0.0, workers: Mapping[str, int] | None = None) -> str:
         """A line a stage: wall and CPU seconds, CPU milliseconds a megapixel, and, of a run of so many `seconds`, how

@@ -5,6 +5,8 @@ import os
 # Before PyTorch is imported: the tests' operations are too small to share out among threads, and some tests fork, which
 # a pool of OpenMP threads does not survive.
 os.environ["OMP_NUM_THREADS"] = "1"
+# And looking for a GPU must not start CUDA, which does not survive a fork either.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import secrets
 

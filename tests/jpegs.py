@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,11 +42,12 @@ def encode(pixels: Pixels, sampling: str = "4:2:0", quality: int = 75, **options
 
 
 def pillow_loads(data: bytes) -> bool:
-    """Whether Pillow loads the whole file without an exception."""
-    try:
-        Image.open(io.BytesIO(data)).load()
-    except Exception:
-        return False
+    """Whether Pillow loads the whole file without an exception, with or without warnings."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            Image.open(io.BytesIO(data)).load()
+        except Exception:
+            return False
     return True
 
 

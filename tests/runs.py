@@ -67,6 +67,13 @@ def exif(orientation: int = 6) -> bytes:
     return tags.tobytes()
 
 
+def corrupt_exif() -> bytes:
+    """A tag's text lies beyond its end, of which Pillow warns when it reads it."""
+    tags = Image.Exif()
+    tags[0x010E] = "a description"
+    return tags.tobytes()[:-8]
+
+
 def bag(scale: int = 1) -> dict[str, bytes]:
     """File names and files: every sampling, gray, progressive, odd sizes, with and without metadata, q 10 to 95."""
 

@@ -252,7 +252,6 @@ def broken_files() -> dict[str, tuple[bytes, str]]:
         "height by DNL": (insert(size(0, 80), DNL, b"\0\x40", scan), "80x0"),
         "no width": (size(64, 0), "0x64"),
         "larger than libjpeg's limit": (size(65535, 65535), "65535x65535"),
-        "zero in a table": (edit(PLAIN, DQT, lambda payload: payload.__setitem__(9, 0)), "table 0 holds a step of 0"),
         "no tables": (without(PLAIN, DQT), "table 0, not defined"),
         "missing table": (edit(PLAIN, SOF0, lambda payload: payload.__setitem__(11, 3)), "table 3, not defined"),
         "impossible Huffman table": (edit(PLAIN, DHT, twelve_codes_of_one_bit), "damaged"),
@@ -261,7 +260,7 @@ def broken_files() -> dict[str, tuple[bytes, str]]:
 
 def test_files_that_pillow_cannot_load_are_refused_with_the_reason():
     for name, (data, reason) in broken_files().items():
-        assert name in ("png", "zero in a table") or not pillow_loads(data), name
+        assert name == "png" or not pillow_loads(data), name
         with pytest.raises(BitstreamError, match=reason):
             read_bitstream(data)
     assert not issubclass(UnsupportedJpeg, BitstreamError) and issubclass(UnsupportedJpeg, JpegError)

@@ -2,8 +2,8 @@
 driver."""
 
 import contextlib
-import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from jpegs import encode, photograph
 from places import contents, s3_bucket
 from runs import command, fill, lines, outputs, run, tiny_weights
@@ -22,40 +23,37 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.cluster import places
 from pipeline.manifest import MANIFEST, PARTIAL
+from pipeline.remote import Remote
 
 SHARDS = 20
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Nodes:
-    """address: of the cluster. raylets: the processes that its two nodes consist of, with their children."""
+    """address: of the cluster. raylet: the process that its second node consists of, with its children."""
 
     address: str
-    raylets: list[int]
-
-
-def serve() -> None:
-    """A cluster, until standard input ends. In a process of its own: Ray's threads would not survive tests' forks."""
-    from ray.cluster_utils import Cluster  # noqa: PLC0415
-
-    checks = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    made = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": checks})
-    nodes = [made.add_node(num_cpus=2) for _ in range(2)]
-    print(json.dumps([made.address, [x.all_processes["raylet"][0].process.pid for x in nodes]]), flush=True)
-    sys.stdin.read()
-    made.shutdown()
+    raylet: int
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed")
-    program = "import test_cluster; test_cluster.serve()"
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": paths}
-    server = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
+def bucket() -> Iterator[Remote]:
+    """An S3 bucket that the nodes know."""
+    with pytest.MonkeyPatch.context() as patch, s3_bucket(patch) as empty:
+        yield empty
+
+
+@pytest.fixture(scope="module")
+def nodes(bucket) -> Iterator[Nodes]:
+    pytest.importorskip("ray")
+    environment = {**os.environ, **RAY, "PYTHONPATH": str(Path(__file__).parents[1])}
+    program = [sys.executable, str(Path(__file__).with_name("ray_cluster.py"))]
+    server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         found = None
         while found is None:
@@ -71,32 +69,47 @@ def nodes() -> Iterator[Nodes]:
             server.kill()
 
 
-def shards(folder: Path, images: int) -> Path:
-    for number in range(SHARDS):
+def shards(folder: Path, images: int, count: int = SHARDS) -> Path:
+    for number in range(count):
         files = {f"{n}.jpg": encode(photograph(40, 40, 100 * number + n), "4:2:0", 30) for n in range(images)}
         write_tar(folder / f"{number:02}.tar", {**files, "text.jpg": b"text", "note.json": b"{}"})
     return folder
 
 
-def driver(arguments: list[str], nodes: Nodes) -> subprocess.Popen[str]:
-    """With two workers in all: each takes seconds to start."""
-    cpus = 2 if nodes.raylets else max(1, (os.cpu_count() or 1) // 2)
-    engine = ["--engine", "ray", "--address", nodes.address, "--actor-cpus", str(cpus)]
-    given = [sys.executable, "-m", "pipeline.restore", *arguments, *engine]
-    return subprocess.Popen(given, stderr=subprocess.PIPE, text=True)
+class Driver:
+    """The command line in a forked process, which need not import everything again."""
 
+    def __init__(self, arguments: list[str], log: Path, address: str, cpus: int = 1) -> None:
+        given = [*arguments, "--engine", "ray", "--address", address, "--actor-cpus", str(cpus)]
+        self.log = log
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(given,))
+        self.process.start()
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    def _run(self, arguments: list[str]) -> None:
+        torch.set_num_threads(1)  # OpenMP's own threads did not come along
+        with self.log.open("w", buffering=1) as sys.stderr:
+            os.dup2(sys.stderr.fileno(), 2)
+            sys.exit(restore.main(arguments))
+
+    def end(self, code: int) -> str:
+        """Waits for the end, which must be with this exit code. Returns what it wrote to standard error."""
+        self.process.join(120)
+        told = self.log.read_text()
+        assert self.process.exitcode == code, told
+        return told
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 90
+        while not condition():
+            assert self.process.is_alive(), self.log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.005)
 
 
 def finished(out: Path) -> set[str]:
     try:
-        return {json.loads(line)["shard"] for line in (out / MANIFEST).read_bytes().splitlines()}
+        whole = (out / MANIFEST).read_bytes().rpartition(b"\n")[0]
+        return {json.loads(line)["shard"] for line in whole.splitlines()}
     except FileNotFoundError:
         return set()
 
@@ -115,39 +128,48 @@ def test_keys_and_failures_are_those_of_one_machine(tmp_path, nodes):
     fill(source, {"002.jpeg": encode(photograph(24, 24, 70))})
     shards(source / "sub", 2)
     options = ("--weights", tiny_weights(tmp_path))
-    process = driver(command(source, tmp_path / "out", *options), nodes)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 1, told
+    given = command(source, tmp_path / "out", *options)
+    Driver(given, tmp_path / "log", nodes.address).end(1)
     run(source, tmp_path / "one", *options, code=1)
     assert outputs(tmp_path / "out") == outputs(tmp_path / "one")
     reasons = [line["reason"] for line in lines(tmp_path / "out").values()]
     assert sum("duplicate key" in reason for reason in reasons) == 1 + 3 * (SHARDS - 1)
-    again = driver(command(source, tmp_path / "out", *options), nodes)
-    assert again.communicate(timeout=120)[1] == ""
-    assert again.returncode == 1
+    assert Driver(given, tmp_path / "log", nodes.address).end(1) == ""
     assert outputs(tmp_path / "out") == outputs(tmp_path / "one")
 
 
-def test_an_output_that_the_nodes_do_not_see_is_refused(tmp_path, nodes):
+def test_in_a_store(tmp_path, nodes, bucket):
+    source, given = shards(tmp_path / "in", 2, count=8), ("--weights", tiny_weights(tmp_path), "--output-shards")
+    run(source, tmp_path / "one", *given, code=1)
+    out = bucket / "out"
+    arguments = [*command(source, Path("-"), *given), "--output-dir", str(out)]
+    Driver(arguments, tmp_path / "log", nodes.address).end(1)
+    found = contents(out)
+    manifest = b"".join(found.pop(name) for name in sorted(found) if name.startswith("manifest/"))
+    expected = outputs(tmp_path / "one")
+    assert b"\n".join(sorted(manifest.splitlines())) == expected.pop(MANIFEST)
+    assert found == expected
+
+
+def test_an_output_that_the_nodes_do_not_see_is_refused(tmp_path, monkeypatch):
+    """Here a cluster of this machine alone, of one worker."""
+    pytest.importorskip("ray")
+    for name, value in RAY.items():
+        monkeypatch.setenv(name, value)
     source = fill(tmp_path / "in", {"a.jpg": encode(photograph(24, 24))})
     given = command(source, Path("-"), "--weights", tiny_weights(tmp_path), "--output-dir", "memory://out")
-    process = driver(given, nodes)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 2
+    told = Driver(given, tmp_path / "log", "local", cpus=os.cpu_count() or 1).end(2)
     assert "does not see what the driver writes to memory://out; give a shared file system" in told
 
 
-def test_interrupted_driver_ends_soon_and_cleans_up(tmp_path, nodes):
-    source, out = shards(tmp_path / "in", 40), tmp_path / "out"
-    process = driver(command(source, out, "--weights", tiny_weights(tmp_path), "--output-shards"), nodes)
-    wait_for(lambda: len(finished(out)) >= 2, process)
-    sent = time.monotonic()
-    process.terminate()
-    told = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert "interrupted; the same command goes on" in told
-    assert time.monotonic() - sent < 30
-    assert len(lines(out)) == 41 * len(finished(out)) < 41 * SHARDS
+def test_interrupted_driver_ends_and_cleans_up(tmp_path, nodes):
+    source, out = shards(tmp_path / "in", 15), tmp_path / "out"
+    given = command(source, out, "--weights", tiny_weights(tmp_path), "--output-shards")
+    driver = Driver(given, tmp_path / "log", nodes.address)
+    driver.wait_for(lambda: len(finished(out)) >= 2)
+    driver.process.terminate()
+    assert "interrupted; the same command goes on" in driver.end(128 + signal.SIGTERM)
+    assert len(lines(out)) == 16 * len(finished(out)) < 16 * SHARDS
     assert not (out / PARTIAL).exists()
 
 
@@ -159,59 +181,37 @@ def at_work(raylet: int) -> bool:
         return False
 
 
-def kill(raylet: int) -> bool:
+def kill(raylet: int) -> None:
     """The node, all of it at once."""
     for process in [raylet, *children(raylet)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    return True
 
 
 def test_driver_killed_and_then_a_node(tmp_path, nodes):
-    """In turn, over the same output: the cluster takes long to start."""
-    source, out, weights = shards(tmp_path / "in", 20), tmp_path / "out", tiny_weights(tmp_path, noise=True)
-    given = ["--weights", weights, "--output-shards", "--samples", "2"]
-    given = command(source, out, *given)
-    first = driver(given, nodes)
-    wait_for(lambda: len(finished(out)) >= 3, first)
-    first.kill()
-    first.communicate()
+    """In turn, over the same output. The last test of these nodes, as only one is left."""
+    source, out, weights = shards(tmp_path / "in", 6), tmp_path / "out", tiny_weights(tmp_path, noise=True)
+    given = command(source, out, "--weights", weights, "--output-shards", "--samples", "2")
+    first = Driver(given, tmp_path / "log", nodes.address)
+    first.wait_for(lambda: len(finished(out)) >= 3)
+    first.process.kill()
+    first.end(-signal.SIGKILL)
     before = identities(out, finished(out))
     assert 3 <= len(before) < SHARDS
 
-    second = driver(given[1:], nodes)
-    wait_for(lambda: len(finished(out)) > len(before) + 1, second)
-    wait_for(lambda: any(at_work(node) and kill(node) for node in nodes.raylets), second)
+    second = Driver(given[1:], tmp_path / "log", nodes.address)
+    second.wait_for(lambda: len(finished(out)) > len(before) + 1)
+    second.wait_for(lambda: at_work(nodes.raylet))
+    kill(nodes.raylet)
     at_the_kill = identities(out, finished(out))
-    told = second.communicate(timeout=120)[1]
-    assert second.returncode == 1, told
-    assert f"{21 * SHARDS} inputs: {20 * SHARDS} restored, 0 passed through, {SHARDS} failed" in told
+    told = second.end(1)
+    assert f"{7 * SHARDS} inputs: {6 * SHARDS} restored, 0 passed through, {SHARDS} failed" in told
     assert len(at_the_kill) < SHARDS
     assert identities(out, {*before}) == before
     assert identities(out, {*at_the_kill}) == at_the_kill
     assert not (out / PARTIAL).exists()
     run(source, tmp_path / "one", *given[5:], code=1)
     assert outputs(out) == outputs(tmp_path / "one")  # each source has one line
-
-
-def test_in_a_store(tmp_path, monkeypatch):
-    """On a cluster of this machine alone, whose processes know the store as this one does."""
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("Ray is not installed")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    source, weights = shards(tmp_path / "in", 2), tiny_weights(tmp_path)
-    given = ("--weights", weights, "--output-shards")
-    run(source, tmp_path / "one", *given, code=1)
-    with s3_bucket(monkeypatch) as bucket:
-        out = bucket / "out"
-        process = driver([*command(source, Path("-"), *given), "--output-dir", str(out)], Nodes("local", []))
-        told = process.communicate(timeout=120)[1]
-        assert process.returncode == 1, told
-        found = contents(out)
-    manifest = b"".join(found.pop(name) for name in sorted(found) if name.startswith("manifest/"))
-    expected = outputs(tmp_path / "one")
-    assert b"\n".join(sorted(manifest.splitlines())) == expected.pop(MANIFEST)
-    assert found == expected
 
 
 def test_what_cannot_be_is_said(tmp_path, capfd, monkeypatch):

@@ -21,10 +21,18 @@ def written(tmp_path):
     return write
 
 
-def test_the_shipped_configurations_load():
+def test_the_shipped_configurations_load_and_ask_for_data():
     assert SHIPPED
     for path in SHIPPED:
-        assert load_config(path, ["run.device=cpu"]).data.train
+        assert load_config(path, ["run.device=cpu", "data.train=[photos]"]).run.bfloat16 == "auto"
+        with pytest.raises(ConfigError, match=r"data\.train=\[PATH"):
+            load_config(path, ["run.device=cpu"])
+
+
+def test_bfloat16_is_a_choice_of_three(written):
+    for value, wanted in (("auto", "auto"), ("true", True), ("false", False)):
+        assert written(MINIMAL, f"run.bfloat16={value}").run.bfloat16 == wanted
+    assert written(MINIMAL).run.bfloat16 == "auto"
 
 
 def test_what_is_not_given_has_its_default(written):
@@ -92,6 +100,11 @@ def test_overrides_replace_single_values(written):
         ("optimiser.accumulate", 0),
         ("critic.features", 0),
         ("critic.halvings", -1),
+        ("run.bfloat16", "fast"),
+        ("run.bfloat16", 1),
+        ("run.deterministic", "auto"),
+        ("run.seconds", -1),
+        ("run.seconds", float("nan")),
         ("run.seed", -1),
         ("run.seed", 2**32),
         ("run.device", "abacus"),

@@ -1,14 +1,16 @@
 """Crops: from anywhere in the images, in all orientations, and the same ones whenever a step is taken again."""
 
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from jpegs import encode, photograph
+from jpegs import encode, insert, photograph, pixels_of
+from runs import corrupt_exif
 
 from pipeline.source import SourceError
-from train.crops import load_images, random_crops, step_generator
+from train.crops import areas_of, load_images, random_crops, step_generator
 
 
 def marked(height, width, offset=0):
@@ -45,6 +47,19 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
         write(folder, f"deep/{name}", damaged)
         with pytest.raises(SourceError, match=f"deep/{name}"):
             load_images([str(folder)], 16)
+
+
+def test_corrupt_metadata_of_an_image_warn_nobody(tmp_path):
+    """EXIF, and the index of a multi-picture file."""
+    data = encode(photograph(40, 50), exif=corrupt_exif())
+    damaged = insert(data, 0xE2, b"MPF\0" + corrupt_exif()[6:])
+    write(tmp_path, "a.jpg", damaged)
+    with pytest.warns(UserWarning):
+        expected = pixels_of(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (image,) = load_images([str(tmp_path)], 16)
+    assert np.array_equal(image.permute(1, 2, 0), expected)
 
 
 def test_nothing_to_train_on_is_an_error_that_says_where(tmp_path):
@@ -90,3 +105,11 @@ def test_crops_are_a_pure_function_of_seed_and_step():
     again = [random_crops(images, 32, 8, step_generator(*one)) for one in reversed(steps)]
     assert all(torch.equal(one, other) for one, other in zip(first, reversed(again), strict=True))
     assert not any(torch.equal(first[i], first[j]) for i in range(len(steps)) for j in range(i))
+
+
+def test_kept_areas_change_no_crop():
+    images = [marked(48, 80, 0), marked(96, 80, 1)]
+    kept = areas_of(images)
+    assert kept.tolist() == [48 * 80, 96 * 80]
+    one, other = (random_crops(images, 16, 9, step_generator(2, 3), areas=areas) for areas in (None, kept))
+    assert torch.equal(one, other)

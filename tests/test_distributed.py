@@ -9,12 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import changed, checkpoint, command, game_of, lines, write_photos
+from training import (
+    STILL,
+    assert_same_gradients,
+    changed,
+    checkpoint,
+    command,
+    game_of,
+    lines,
+    scattered_weights,
+    write_photos,
+)
 
 from train.checkpoint import FAILURE
 from train.config import ConfigError
 from train.distributed import Ranks
-from train.state import new_state
 from train.trainer import train
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +33,16 @@ ALL = {
     "optimiser": {"steps": 3},
     "run": {"log_every": 1, "save_every": 10, "seed": 5},
 }
+BALANCED = {
+    "adversarial": 1.0,
+    "r1": 1e3,
+    "consistency": (0.5, 0.5),
+    "first_moment": 0.3,
+    "second_moment": 10.0,
+    "perceptual": 1e-5,
+}
+"""Weights with which a wrong share of any term shows in the gradient. P's is the least: at crops of 32 pixels one ReLU6
+of its network that rounding turns on or off changes its gradient by a hundredth."""
 
 
 @pytest.fixture(scope="module")
@@ -36,37 +55,22 @@ def torchrun(config, folder, **options):
     return subprocess.Popen(order + command(config, folder)[1:], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
 
 
-def joined(tensors):
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def assert_learnt_alike(one, other, start):
-    """Both networks: what has changed since the start agrees up to rounding, all of it has changed, and the last
-    gradients, which Adam keeps, agree, too."""
-    for key, began, optimiser in (
-        ("generator", start.generator, "optimiser"),
-        ("critic", start.critic, "critic_optimiser"),
-    ):
-        changes = []
-        for content in (one, other):
-            changes.append([content[key][name] - value for name, value in began.network.state_dict().items()])
-        assert all(change.norm() > 0 for change in changes[0])
-        gradients = [[state["exp_avg"] for state in content[optimiser]["state"].values()] for content in (one, other)]
-        for mine, theirs in (map(joined, changes), map(joined, gradients)):
-            assert (mine - theirs).norm() < 1e-3 * mine.norm(), key
-
-
-def test_two_ranks_and_two_parts_equal_one_rank(photos, tmp_path):
-    """In float32, all terms active, one more crop for FM and SM on the first rank than on the second."""
+def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path):
+    """In float32, over three steps with all terms; the ranks' crops go in two parts, too, and one of these has none for
+    FM and SM."""
     config = game_of(photos, tmp_path / "one", **ALL)
-    ranks = torchrun(changed(config, {"run": {"output": str(tmp_path / "two")}}), tmp_path)
+    config = changed(
+        config, {"optimiser": STILL, "run": {"start": scattered_weights(config, tmp_path)}, "game": BALANCED}
+    )
+    parts = changed(config, {"run": {"output": str(tmp_path / "parts")}, "optimiser": {"accumulate": 2}})
+    ranks = torchrun(changed(parts, {"run": {"output": str(tmp_path / "two")}}), tmp_path)
     train(config)
-    train(changed(config, {"run": {"output": str(tmp_path / "parts")}, "optimiser": {"accumulate": 2}}))
+    train(parts)
     said = ranks.communicate(timeout=120)[1]
     assert ranks.returncode == 0, said
-    start, one = new_state(config, Ranks()), checkpoint(tmp_path / "one")
     for folder in ("two", "parts"):
-        assert_learnt_alike(one, checkpoint(tmp_path / folder), start)
+        for optimiser in ("optimiser", "critic_optimiser"):
+            assert_same_gradients(checkpoint(tmp_path / "one"), checkpoint(tmp_path / folder), optimiser)
         for line, other in zip(lines(tmp_path / "one"), lines(tmp_path / folder), strict=True):
             figures = {name: value for name, value in line.items() if name != "seconds_per_step"}
             assert {name: other[name] for name in figures} == pytest.approx(figures, rel=1e-3, abs=1e-6)

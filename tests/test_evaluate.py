@@ -121,7 +121,8 @@ def test_restorations_are_the_pipelines(weights, sampling, size):
     modes = [(weights[0], "mmse", 1), (weights[1], "sample", 3), (weights[1], "mean", 3)]
     tiled = [Restorer.from_pretrained(w, "cpu", "float32", Options(mode, k, tile=208)) for w, mode, k in modes]
     compressed = compress("key", image(*size), 10, Subsampling.from_label(sampling))
-    found = restorations(compressed, Networks(tiled[0], tiled[1]), ALL, samples=3, seed=7)
+    with torch.inference_mode():
+        found = restorations(compressed, Networks(tiled[0], tiled[1]), ALL, samples=3, seed=7)
     assert list(found) == list(MODES)
     mmse, samples, mean = (restorer.restore(compressed.data, seed=7, key="key") for restorer in tiled)
     assert torch.equal(found["mmse"].image, mmse.image)
@@ -231,17 +232,17 @@ def test_rows_are_means_over_the_images(shard, networks):
     for mode, row in rows.items():
         values = [psnr(f[mode].image, p.truth) for f, p in zip(found, pictures, strict=True)]
         plain = [psnr(p.decoded, p.truth) for p in pictures]
-        assert row.psnr == pytest.approx(np.mean(values))
-        assert row.gain == pytest.approx(np.mean(values) - np.mean(plain), abs=1e-9)
+        assert row.psnr == pytest.approx(np.mean(values), abs=0.01)  # decibels
+        assert row.gain == pytest.approx(np.mean(values) - np.mean(plain), abs=0.01)
         assert (row.mismatches == 0) == (mode not in ("plain", "sample"))
         assert (row.consistency == 0) == (row.mismatches == 0)
         assert row.disputed == (None if mode in ("plain", "sample") else 0)
         assert (row.std is None) == (row.correlation is None) == (mode not in ("sample", "projected"))
     deviations = [f["projected"].deviation for f in found]
-    assert rows["projected"].std == pytest.approx(np.mean([float(d.mean()) for d in deviations]) / 255, rel=1e-5)
+    assert rows["projected"].std == pytest.approx(np.mean([float(d.mean()) for d in deviations]) / 255, rel=1e-3)
     errors = [(p.truth.float() - f["mmse"].image.float()).abs() for f, p in zip(found, pictures, strict=True)]
     pairs = torch.stack([torch.cat([x.flatten() for x in tensors]) for tensors in (deviations, errors)])
-    assert rows["projected"].correlation == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), abs=1e-5)
+    assert rows["projected"].correlation == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), abs=1e-3)
 
 
 def test_figures_come_again_and_follow_the_seed(shard, networks):

@@ -241,6 +241,32 @@ def test_every_layer_draws_noise_of_its_own_at_absolute_places():
         assert torch.equal(z, cut_off(gaussian(torch.tensor([5]), layer, 1, place, (16 // scale, 16 // scale))))
 
 
+def layer_by_layer(generator, x, noise):
+    """Each block's noise drawn on its own."""
+    config, scales = generator.config, []
+    for count, scale in ((config.blocks // 2, 4), (config.inner_blocks, 8), (config.blocks - config.blocks // 2, 4)):
+        scales += [scale] * count
+    size = (4 * x.shape[2], 4 * x.shape[3])
+    for layer, scale in enumerate(scales):
+        z = gaussian(noise.seeds, layer, 1, noise.origins // scale, (size[0] // scale, size[1] // scale))
+        yield (cut_off(z) * noise.amplitude).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("config", [None, DEEP, replace(DEEP, blocks=1, inner_blocks=5), replace(PLAIN, noise=True)])
+def test_noise_drawn_at_once_is_that_of_each_layer(config, dtype, monkeypatch):
+    """Bit for bit; None: the network that ships."""
+    generator = (load("posterior").generator if config is None else generator_of(config)).convolve_in(dtype)
+    images, tables = picture(48, 64, images=3), torch.cat([tables_of(q) for q in (10, 80, 92)])
+    noise = Noise(torch.tensor([1, -2, 2**62]), torch.tensor([[0, 0], [16, 160], [0, 32]]))
+    with torch.no_grad():
+        drawn = generator(images, tables, S420.expand(3), noise)
+        monkeypatch.setattr(Generator, "_residual_noise", layer_by_layer)
+        assert torch.equal(drawn, generator(images, tables, S420.expand(3), noise))
+        other = generator(images, tables, S420.expand(3), replace(noise, seeds=noise.seeds + 1))
+    assert [torch.equal(a, b) for a, b in zip(drawn, other, strict=True)] == [False, False, True]
+
+
 def test_other_trunks_are_refused():
     for options in ({"trunk": "unet"}, {"trunk": "rrdb", "inner_blocks": 1}):
         with pytest.raises(ValueError, match="expected"):

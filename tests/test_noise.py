@@ -82,6 +82,14 @@ def test_a_seeds_complement_turns_the_sign_of_its_noise():
     assert torch.equal(field((~SEEDS).tolist(), 3, origins, (5, 6)), -field(SEEDS.tolist(), 3, origins, (5, 6)))
 
 
+def test_noise_is_clipped_and_then_scaled():
+    origins, amplitude = torch.zeros(5, 2, dtype=torch.int64), torch.linspace(0, 1, 5).reshape(-1, 1, 1, 1)
+    whole = gaussian(SEEDS, 2, 3, origins, (40, 40))
+    found = gaussian(SEEDS, 2, 3, origins, (40, 40), limit=2.0, amplitude=amplitude)
+    assert torch.equal(found, whole.clamp(-2, 2) * amplitude)
+    assert float(whole.abs().max()) > 3
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_pairs_are_of_seeds_and_their_complements(count):
     drawn = [derive_seed(4, "key", number) for number in range(3)]

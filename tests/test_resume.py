@@ -119,3 +119,20 @@ def test_another_run_is_not_mixed_in(tmp_path, capfd):
     assert restore.main(command(source, out, "--weights", noisy, "--mode", "sample")) == 2
     run(source, out, "--weights", weights, "--seed", "1", "--overwrite", code=1)
     assert {line["seed"] for line in lines(out).values()} == {1}
+
+
+def test_a_run_goes_on_with_another_tile_and_says_so(tmp_path, capsys):
+    """It only changes last bits. What is finished stays as it is."""
+    source, out = fill(tmp_path / "in", {"a.jpg": encode(photograph(40, 36))}), tmp_path / "out"
+    options = ("--weights", tiny_weights(tmp_path))
+    run(source, out, *options)
+    before = identities(out, {"a.png"})
+    assert capsys.readouterr().err == ""
+    fill(source, {"b.jpg": encode(photograph(36, 40))})
+    found = run(source, out, *options, "--tile", "512", "--dtype", "float32")
+    assert {line["status"] for line in found.values()} == {"restored"}
+    assert identities(out, {"a.png"}) == before
+    said = capsys.readouterr().err
+    assert "tile 1536 (now 512)" in said
+    assert "dtype 'auto' (now 'float32')" in said
+    assert "batch" not in said

@@ -59,7 +59,7 @@ def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
     train(game_of(photos, straight, **changes))
     began, order = load(str(start)).generator.state_dict(), command(game_of(photos, killed, **changes), tmp_path)
     last = killed_at(order, killed, sorted(random.Random(seed).sample(range(1, 29), 2)))
-    assert last.stdout.splitlines()[-1] == f"trained weights: {killed / WEIGHTS}"
+    assert last.stdout.splitlines()[-2] == f"trained weights: {killed / WEIGHTS}"
     assert_same_run(straight, killed)
     assert [line["step"] for line in lines(killed)] == list(range(1, 31))
     terms = {"critic", "r1", "adversarial", "consistency", "first_moment", "second_moment", "perceptual"}
@@ -121,11 +121,12 @@ def test_more_steps_go_on_from_a_finished_run(photos, tmp_path):
 
 
 def test_a_checkpoint_of_before_the_game_goes_on(photos, tmp_path):
-    """It holds neither a loader's state nor the keys that the configuration has got since, which had their defaults."""
+    """It holds neither a loader's state nor a mark of the schedules, nor the keys that the configuration has got since,
+    which had their defaults."""
     for folder in ("new", "old"):
         train(config_of(photos, tmp_path / folder, optimiser={"steps": 4}))
     content = checkpoint(tmp_path / "old")
-    del content["data"], content["config"]["game"], content["config"]["critic"]
+    del content["data"], content["mark"], content["config"]["game"], content["config"]["critic"]
     for section, key in (("model", "trunk"), ("model", "growth"), ("data", "loader"), ("run", "compile")):
         del content["config"][section][key]
     torch.save(content, tmp_path / "old" / "checkpoint.pt")

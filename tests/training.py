@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import tarfile
 
@@ -10,6 +11,8 @@ import yaml
 from jpegs import encode, photograph
 
 from model.critic import CriticConfig
+from model.generator import Generator
+from model.weights import save
 from train.checkpoint import CHECKPOINT, WEIGHTS
 from train.config import Config, DataConfig, DegradationConfig, GameConfig, OptimiserConfig, RunConfig, as_tree
 from train.watch import METRICS
@@ -82,6 +85,35 @@ def newest(folder):
 
 def checkpoint(folder):
     return torch.load(folder / CHECKPOINT, weights_only=True)
+
+
+STILL = {"learning_rate": 1e-30, "final_learning_rate": 0.0, "warmup": 0, "betas": (0.9, 0.99), "clip": math.inf}
+"""For the section `optimiser`: the weights stay as they are. So the gradients of all steps are of the same weights, and
+Adam's first moments are their weighted sum, not clipped."""
+
+
+def scattered_weights(config, folder):
+    """The path of a generator's weights none of which is zero. They change an image by many gray levels, so that losses
+    are far from 0 and no single coefficient's rounding matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = Generator(config.model)
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    save(generator, folder / "scattered.safetensors")
+    return str(folder / "scattered.safetensors")
+
+
+def assert_same_gradients(one, other, optimiser="optimiser"):
+    """Of two checkpoints of runs with `STILL`: the difference is below a thousandth of the whole gradient.
+
+    Rounding causes 1e-6 to 1e-4 of it, a wrong share of a term far more. Weights after some steps cannot be compared:
+    Adam divides a gradient by its own size, so where it is zero but for rounding, rounding decides a whole step."""
+    mine, theirs = ([x["exp_avg"] for x in content[optimiser]["state"].values()] for content in (one, other))
+    assert all(gradient.norm() > 0 for gradient in mine)
+    mine, theirs = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (mine, theirs))
+    assert (mine - theirs).norm() < 1e-3 * mine.norm(), optimiser
 
 
 def assert_equal(one, other, where=""):

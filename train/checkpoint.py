@@ -1,11 +1,16 @@
 """Checkpoints: whole or absent, all that a run depends on, refused by a run that would learn something else.
 
 Everything random in a step is drawn from (seed, step), so a checkpoint needs no generator's state, and schedules are
-functions of the step. The loader's state is that after the step."""
+functions of the step and of their mark (train/state.py). The loader's state is that after the step.
+
+On a CPU a resumed run reaches the very weights of an uninterrupted one, unless `run.seconds` let the clock decide. On
+CUDA some backward passes add in any order: there the weights agree up to rounding, or with `run.deterministic` bit for
+bit, as far as is known (train/numerics.py)."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ import torch
 from model.weights import save, write_whole
 from train.config import Config, as_tree
 from train.data import Source
-from train.state import State, TrainingError
+from train.state import START, Mark, State, TrainingError
 from train.update import Guard
 
 CHECKPOINT = "checkpoint.pt"
@@ -22,12 +27,14 @@ WEIGHTS = "generator.safetensors"
 FAILURE = "failure"
 
 FREE = frozenset(
-    {f"run.{key}" for key in ("output", "device", "compile", "threads", "tensorboard", "timeout")}
+    {f"run.{key}" for key in ("output", "seconds", "device", "bfloat16", "deterministic", "compile")}
+    | {f"run.{key}" for key in ("threads", "tensorboard", "timeout")}
     | {f"run.{key}_every" for key in ("log", "validate", "save", "grid")}
     | {"data.validation", "data.workers", "optimiser.steps", "optimiser.accumulate"}
 )
-"""What may change between the runs of one training: where and how often to write, what the machine has, and the number
-of steps; the schedules are then stretched or cut short from here on."""
+"""What may change between the runs of one training: where and how often to write, what the machine has and how it
+computes, and how long to train: with other `optimiser.steps` the schedules are stretched or cut short from here on; of
+`run.seconds` see train/clock.py."""
 
 
 def save_checkpoint(state: State, source: Source, config: Config, folder: Path) -> None:
@@ -36,6 +43,7 @@ def save_checkpoint(state: State, source: Source, config: Config, folder: Path) 
     content = {
         "config": as_tree(config),
         "step": state.step,
+        "mark": asdict(state.mark),
         "generator": state.generator.network.state_dict(),
         "average": state.average.state_dict(),
         "optimiser": state.generator.optimiser.state_dict(),
@@ -62,6 +70,7 @@ def load_checkpoint(state: State, config: Config, folder: Path, device: torch.de
         differing = differences(content["config"], config)
         if not differing:
             state.step = content["step"]
+            state.mark = Mark(**content.get("mark", asdict(START)))  # older checkpoints have none
             state.generator.network.load_state_dict(content["generator"])
             state.average.load_state_dict(content["average"])
             state.generator.optimiser.load_state_dict(content["optimiser"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -24,6 +25,12 @@ LOADERS = ("memory", "dali")
 
 LITE0 = "lite0"
 """The `game.features` that come with a package; all others are a path to VGG-19's."""
+
+AUTO = "auto"
+"""`run.bfloat16` where the hardware decides."""
+
+RECIPE = Path(__file__).parent / "configs" / "mmse.yaml"
+"""What `python -m train.main` trains without --config."""
 
 
 class ConfigError(ValueError):
@@ -101,8 +108,11 @@ class RunConfig:
     output: str = "runs/mmse"
     start: str = ""  # weights to start from, by name or path; empty: random ones
     seed: int = 0
+    seconds: float = 0.0  # of training in this process, then it stops, its schedules at their end; 0: no limit
     device: str = "cpu"  # cuda: each rank its own
-    bfloat16: bool = True  # autocast
+    bfloat16: bool | str = AUTO  # autocast; auto: on GPUs and on CPUs with AMX or AVX512-BF16. In float32, CUDA's
+    # convolutions use TF32 and its matrix products do not (train/numerics.py)
+    deterministic: bool = False  # on CUDA: the same weights every time; slower, and not yet run on a GPU
     compile: bool = False  # by torch.compile, all but R1
     threads: int = 0  # 0: as torch chooses
     log_every: int = 50  # steps between lines of metrics.jsonl, and looks whether all is finite
@@ -127,11 +137,20 @@ class Config:
 def load_config(path: str | Path, overrides: list[str]) -> Config:
     """Reads YAML and applies `section.key=value` overrides (values are YAML too). Raises ConfigError for unknown keys,
     values of the wrong type, and values with which no run is possible."""
+    return from_tree(merge(read_tree(path), overrides))
+
+
+def read_tree(path: str | Path) -> Any:
+    """The content of a YAML file. Raises ConfigError."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    config: Config = build(Config, merge(tree, overrides), "")
+
+
+def from_tree(tree: Any) -> Config:
+    """A configuration from a mapping of sections, checked. Raises ConfigError."""
+    config: Config = build(Config, tree, "")
     check(config)
     return config
 
@@ -173,6 +192,7 @@ def build(kind: type[Any], tree: Any, where: str) -> Any:
 def _value(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type that `hint` names, its elements included."""
     kind, arguments = get_origin(hint) or hint, get_args(hint)
+    kind = hint if kind is UnionType else kind
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, f"{where}.")
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -231,7 +251,7 @@ def _signs(config: Config) -> Iterator[Rule]:
             "astray",
             "perceptual",
         ),
-        "run": ("threads", "grid_every"),
+        "run": ("seconds", "threads", "grid_every"),
     }
     for section, keys in positive.items():
         for key in keys:
@@ -246,7 +266,7 @@ def _data_rules(config: Config) -> list[Rule]:
     low, high = degradation.quality
     labels, shares = [sampling.label for sampling in Subsampling], degradation.samplings
     return [
-        ("data.train", bool(data.train), "tar shards, folders or files"),
+        ("data.train", bool(data.train), "clean images: data.train=[PATH, ...], tar shards, folders or files of JPEGs"),
         ("data.crop", data.crop > 0 and data.crop % ALIGNMENT == 0, f"a multiple of {ALIGNMENT} pixels"),
         ("data.loader", data.loader in LOADERS, " or ".join(LOADERS)),
         ("data.orientations", data.orientations in (1, 2, 8), "1, 2 or 8"),
@@ -273,6 +293,7 @@ def _training_rules(config: Config) -> list[Rule]:
         ("optimiser.betas", all(0 <= beta < 1 for beta in optimiser.betas), "two decays, 0..1"),
         ("run.seed", 0 <= run.seed < 2**32, "0..2^32 - 1"),
         ("run.device", _is_usable(run.device), "cpu, or a GPU that PyTorch sees"),
+        ("run.bfloat16", run.bfloat16 in (True, False, AUTO), "auto, true or false"),
         (
             "run.grid_every",
             not run.grid_every or bool(config.data.validation),

@@ -3,7 +3,6 @@ resumed run sees the very crops that an uninterrupted one would."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.plain import for_pillow
 from pipeline.source import Item, SourceError, list_sources, read
 
 
@@ -35,7 +35,7 @@ def _decode(item: Item, path: str) -> Tensor:
     if item.data is None:
         raise SourceError(f"{item.source} (of {path}): {item.error}")
     try:
-        pixels = np.array(Image.open(io.BytesIO(item.data)).convert("RGB"))
+        pixels = np.array(Image.open(for_pillow(item.data)).convert("RGB"))
     except Exception as error:  # Pillow raises half a dozen types over damaged files
         raise SourceError(f"{item.source} (of {path}) cannot be decoded: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -48,18 +48,25 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA6B + step) & 0xFFFFFFFF)
 
 
+def areas_of(images: Sequence[Tensor]) -> Tensor:
+    """[n] float64: the pixels of each image."""
+    return torch.tensor([image.shape[1] * image.shape[2] for image in images], dtype=torch.float64)
+
+
 def random_crops(
-    images: list[Tensor],
+    images: Sequence[Tensor],
     crop: int,
     count: int,
     random: torch.Generator,
     *,
+    areas: Tensor | None = None,
     own: slice = slice(None),
     orientations: int = 8,
 ) -> Tensor:
     """[count, 3, crop, crop] uint8: places uniform over all pixels of all images, in random orientations: 8, 2
-    (mirrored or not) or 1. All are drawn, and those of `own` are cut: ranks share out what one would have seen."""
-    areas = torch.tensor([image.shape[1] * image.shape[2] for image in images], dtype=torch.float64)
+    (mirrored or not) or 1. All are drawn, and those of `own` are cut: ranks share out what one would have seen. areas:
+    `areas_of` these images, if the caller keeps them."""
+    areas = areas_of(images) if areas is None else areas
     chosen = torch.multinomial(areas, count, replacement=True, generator=random).tolist()
     places = torch.rand(count, 3, generator=random).tolist()
     crops = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.loader import Loader, LoaderConfig
 from train.config import Config
-from train.crops import load_images, random_crops, step_generator
+from train.crops import areas_of, load_images, random_crops, step_generator
 from train.distributed import Ranks, on_device
 
 
@@ -31,14 +31,22 @@ class MemorySource:
     """Crops of images in memory, a pure function of (seed, step)."""
 
     def __init__(self, images: list[Tensor], config: Config, ranks: Ranks) -> None:
-        self.images, self.config, self.ranks = images, config, ranks
+        self.images, self.areas, self.config, self.ranks = images, areas_of(images), config, ranks
         share = ranks.share(config.data.batch)
         self.own = slice(ranks.rank * share, (ranks.rank + 1) * share)
 
     def batch(self, step: int) -> Tensor:
         data = self.config.data
         random = step_generator(self.config.run.seed, step)
-        crops = random_crops(self.images, data.crop, data.batch, random, own=self.own, orientations=data.orientations)
+        crops = random_crops(
+            self.images,
+            data.crop,
+            data.batch,
+            random,
+            areas=self.areas,
+            own=self.own,
+            orientations=data.orientations,
+        )
         return on_device(crops, self.ranks.device)
 
     def state_dict(self) -> dict[str, Any]:

@@ -70,7 +70,11 @@ def band_passes(x: Tensor) -> list[Tensor]:
 
 
 def _blur(x: Tensor) -> Tensor:
-    return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
+    """The mean of 3x3 places. Edges are reflected by slices: the backward pass of F.pad's reflection has no
+    deterministic implementation on CUDA."""
+    for dim in (2, 3):
+        x = torch.cat((x.narrow(dim, 1, 1), x, x.narrow(dim, -2, 1)), dim)
+    return F.avg_pool2d(x, 3, 1)
 
 
 def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:

@@ -94,7 +94,7 @@ def critic_step(state: State, parts: list[Batch], config: Config, guard: Guard) 
         loss = critic_loss(clean_logits, restored_logits)
         torch.autograd.backward(loss * share)
         terms["critic"] += loss.detach() * share
-    terms["critic_norm"] = update(critic, terms, state.step, config, guard)
+    terms["critic_norm"] = update(critic, terms, state, config, guard)
     return terms
 
 
@@ -103,7 +103,7 @@ def generator_step(state: State, parts: list[Batch], aides: Aides, config: Confi
     critic stays as it is, and no gradient of its parameters is computed."""
     game, learner = config.game, state.generator
     critic = state.critic.network if state.critic else None
-    weights = {**_weights(game), "consistency": consistency_weight(config, state.step)}
+    weights = {**_weights(game), "consistency": consistency_weight(config, state.step, state.mark)}
     terms, zero = Terms(), torch.zeros_like(guard.failed)
     with frozen(critic):
         if has_moments(game) and state.step % game.moments_every == 0:
@@ -117,7 +117,7 @@ def generator_step(state: State, parts: list[Batch], aides: Aides, config: Confi
             torch.autograd.backward(loss)
             for name, value in found.items():
                 terms[name] = terms.get(name, zero) + value.detach() / len(parts)
-    terms["generator_norm"] = update(learner, terms, state.step, config, guard)
+    terms["generator_norm"] = update(learner, terms, state, config, guard)
     return terms
 
 

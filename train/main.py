@@ -1,27 +1,51 @@
-"""The command line of training: `python -m train.main --config train/configs/mmse.yaml [section.key=value ...]`, or
+"""The command line of training: `python -m train.main [--config FILE.yaml] [section.key=value ...]`, or
 `torchrun --nproc-per-node 8 -m train.main ...` for one process on each of eight GPUs."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from pathlib import Path
 
 from pipeline.loader import LoaderError
 from pipeline.source import SourceError
-from train.config import ConfigError, load_config
+from train.config import RECIPE, Config, ConfigError, load_config
+from train.demo import default_config
 from train.state import TrainingError
 from train.trainer import train
+
+DESCRIPTION = f"""\
+Train a generator on clean photographs: JPEGs in folders or tar shards.
+
+Without --config it trains the regression network `mmse`, by the recipe
+{RECIPE}.
+Without data it is a demonstration of two minutes on the sample photographs.
+
+A run that was stopped goes on from its last checkpoint when the same command
+is given again, on any number of devices."""
+
+EXAMPLES = f"""\
+examples:
+  two minutes, to see it work        python -m train.main
+  photographs of your own            python -m train.main data.train=[photos,more.tar] run.output=runs/mine
+  with figures on held-out ones      ... data.validation=held_out.tar
+  for ten minutes, schedules fitted  ... run.seconds=600
+  the sampler                        ... --config train/configs/posterior.yaml
+  on eight GPUs                      torchrun --nproc-per-node 8 -m train.main ... run.device=cuda
+
+The recipes are in {RECIPE.parent};
+train/config.py explains every key."""
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m train.main",
-        description="Train a generator on tar shards or folders of clean images. A run that was stopped goes on from "
-        "its last checkpoint when the same command is given again, on any number of devices.",
-        epilog="example: python -m train.main --config train/configs/mmse.yaml data.train=[photos] run.output=runs/a; "
-        "on eight GPUs: torchrun --nproc-per-node 8 -m train.main --config train/configs/posterior.yaml ...",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--config", required=True, metavar="FILE.yaml", help="see train/configs and train/config.py")
+    result.add_argument("--config", metavar="FILE.yaml", help="a recipe [the default one]; it needs data.train")
     result.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values, as YAML")
     return result
 
@@ -30,12 +54,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 with a message when the run cannot start or go on."""
     options = parser().parse_args(arguments)
     try:
-        weights = train(load_config(options.config, options.overrides))
+        if options.config is None:
+            config, notice = default_config(options.overrides)
+            print(notice, end="\n" if notice else "", flush=True)
+        else:
+            config = load_config(options.config, options.overrides)
+        weights = train(config)
     except (ConfigError, SourceError, LoaderError, TrainingError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     print(f"trained weights: {weights}")
+    print(f"to use them: {usage(config, weights)}")
     return 0
+
+
+def usage(config: Config, weights: Path) -> str:
+    """The command that restores with these weights."""
+    mode = "sample" if config.model.noise else "mmse"
+    name = shlex.quote(str(weights))
+    return f"python -m pipeline.restore --weights {name} --mode {mode} --input-dir PHOTOS --output-dir restored"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from model.generator import Noise
 from train.config import Config
 from train.degradation import Batch
 from train.losses import LOSSES
+from train.numerics import uses_bfloat16
 from train.state import State
 from train.update import Guard, update
 
@@ -20,7 +21,7 @@ Terms = dict[str, Tensor]
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.run.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.run, device))
 
 
 def restore(generator: nn.Module, batch: Batch, config: Config, seeds: Tensor | None = None) -> Tensor:
@@ -41,5 +42,5 @@ def regression_step(state: State, parts: list[Batch], config: Config, guard: Gua
         loss = LOSSES[config.optimiser.loss](restore(network, part, config), part.clean) / len(parts)
         torch.autograd.backward(loss)
         total += loss.detach()
-    norm = update(learner, {"loss": total}, state.step, config, guard)
+    norm = update(learner, {"loss": total}, state, config, guard)
     return {"loss": total, "generator_norm": norm}

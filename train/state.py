@@ -1,4 +1,4 @@
-"""What training changes: the networks, their averages and their optimisers."""
+"""What training changes: the networks, their averages and their optimisers; and the schedules."""
 
 from __future__ import annotations
 
@@ -30,15 +30,36 @@ class Learner(Generic[Network]):
     optimiser: torch.optim.Optimizer
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point of the schedules: their progress, 0..1, after so many steps. From there it rises linearly with the steps,
+    to 1 at `optimiser.steps`. The first mark makes it a function of the step alone; `run.seconds` moves the mark with
+    the clock (train/clock.py). seconds: what the clock had counted, in this process and those before."""
+
+    step: int = 0
+    progress: float = 0.0
+    seconds: float = 0.0
+
+    def rise(self, step: int, first: int, last: int) -> float:
+        """The progress after `step` steps of a schedule that begins after `first` and ends after `last`."""
+        begin = max(first, self.step)
+        share = (step - begin) / max(1, last - begin)
+        return self.progress + (1 - self.progress) * min(1.0, max(0.0, share))
+
+
+START = Mark()
+
+
 @dataclass
 class State:
     """All that a checkpoint holds, besides the configuration. `average`: the generator's averaged weights, which are
-    what is shipped. `critic`: None in a regression. `step`: how many are done."""
+    what is shipped. `critic`: None in a regression. `step`: how many are done. `mark`: the schedules'."""
 
     generator: Learner[Generator]
     average: Generator
     critic: Learner[Critic] | None = None
     step: int = 0
+    mark: Mark = START
 
 
 def new_state(config: Config, ranks: Ranks) -> State:
@@ -70,22 +91,27 @@ def start_from(state: State, weights: str) -> None:
         raise ConfigError(f"run.start: {error}") from error
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """Linear warm-up, then a cosine from the first rate to the last."""
+def progress(config: Config, step: int, mark: Mark = START) -> float:
+    """How far the learning rate is on its way from first to last, 0..1: 0 until the warm-up is over."""
+    return mark.rise(step, config.optimiser.warmup, config.optimiser.steps)
+
+
+def learning_rate(config: Config, step: int, mark: Mark = START) -> float:
+    """Linear warm-up, in steps, and a cosine from the first rate to the last."""
     optimiser = config.optimiser
-    if step < optimiser.warmup:
-        return optimiser.learning_rate * (step + 1) / optimiser.warmup
-    progress = (step - optimiser.warmup) / max(1, optimiser.steps - optimiser.warmup)
     span = optimiser.learning_rate - optimiser.final_learning_rate
-    return optimiser.final_learning_rate + span * (1 + cos(pi * min(1.0, progress))) / 2
+    rate = optimiser.final_learning_rate + span * (1 + cos(pi * progress(config, step, mark))) / 2
+    if step < optimiser.warmup:
+        return min(rate, optimiser.learning_rate * (step + 1) / optimiser.warmup)
+    return rate
 
 
-def consistency_weight(config: Config, step: int) -> float:
+def consistency_weight(config: Config, step: int, mark: Mark = START) -> float:
     """C's weight in the generator's step: its logarithm rises (or falls) linearly from the first step to the last."""
     first, last = config.game.consistency
     if not first:
         return 0.0
-    return exp(log(first) + log(last / first) * min(1.0, step / max(1, config.optimiser.steps - 1)))
+    return exp(log(first) + log(last / first) * mark.rise(step, 0, config.optimiser.steps - 1))
 
 
 @torch.no_grad()

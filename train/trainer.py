@@ -1,7 +1,8 @@
-"""The training loop: one step after another, averaged weights, atomic checkpoints, exact resume, on one device or many.
+"""The training loop: one step after another, averaged weights, atomic checkpoints, resume, on one device or many.
 
 Everything random in a step is drawn from (seed, step) for all its crops, and each rank takes its own: so it does not
-matter how many ranks there are, nor how often a run was interrupted."""
+matter how many ranks there are, nor how often a run was interrupted. train/checkpoint.py says how far a resumed run
+equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
+from train.clock import Clock, first_mark
 from train.config import GAME, Config
 from train.crops import load_images, step_generator
 from train.data import Source, open_source
 from train.degradation import degrade
 from train.distributed import Ranks, join, leave
 from train.game import Aides, critic_step, draws, generator_step, load_aides
+from train.numerics import numerics, warn_of_slow_bfloat16
 from train.regression import Terms, regression_step
-from train.state import State, consistency_weight, learning_rate, new_state, start_from, update_average
+from train.state import State, consistency_weight, learning_rate, new_state, progress, start_from, update_average
 from train.update import Guard
 from train.validate import picture, validate
 from train.watch import Meter, Watch
@@ -45,16 +48,24 @@ class Run:
 
 def train(config: Config) -> Path:
     """Trains to the end, going on from a checkpoint in `run.output` when there is one. Returns the weights' path."""
+    with numerics(config.run):
+        return _train(config)
+
+
+def _train(config: Config) -> Path:
     ranks = join(config.run)
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    if ranks.first:
+        warn_of_slow_bfloat16(config.run, ranks.device)
     state, loaded = new_state(config, ranks), {}
     if (folder / CHECKPOINT).exists():
         loaded = load_checkpoint(state, config, folder, ranks.device)
         if ranks.first:
-            tqdm.write(f"going on from step {state.step}")
+            done = progress(config, state.step, first_mark(state, config))
+            tqdm.write(f"going on from step {state.step} (schedules at {done:.0%})")
     elif config.run.start:
         start_from(state, config.run.start)
     held_out = [config.data.validation] if config.data.validation and ranks.first else []
@@ -80,16 +91,18 @@ def train(config: Config) -> Path:
 
 
 def _loop(state: State, run: Run) -> None:
-    """Only where something is told or kept does it wait for the device."""
+    """Synchronises with the device only where it logs or saves."""
     config, meter = run.config, Meter()
-    while state.step < config.optimiser.steps:
+    clock, over = Clock(state, config, run.ranks), False
+    while state.step < config.optimiser.steps and not over:
         try:
             meter.add(train_step(state, run))
+            over = clock.is_over(state)
         except RuntimeError as error:  # memory, a kernel, another rank that is gone: it keeps its type and its trace
             error.add_note(f"at step {state.step} of rank {run.ranks.rank}")
             raise
-        run.watch.progress.update()
-        due = _due(config, state.step)
+        run.watch.advance(state.step, clock.passed)
+        due = _due(config, state.step, over)
         if due:
             stop_if_failed(run.guard, state, run.source, config, run.folder)
             _tell(state, run, meter, due)
@@ -97,10 +110,10 @@ def _loop(state: State, run: Run) -> None:
             save_checkpoint(state, run.source, config, run.folder)
 
 
-def _due(config: Config, step: int) -> set[str]:
-    """What is to be done after so many steps: log, validate, save, grid."""
+def _due(config: Config, step: int, over: bool) -> set[str]:
+    """What is to be done after so many steps: log, validate, save, grid. over: whether the time is."""
     every = {name: getattr(config.run, f"{name}_every") for name in ("log", "validate", "save", "grid")}
-    last = step == config.optimiser.steps
+    last = over or step == config.optimiser.steps
     return {name for name, steps in every.items() if steps and (last or step % steps == 0)}
 
 
@@ -132,9 +145,9 @@ def _tell(state: State, run: Run, meter: Meter, due: set[str]) -> None:
     if "validate" in due and run.held_out:
         line |= validate(state.average, run.held_out, config, device)
     if line:
-        rates = {"lr": learning_rate(config, state.step)}
+        rates = {"lr": learning_rate(config, state.step, state.mark)}
         if config.optimiser.loss == GAME:
-            rates["consistency_weight"] = consistency_weight(config, state.step)
+            rates["consistency_weight"] = consistency_weight(config, state.step, state.mark)
         run.watch.line(state.step, {**rates, **line})
     if "grid" in due and run.held_out:
         run.watch.grid(state.step, picture(state.average, run.held_out, config, device))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from train.config import Config
 from train.distributed import Ranks
-from train.state import Learner, learning_rate
+from train.state import Learner, State, learning_rate
 
 
 class Guard:
@@ -44,13 +44,13 @@ class Guard:
         return int(self._step), {name: value.item() for name, value in self._values.items()}
 
 
-def update(learner: Learner[Any], losses: Mapping[str, Tensor], step: int, config: Config, guard: Guard) -> Tensor:
-    """Clips the gradients, takes Adam's step if they and the losses are finite, and forgets them. Returns their norm
-    before clipping. losses: by name, this rank's, for the guard."""
+def update(learner: Learner[Any], losses: Mapping[str, Tensor], state: State, config: Config, guard: Guard) -> Tensor:
+    """Clips the gradients of one of the state's networks, takes Adam's step if they and the losses are finite, and
+    forgets them. Returns their norm before clipping. losses: by name, this rank's, for the guard."""
     norm = torch.nn.utils.clip_grad_norm_(learner.network.parameters(), config.optimiser.clip)
-    guard.look(step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
+    guard.look(state.step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
     for group in learner.optimiser.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = learning_rate(config, state.step, state.mark)
     learner.optimiser.found_inf = guard.failed  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it to skip
     learner.optimiser.step()
     learner.optimiser.zero_grad(set_to_none=True)

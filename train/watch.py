@@ -64,9 +64,8 @@ class Watch:
 
         Raises ConfigError where TensorBoard is wanted and missing."""
         self.folder, self.writes = folder, ranks.first
-        self.progress = tqdm(
-            total=config.optimiser.steps, initial=step, unit="step", smoothing=0.05, disable=not ranks.first
-        )
+        self.seconds, self.shown = config.run.seconds, dict[str, str]()
+        self.progress = _bar_of_seconds(config, ranks) if self.seconds else _bar_of_steps(config, ranks, step)
         self.board: Any = None
         if self.writes:
             if config.run.tensorboard:
@@ -74,10 +73,19 @@ class Watch:
             keep_lines_up_to(folder / METRICS, step)
             self.metrics = (folder / METRICS).open("a")
 
+    def advance(self, step: int, passed: float) -> None:
+        """The bar, to so many steps done and seconds passed."""
+        if self.seconds:
+            self.progress.set_postfix({"step": step, **self.shown}, refresh=False)
+            self.progress.update(min(passed, self.seconds) - self.progress.n)
+        else:
+            self.progress.update()
+
     def line(self, step: int, figures: Mapping[str, float]) -> None:
         if not self.writes:
             return
-        self.progress.set_postfix({name: f"{figures[name]:.3g}" for name in SHOWN if name in figures})
+        self.shown |= {name: f"{figures[name]:.3g}" for name in SHOWN if name in figures}
+        self.progress.set_postfix({"step": step, **self.shown} if self.seconds else self.shown)
         print(json.dumps({"step": step, **figures}), file=self.metrics, flush=True)
         if self.board is not None:
             for name, value in figures.items():
@@ -98,6 +106,15 @@ class Watch:
             self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+def _bar_of_steps(config: Config, ranks: Ranks, step: int) -> tqdm[Any]:
+    return tqdm(total=config.optimiser.steps, initial=step, unit="step", smoothing=0.05, disable=not ranks.first)
+
+
+def _bar_of_seconds(config: Config, ranks: Ranks) -> tqdm[Any]:
+    layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}"
+    return tqdm(total=config.run.seconds, bar_format=layout, disable=not ranks.first)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

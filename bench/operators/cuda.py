@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -20,15 +17,15 @@ from tqdm import tqdm
 import kernels
 from kernels import Subsampling, mcu, torch_ops
 from operators import kornia_jpeg
-from operators.cases import Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
+from operators.cases import DTYPES, Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
 from operators.check import disagreement
-from operators.table import Row, cuda_line, cuda_table, device_line
+from operators.table import SECOND, Row, cuda_line, cuda_table, device_line
 from operators.timing import copy_bandwidth, time_cuda
 
 NO_TIME = "no time left"
-TUNED_MEGAPIXELS = COMPILED_MEGAPIXELS = EXACT_MEGAPIXELS = 16
-"""The most on which kernels choose their configuration; for which torch.compile, which compiles for each size anew, is
-tried; and for which torch_ops' project_exact is, which works for seconds and keeps many tensors of an image's size."""
+COMPILED_MEGAPIXELS = EXACT_MEGAPIXELS = 16
+"""The most for which torch.compile, which compiles for each size anew, is tried; and for which torch_ops' project_exact
+is, which works for seconds and keeps many tensors of an image's size."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +56,16 @@ def whole_images() -> Iterator[None]:
         mcu.BAND_PIXELS = before
 
 
-def launch_once(case: Case) -> None:
-    """Compiles an operator's kernels, and no others, in all their configurations into Triton's cache on disk."""
-    run(ours(), case, make_inputs(case, torch.device("cuda"), by=in_torch()))
-    torch.cuda.synchronize()
+def compile_ahead(cases: list[Case], device: torch.device, seconds: float) -> None:
+    """In several processes at once; this one reads the cache. What is not done after so many seconds, or fails, is
+    compiled, and reported, where it is first used."""
+    from kernels.triton_ops.warm_up import operator_tasks, warm_up  # noqa: PLC0415  # where a GPU, and so Triton, is
 
-
-def compile_ahead(cases: list[Case], seconds: float) -> None:
-    """In several processes at once; what remains for this one is to read the cache and to choose among configurations.
-    What is not done after so many seconds, or fails, is compiled, and reported, where it is first used."""
-    with_backward = {case.operator for case in cases if case.backward}
-    kinds = dict.fromkeys(
-        replace(case, images=1, side=128) for case in cases if f"{case.operator}+backward" not in with_backward
-    )
-    workers = max(1, min(12, (os.cpu_count() or 1) - 1, len(kinds)))
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    futures = [pool.submit(launch_once, kind) for kind in kinds]
-    with suppress(TimeoutError):
-        for _ in tqdm(as_completed(futures, seconds), total=len(kinds), desc="compile", unit="kernel", leave=False):
-            pass
-    pool.shutdown(wait=True, cancel_futures=True)
+    kinds = dict.fromkeys((case.operator, case.sampling, DTYPES[case.dtype]) for case in cases)
+    tasks: dict[str, Callable[[], object]] = {}
+    for operator, sampling, dtype in kinds:
+        tasks |= operator_tasks([operator, "encode", "decode"], [sampling], [dtype], device)
+    warm_up(tasks, seconds=seconds)
 
 
 def reason(error: Exception) -> str:
@@ -103,12 +90,9 @@ def sets_of(case: Case) -> int:
     return max(2, min(64, -(-3 * cache // bytes_needed(case))))
 
 
-def tune_and_check(cases: list[Case], device: torch.device) -> str:
-    """Of one operator, sampling and dtype: the first launch, on many pixels, chooses a configuration; then small images
-    tell whether it is right. What is wrong, or nothing."""
-    case = ([case for case in cases if case.images <= TUNED_MEGAPIXELS] or cases)[-1]
+def check(case: Case, device: torch.device) -> str:
+    """What is wrong with one operator, sampling and dtype on small images, or nothing."""
     try:
-        run(ours(), case, make_inputs(case, device))
         wrong = disagreement(case, ours(), device)
     except Exception as error:
         wrong = reason(error)
@@ -123,6 +107,25 @@ def not_beside_torch(case: Case) -> str:
     return f"up to {EXACT_MEGAPIXELS} MP" if case.operator == "project_exact" and case.images > EXACT_MEGAPIXELS else ""
 
 
+def has_second_configuration(case: Case) -> bool:
+    from kernels.triton_ops import KERNELS  # noqa: PLC0415
+
+    return case.operator in KERNELS and len(KERNELS[case.operator].configurations) > 1
+
+
+@contextmanager
+def second_configuration(case: Case) -> Iterator[None]:
+    """The operator's kernel is launched with its second configuration meanwhile."""
+    from kernels.triton_ops import KERNELS  # noqa: PLC0415
+
+    kernel = KERNELS[case.operator]
+    kernel.choice = 1
+    try:
+        yield
+    finally:
+        kernel.choice = 0
+
+
 def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> None:
     case, sets = row.case, sets_of(row.case)
     inputs = [make_inputs(case, device, seed) for seed in range(sets)]
@@ -131,6 +134,9 @@ def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> 
         return lambda: time_cuda(call, sets, settings.seconds, settings.repetitions)
 
     attempt(row, "kernel", timed(lambda k: run(ours(), case, inputs[k])))
+    if has_second_configuration(case):
+        with second_configuration(case):
+            attempt(row, SECOND, timed(lambda k: run(ours(), case, inputs[k])))
     if "torch_ops" in settings.against and not_beside_torch(case):
         row.notes["torch_ops"] = not_beside_torch(case)
     elif "torch_ops" in settings.against:
@@ -174,7 +180,7 @@ def to_compile(rows: list[Row]) -> list[Row]:
 def measure_kinds(rows: list[Row], settings: Settings, codec: Any, device: torch.device, end: float) -> Iterator[Row]:
     """Fills in all but `compiled`, until the clock says `end`; gives each row when it is done."""
     for kind in kinds_of(rows):
-        wrong = tune_and_check([row.case for row in kind], device) if time.monotonic() < end else NO_TIME
+        wrong = check(kind[0].case, device) if time.monotonic() < end else NO_TIME
         for row in kind:
             if not wrong and time.monotonic() < end:
                 try:
@@ -229,7 +235,7 @@ def measure(settings: Settings, device: torch.device) -> tuple[dict[str, Any], b
     print(f"{device_line(device)}; quality {settings.quality}; copy {copy / 1e9:.0f} GB/s, read and written")
     with whole_images():
         codec = kornia_codec(settings, device)
-        compile_ahead(cases, 30 * settings.minutes)
+        compile_ahead(cases, device, 30 * settings.minutes)
         measured = measure_kinds(rows, settings, codec, device, end)
         for row in tqdm(measured, total=len(rows), desc="kernels", unit="case", leave=False):
             tqdm.write(cuda_line(row, copy), file=sys.stderr)

@@ -15,6 +15,7 @@ kornia's JPEG is not quite ours: it rounds by a polynomial that is differentiabl
 interpolation (ours: mean and repetition), and its limits leak. Both are given the same tables.
 
   python bench/kernels.py                     everything; a GPU takes about 8 minutes, a CPU 2
+  python bench/kernels.py --quick             float32 at 16 megapixels, two samplings; 1.5 minutes at most on a GPU
   python bench/kernels.py --operator roundtrip roundtrip+backward --sampling 4:2:0 --minutes 2
   python bench/kernels.py --megapixels 16 --dtype bfloat16 --against torch_ops kornia
   python bench/kernels.py --json figures.json --plot roofline.png
@@ -41,6 +42,16 @@ from operators.resources import print_resources
 
 AGAINST = ("torch_ops", "compiled", "kornia", "pillow")
 
+QUICK = {
+    "sampling": ["4:2:0", "4:4:4"],
+    "dtype": ["float32"],
+    "against": ["torch_ops", "kornia", "pillow"],
+    "seconds": 0.05,
+    "repetitions": 15,
+    "minutes": 1.5,
+}
+"""The defaults of --quick; on a GPU at 16 megapixels."""
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -61,13 +72,19 @@ def parse() -> argparse.Namespace:
     add("--minutes", type=float, default=8.0, help="a GPU begins nothing new after so many [%(default)s]")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto: CUDA where there is any]")
     add("--threads", type=int, default=1, help="PyTorch's on a CPU; Pillow's codec has one [%(default)s]")
+    add("--quick", action="store_true", help="fewer cases, shorter medians, see above")
     add("--resources", action="store_true", help="only the table of what kernels take, compiled for --capability")
     add("--capability", type=int, nargs="+", default=[90], help="of --resources [90]")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     add("--plot", type=Path, metavar="FILE.png", help="the roofline, of a GPU's figures; needs matplotlib")
     options = parser.parse_args()
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args()
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.quick and options.device == "cuda":
+        options.megapixels = options.megapixels or [16]
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU")
     if options.plot and (options.device == "cpu" or options.resources):

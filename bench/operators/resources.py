@@ -18,10 +18,10 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def kernels_of(operators: list[str], kernels: list[str]) -> list[str]:
-    """The kernels that these operators launch; those named after no operator are project_exact's."""
-    named = {name.replace("+", "_"): name for name in OPERATORS}
+    """The kernels that these operators launch."""
+    named = {name.replace("+", "_"): name for name in OPERATORS} | dict.fromkeys(("exact", "descent"), "project_exact")
     forward = {name.removesuffix("+backward") for name in operators}
-    return [kernel for kernel in kernels if named.get(kernel, "project_exact") in operators or kernel in forward]
+    return [kernel for kernel in kernels if named.get(kernel) in operators or kernel in forward]
 
 
 def print_resources(

@@ -27,24 +27,29 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.coefficients import Subsampling
-from kernels.triton_ops import KERNELS, descent, exact
-from kernels.triton_ops.launch import INTERPRETED, OPTIONS
+from kernels.triton_ops import KERNELS, descent, exact, noise
+from kernels.triton_ops.launch import INTERPRETED
 
 CAPABILITIES = (80, 90, 100)
 IMAGES = ("fp32", "bf16", "fp16")
 
 POINTERS = {
     **dict.fromkeys(("x", "out", "gradient"), "image"),
-    **dict.fromkeys(("out32", "gradient32"), "fp32"),
+    **dict.fromkeys(("out32", "gradient32", "amplitude"), "fp32"),
     **dict.fromkeys(("luma_plane", "blue_plane", "red_plane"), "i16"),
     **dict.fromkeys(("tables", "mismatches", "unsettled", "wrongs", "attempts"), "i32"),
+    **dict.fromkeys(("seeds", "origins"), "i64"),
     "image8": "u8",
 }
 """What pointers point to, by the argument's name; image: to what the caller's images are made of."""
 
-FLOATS = ("half",)
+FLOATS = ("half", "limit")
 
-CONSTANTS: dict[str, dict[str, Any]] = {"exact": exact.CONSTANTS, "descent": descent.CONSTANTS}
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "exact": exact.CONSTANTS,
+    "descent": descent.CONSTANTS,
+    "noise": noise.CONSTANTS,
+}
 """Constants of a kernel that neither its sampling nor its configuration says, by the kernel's name."""
 
 Job = tuple[str, Subsampling, str, int]
@@ -81,16 +86,14 @@ def source_of(kernel: Any, values: dict[str, Any], dtype: str) -> ASTSource:
 
 def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int) -> Iterator[Resources]:
     """One kernel for one kind of input, in each of its configurations."""
-    tuner = KERNELS[name]
+    kernel = KERNELS[name]
     vertical, horizontal = sampling.factors
     always = {"C": sampling.components, "V": vertical, "H": horizontal, "stride_w": 1, "gradient_stride_w": 1}
-    for config in tuner.configs:
-        source = source_of(tuner.fn, always | CONSTANTS.get(name, {}) | config.kwargs, dtype)
-        options = {"num_warps": config.num_warps, "maxnreg": config.maxnreg, **OPTIONS}
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    for chosen in kernel.configurations:
+        source = source_of(kernel.fn, always | CONSTANTS.get(name, {}) | chosen.constants, dtype)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen.options)
         taken = (*usage(compiled.asm["cubin"]), compiled.metadata.shared)
-        blocks = config.kwargs.get("BLOCKS", 0)
-        yield Resources(name, sampling.label, dtype, capability, blocks, config.num_warps, *taken)
+        yield Resources(name, sampling.label, dtype, capability, chosen.blocks, chosen.warps, *taken)
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
@@ -143,7 +146,12 @@ def main() -> int:
     if INTERPRETED:
         parser.error("with TRITON_INTERPRET=1 nothing is compiled")
     samplings = [Subsampling.from_label(label) for label in options.sampling]
-    work = list(product(options.kernel, samplings, options.dtype, options.capability))
+    first = (samplings[0], options.dtype[0])  # the noise depends on neither: once is enough
+    work = [
+        job
+        for job in product(options.kernel, samplings, options.dtype, options.capability)
+        if job[0] != "noise" or job[1:3] == first
+    ]
     if not options.json:
         print("| kernel | sampling | images | sm | blocks | warps | registers | stack | shared |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -33,7 +33,7 @@ from kernels.triton_ops.blocks import (
     unpack,
 )
 from kernels.triton_ops.edges import store_pixels
-from kernels.triton_ops.launch import SIZES, aligned, launch, three, tuned
+from kernels.triton_ops.launch import SIZES, Configuration, aligned, configured, launch, three
 
 
 @triton.jit
@@ -169,7 +169,7 @@ def decode_chroma(
         return double(x, above, below, row[:, None] // 2 * 8, height, share)
 
 
-@tuned((8, 1), (32, 4))
+@configured(Configuration(8, 1), Configuration(32, 4))
 @triton.jit(do_not_specialize=SIZES)
 def decode_kernel(
     luma_plane,

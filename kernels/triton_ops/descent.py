@@ -16,7 +16,7 @@ from kernels.descent import ATTEMPTS, NEAR, STRONGEST, TENURE, TURNS
 from kernels.tables import constant
 from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.integer import integer_forward, to_blocks
-from kernels.triton_ops.launch import ALL_REGISTERS, INTERPRETED, OPTIONS, SIZES, on_device_of
+from kernels.triton_ops.launch import ALL_REGISTERS, INTERPRETED, SIZES, Configuration, configured, on_device_of
 from kernels.triton_ops.moves import COPIES, NO_MOVE, copies, forbid, moved, next_eight, numbers, rank
 from kernels.triton_ops.search import (
     choose,
@@ -133,7 +133,7 @@ def integers(x):
     return octet
 
 
-@triton.autotune([triton.Config({}, num_warps=8, maxnreg=ALL_REGISTERS)], key=[])
+@configured(Configuration(0, 8, ALL_REGISTERS))
 @triton.jit(do_not_specialize=SIZES)
 def descent_kernel(
     image8, mismatches, unsettled, wrongs, attempts, luma_plane, blue_plane, red_plane, tables,
@@ -185,5 +185,6 @@ def descend(
     with on_device_of(image8):
         descent_kernel[grid](
             image8, mismatches, unsettled, wrongs, attempts, *file, *sampling.mcu_grid(size), *size,
-            C=sampling.components, V=vertical, H=horizontal, **CONSTANTS | {"ATTEMPTS": len(attempts)}, **OPTIONS,
+            C=sampling.components, V=vertical, H=horizontal, **CONSTANTS | {"ATTEMPTS": len(attempts)},
+            **descent_kernel.configuration.options,
         )  # fmt: skip

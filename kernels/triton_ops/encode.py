@@ -25,7 +25,7 @@ from kernels.triton_ops.blocks import (
     ycc,
 )
 from kernels.triton_ops.edges import load_pixels
-from kernels.triton_ops.launch import SIZES, check_precision, launch, three, tuned
+from kernels.triton_ops.launch import SIZES, Configuration, check_precision, configured, launch, three
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def store_quantised(
     tl.store(where, tl.reshape(q.to(tl.int16), where.shape), mask=valid[:, None])
 
 
-@tuned((8, 1), (32, 4))
+@configured(Configuration(8, 1), Configuration(32, 4))
 @triton.jit(do_not_specialize=SIZES)
 def encode_kernel(
     x,

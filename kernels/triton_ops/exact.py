@@ -19,7 +19,16 @@ from kernels.triton_ops.descent import descend
 from kernels.triton_ops.edges import load_rgb
 from kernels.triton_ops.folding import to_places
 from kernels.triton_ops.integer import integer_forward, to_blocks
-from kernels.triton_ops.launch import ALL_REGISTERS, SIZES, aligned, check_precision, launch, three, tuned
+from kernels.triton_ops.launch import (
+    ALL_REGISTERS,
+    SIZES,
+    Configuration,
+    aligned,
+    check_precision,
+    configured,
+    launch,
+    three,
+)
 from kernels.triton_ops.search import choose, count_wrong, excess, load_intervals, pack_channels, store_packed
 
 ENOUGH = tl.constexpr(15)
@@ -86,7 +95,7 @@ def forward(image, row, height, C: tl.constexpr, V: tl.constexpr, G: tl.constexp
         return y, scaled(cb, scale), scaled(cr, scale)
 
 
-@tuned((4, 1), registers=ALL_REGISTERS)  # one choice: to time several would fill the list several times
+@configured(Configuration(4, 1, ALL_REGISTERS))
 @triton.jit(do_not_specialize=SIZES)
 def exact_kernel(
     x,

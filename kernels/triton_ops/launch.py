@@ -1,11 +1,13 @@
-"""From tensors to launches: layouts, grids, and the configurations among which a kernel's first launch chooses."""
+"""From tensors to launches: layouts, grids and launch configurations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy
 import torch
 import triton
 from torch import Tensor
@@ -30,14 +32,66 @@ ALL_REGISTERS = 255
 """A thread's most. Said outright, for else the assembler may stop at 128 and spill, to have more threads at a time."""
 
 
-def tuned(*choices: tuple[int, int], registers: int | None = None) -> Callable[[Any], Any]:
-    """A kernel whose first launch for each sampling and dtype times `choices`, (luma blocks of a program, warps), and
-    keeps the fastest. The interpreter has nothing to time and takes all blocks that it can."""
-    configs = [triton.Config({"BLOCKS": blocks}, num_warps=warps, maxnreg=registers) for blocks, warps in choices]
+def check_interpreter(triton_version: str, numpy_version: str) -> None:
+    """Raises ImportError for versions with which Triton's interpreter fails: to 3.6 it converts arrays of one element
+    to integers, which NumPy refuses from 2.4 on."""
+    versions = [tuple(map(int, text.split(".")[:2])) for text in (triton_version, numpy_version)]
+    if versions[0] < (3, 7) and versions[1] >= (2, 4):
+        raise ImportError(
+            f"TRITON_INTERPRET=1: the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}: "
+            "pip install 'numpy<2.4', or Triton 3.7 or later where PyTorch allows it"
+        )
+
+
+if INTERPRETED:
+    check_interpreter(triton.__version__, numpy.__version__)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How a kernel is launched: luma blocks of a program (0: not its own choice), warps of a program, and the most
+    registers of a thread (None: the assembler's choice)."""
+
+    blocks: int
+    warps: int
+    registers: int | None = None
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"BLOCKS": self.blocks} if self.blocks else {}
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Of the compilation."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, **limit, **OPTIONS}
+
+
+@dataclass
+class Kernel:
+    """A Triton kernel and the configurations that it may be launched with; `choice` is the one in use.
+
+    None is chosen by timing: two configurations may round differently, and two processes could then choose, and write,
+    differently. The benchmark times the others, and the tests compare what they give."""
+
+    fn: Any
+    configurations: tuple[Configuration, ...]
+    choice: int = 0
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.configurations[self.choice]
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self.fn[grid]
+
+
+def configured(*configurations: Configuration) -> Callable[[Any], Kernel]:
+    """A kernel with these configurations, the first of them in use. The interpreter takes as many blocks at a time as
+    it can."""
     if INTERPRETED:
-        configs = [triton.Config({"BLOCKS": 128})]
-    decorator: Callable[[Any], Any] = triton.autotune(configs, key=["C", "V", "H"])
-    return decorator
+        configurations = tuple(replace(c, blocks=128 * (c.blocks > 0)) for c in configurations[:1])
+    return lambda fn: Kernel(fn, configurations)
 
 
 def check_precision(x: Tensor) -> None:
@@ -52,20 +106,17 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def launch(
-    kernel: Any, sampling: Subsampling, size: tuple[int, int], images: int, *arguments: Any, **more: Any
+    kernel: Kernel, sampling: Subsampling, size: tuple[int, int], images: int, *arguments: Any, **more: Any
 ) -> None:
     """Starts `kernel` over all MCUs of `images` images of `size` pixels. After `arguments` come the counts of MCUs, in
     all, down and across an image, the size, the sampling's constants, and `more` of them."""
     rows, columns = sampling.mcu_grid(size)
     vertical, horizontal = sampling.factors
-    mcus = images * rows * columns
-
-    def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (triton.cdiv(mcus, meta["BLOCKS"] // (vertical * horizontal)),)
-
-    constants = {"C": sampling.components, "V": vertical, "H": horizontal}
+    mcus, chosen = images * rows * columns, kernel.configuration
+    grid = (triton.cdiv(mcus, chosen.blocks // (vertical * horizontal)),)
+    constants = {"C": sampling.components, "V": vertical, "H": horizontal, **chosen.constants, **more}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **more, **OPTIONS)
+        kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **chosen.options)
 
 
 def aligned(planes: list[Tensor]) -> list[Tensor]:

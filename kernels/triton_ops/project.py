@@ -31,7 +31,7 @@ from kernels.triton_ops.blocks import (
     ycc,
 )
 from kernels.triton_ops.edges import load_pixels, mean_of_places, showings, store_pixels, touches_edge
-from kernels.triton_ops.launch import SIZES, aligned, check_precision, launch, three, tuned
+from kernels.triton_ops.launch import SIZES, Configuration, aligned, check_precision, configured, launch, three
 from kernels.triton_ops.roundtrip import empty_image, rgb_adjoint, ycc_adjoint
 
 
@@ -75,7 +75,7 @@ def spread(
     return blueness, redness
 
 
-@tuned((4, 1))
+@configured(Configuration(4, 1))
 @triton.jit(do_not_specialize=SIZES)
 def project_kernel(
     x,
@@ -127,7 +127,7 @@ def project_kernel(
     )
 
 
-@tuned((4, 1))
+@configured(Configuration(4, 1))
 @triton.jit(do_not_specialize=SIZES)
 def project_backward_kernel(
     x,

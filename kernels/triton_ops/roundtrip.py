@@ -30,7 +30,7 @@ from kernels.triton_ops.blocks import (
     ycc,
 )
 from kernels.triton_ops.edges import averaging_adjoint, load_inside, load_pixels, store_pixels
-from kernels.triton_ops.launch import SIZES, check_precision, launch, tuned
+from kernels.triton_ops.launch import SIZES, Configuration, check_precision, configured, launch
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def decoded_colours(luma, chroma, C: tl.constexpr, V: tl.constexpr, G: tl.conste
         return rgb(luma, grow(blueness, V, G, H), grow(redness, V, G, H))
 
 
-@tuned((4, 1), (32, 4))
+@configured(Configuration(4, 1), Configuration(32, 4))
 @triton.jit(do_not_specialize=SIZES)
 def roundtrip_kernel(
     x,
@@ -144,7 +144,7 @@ def ycc_adjoint(luma, blueness, redness, C: tl.constexpr):
         return 0.299 * y + r, 0.587 * y, 0.114 * y + b
 
 
-@tuned((4, 1))
+@configured(Configuration(4, 1))
 @triton.jit(do_not_specialize=SIZES)
 def roundtrip_backward_kernel(
     x,

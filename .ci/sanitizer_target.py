@@ -1,0 +1,65 @@
+"""What compute-sanitizer looks at: every operator, forward and backward, on images of 33x37 pixels in every sampling,
+with files so fine that the exact search goes on to single pixels. Seconds, once the kernels are compiled.
+
+  compute-sanitizer --tool memcheck python .ci/sanitizer_target.py --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from kernels import Coefficients, Subsampling, quality_to_tables, triton_ops
+from kernels.descent import ATTEMPTS
+from kernels.triton_ops import descent, exact
+
+SIZE, QUALITIES = (33, 37), (30, 96)
+SHORT = (16, 64, 1)
+"""An attempt of the second stage, see kernels.descent.ATTEMPTS, that ends when a step does not help."""
+
+
+def launch(sampling: Subsampling, device: torch.device, size: tuple[int, int], attempts: int) -> int:
+    """How many MCUs the second stage of project_exact had to mend."""
+    reached = []
+    descend: Callable[..., None] = exact.__dict__["descend"]
+
+    def counted(image8: torch.Tensor, mismatches: torch.Tensor, unsettled: torch.Tensor, *rest: Any) -> None:
+        reached.append(int(unsettled[0]))
+        descend(image8, mismatches, unsettled, *rest)
+
+    with patch.object(exact, "descend", counted), patch.object(descent, "ATTEMPTS", (SHORT,) * attempts):
+        torch.manual_seed(0)
+        x = (torch.rand(len(QUALITIES), sampling.components, *size) * 255).to(device)
+        tables = torch.stack([quality_to_tables(quality, sampling.components) for quality in QUALITIES]).to(device)
+        c = triton_ops.encode(x, tables, sampling)
+        decoded: torch.Tensor = triton_ops.decode(c)
+        noisy = (decoded + 2 * torch.randn(x.shape).to(device)).clamp(0, 255)
+        leaf = noisy.clone().requires_grad_()
+        for result in (triton_ops.roundtrip(leaf, tables, sampling), triton_ops.project(leaf, c, 0.1)):
+            torch.autograd.backward(result.square().sum())
+        _, mismatches = triton_ops.project_exact(noisy, Coefficients(c.planes, tables, sampling, size))
+        print(f"{sampling.label}: {reached[-1]} MCUs mended, {mismatches.tolist()} mismatches left", flush=True)
+    return reached[-1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    device = torch.device(parser.parse_args().device)
+    if device.type == "cpu":  # interpreted, for minutes if nothing were cut short
+        with patch.dict(exact.CONSTANTS, PASSES=2):
+            reached = [launch(Subsampling.GRAY, device, (8, 9), attempts=1)]
+    else:
+        reached = [launch(sampling, device, SIZE, len(ATTEMPTS)) for sampling in Subsampling]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return 0 if all(reached) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Kernels are compiled ahead in other processes, once for a cache; what fails is named and tried again."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from kernels import Subsampling
+from kernels.triton_ops.warm_up import OPERATORS, launch_once, operator_tasks, warm_up
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path / "cache"))
+
+
+def append(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+
+
+def fail() -> None:
+    raise RuntimeError("no such register")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("sampling", [Subsampling.S420, Subsampling.GRAY], ids=lambda sampling: sampling.label)
+def test_every_operator_is_launched(operator, sampling, device):
+    launch_once(operator, sampling, torch.float32, device)
+
+
+def test_done_once_for_a_cache(tmp_path):
+    said, source = tmp_path / "said", tmp_path / "kernel.py"
+    source.write_text("first")
+    tasks = {name: partial(append, said, name) for name in ("a", "b", "c")}
+    for _ in range(2):
+        assert warm_up(tasks, [source], processes=2, progress=False) == {}
+        assert sorted(said.read_text().split()) == ["a", "b", "c"]
+    source.write_text("second")
+    assert warm_up(tasks, [source], processes=2, progress=False) == {}
+    assert len(said.read_text().split()) == 6
+
+
+def test_what_fails_is_named_and_tried_again(tmp_path):
+    said = tmp_path / "said"
+    tasks = {"good": partial(append, said, "good"), "bad": fail}
+    for tries in (1, 2):
+        assert warm_up(tasks, processes=1, progress=False) == {"bad": "RuntimeError: no such register"}
+        assert said.read_text().split() == ["good"] * tries
+
+
+def test_tasks_are_named_by_what_they_compile(device):
+    tasks = operator_tasks(["decode"], Subsampling, (torch.float32, torch.bfloat16), device)
+    assert len(tasks) == 10
+    assert "decode 4:2:0 bfloat16" in tasks
+
+
+def test_the_command_needs_a_gpu_or_the_interpreter(tmp_path):
+    command = [sys.executable, "-m", "pipeline.warm_up", "--operator", "decode", "--sampling", "gray"]
+    environment = {"PATH": "/usr/bin", "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "PyTorch sees no GPU" in done.stderr
+    environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
