@@ -80,10 +80,6 @@ class UsageError(ValueError):
     """Options that cannot be used; the message names the option."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGTERM arrived."""
-
-
 def parser() -> argparse.ArgumentParser:
     defaults = Options()
     result = argparse.ArgumentParser(
@@ -280,27 +276,31 @@ def on_cluster(given: argparse.Namespace) -> int:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind."""
+def terminable() -> Iterator[list[int]]:
+    """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind. Gives the SIGTERMs that arrived: the
+    exception cannot say it, as Ray replaces one that is raised inside its own code by a KeyboardInterrupt."""
+    arrived: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted
+        arrived.append(number)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield arrived
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Restores and returns the exit code; see --help. To be called from the main thread, which signals reach."""
+    arrived: list[int] = []
     try:
-        with terminable():
+        with terminable() as arrived:
             return restore(parse(arguments))
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
+        return 128 + (signal.SIGTERM if arrived else signal.SIGINT)
     except (UsageError, SourceError, SinkError, FrontendError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED

@@ -1,7 +1,6 @@
 """A training run that is killed, however often and whenever, ends as if it never was: regression, game, and loader."""
 
 import multiprocessing
-import os
 import random
 import signal
 import subprocess
@@ -90,19 +89,17 @@ def test_kills_while_it_trains_and_saves_change_nothing(photos, tmp_path):
     """Many more kills, of forked children, spread over the time that steps and checkpoints take."""
     changes = {"run": {"save_every": 1, "log_every": 1}, "model": {"features": 4}}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    began = time.monotonic()
     train(config_of(photos, straight, **changes))
-    took = time.monotonic() - began
     config, kills = config_of(photos, killed, **changes), 0
-    for attempt in range(60):
+    for step in range(0, STEPS, 2):
         child = multiprocessing.get_context("fork").Process(target=train, args=(config,))
         child.start()
-        child.join(took * (0.2 + 0.07 * (attempt % 6)))
-        if child.exitcode is not None:
-            break
-        os.kill(child.pid, signal.SIGKILL)
+        while child.is_alive() and newest(killed) < step:
+            time.sleep(0.001)
+        child.join(0.004 * (step % 7))
+        child.kill()
         child.join()
-        kills += 1
+        kills += child.exitcode == -signal.SIGKILL
     train(config)
     assert kills >= 2
     assert [line["step"] for line in lines(killed)] == list(range(1, STEPS + 1))
