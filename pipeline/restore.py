@@ -277,8 +277,8 @@ def on_cluster(given: argparse.Namespace) -> int:
 
 @contextmanager
 def terminable() -> Iterator[list[int]]:
-    """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind. Gives the SIGTERMs that arrived: the
-    exception cannot say it, as Ray replaces one that is raised inside its own code by a KeyboardInterrupt."""
+    """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind. Yields the SIGTERMs that arrived.
+    An exception of another class would not tell: Ray replaces what is raised inside its own code."""
     arrived: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
