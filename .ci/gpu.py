@@ -1,7 +1,7 @@
 """Checks and measures everything on a GPU, step by step, within a time limit; `--rehearse` does the same without one.
 
-  .ci/gpu --out DIR                            all steps, in 10 minutes at most
-  .ci/gpu --out DIR --steps train --minutes 4  one of them
+  .ci/gpu --out DIR                            all steps, in 8 minutes at most
+  .ci/gpu --out DIR --minutes 3 --steps environment compile train --data SHARD
   .ci/gpu --out DIR --rehearse                 tiny sizes on the CPU, kernels interpreted; under five minutes
 
 Steps, in order: {steps}.
@@ -17,6 +17,7 @@ Wheels that the machine lacks are taken from the folder --wheels, which `.ci/whe
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,13 +34,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG_BYTES, FILE_BYTES, TAIL_LINES = 12 << 20, 16 << 20, 15
+PR_SET_PDEATHSIG = 1
 SAVING = 15.0
 """Seconds before the end at which no step goes on: what it leaves has to be written down."""
 
 OK, FAILED, TIMED_OUT, NO_TIME, NOT_REHEARSED = "ok", "failed", "timed out", "no time left", "not rehearsed"
-KERNEL_TESTS = ("encode", "decode", "roundtrip", "project", "exact", "integer")
+SMOKE_TESTS = ("tests/test_noise_triton.py", "tests/test_triton_encode.py", "tests/test_triton_decode.py")
+KERNEL_TESTS = ("exact", "cuda", "project", "roundtrip", "decode", "encode", "integer")
+TRAINED = ("generator.safetensors", "checkpoint.pt", "metrics.jsonl")
 PYTHON = sys.executable
-PROCESSES = str(max(1, len(os.sched_getaffinity(0)) - 1))
+CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Settings:
     rehearse: bool
     wheels: Path
     data: list[str]
+    training: Path
 
     @property
     def site(self) -> Path:
@@ -55,7 +61,7 @@ class Settings:
 
     @property
     def environment(self) -> dict[str, str]:
-        paths = [str(self.site), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        paths = [str(self.site), str(ROOT), str(ROOT / ".ci"), os.environ.get("PYTHONPATH", "")]
         chosen = {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
         if self.rehearse:
             chosen |= {"CUDA_VISIBLE_DEVICES": ""}
@@ -103,9 +109,10 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
     def python(*arguments: str | Path, **environment: str) -> Command:
         return Command([PYTHON, *arguments], {**interpreted, **environment})
 
-    def pytest(*arguments: str) -> Command:
-        spread = ["--numprocesses", PROCESSES, "--maxprocesses", PROCESSES]
-        return python("-m", "pytest", *spread, "-p", "no:cacheprovider", *arguments)
+    def pytest(*arguments: str, processes: int = CORES) -> Command:
+        count = str(max(1, min(processes, CORES - 1)))
+        options = ["--numprocesses", count, "--maxprocesses", count, "-p", "no:cacheprovider", "-p", "report_failures"]
+        return python("-m", "pytest", *options, *arguments)
 
     def sanitized(tool: str) -> Command:
         target: list[str | Path] = [PYTHON, ".ci/sanitizer_target.py", "--device", device]
@@ -114,9 +121,10 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
 
     restore: list[str | Path] = ["--input-dir", sample, "--device", device, "--verify"]
     restore += ["--weights", "mmse"] if small else []
-    every_kernel = ["tests/test_noise_triton.py", "tests/test_triton_cuda.py", "tests/test_restore_cuda.py"]
-    every_kernel += [f"tests/test_triton_{name}.py" for name in KERNEL_TESTS]
-    train = [f"run.output={out / 'train'}", f"run.device={device}", f"run.seconds={max(10, seconds):.0f}"]
+    every_kernel = ["tests/test_restore_cuda.py", *(f"tests/test_triton_{name}.py" for name in KERNEL_TESTS)]
+    every_kernel += ["tests/test_noise_triton.py"]
+    train = [f"run.output={settings.training}", f"run.device={device}", f"run.seconds={max(10, seconds):.0f}"]
+    train += [] if small else ["run.save_every=1000", "run.validate_every=1000"]
     train += [f"data.train=[{','.join(settings.data)}]"] if settings.data else []
     return [
         Step("environment", [python(".ci/describe.py")], 60, described, essential=True),
@@ -124,8 +132,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
         Step(
             "smoke",
             [
-                pytest("tests/test_triton_cuda.py", "tests/test_noise_triton.py", "-k", "configuration or words"),
-                pytest("tests/test_triton_encode.py", "tests/test_triton_decode.py", "-k", "size0 and not gray"),
+                pytest(*SMOKE_TESTS, "-k", "words or (size0 and not gray)", processes=8),
                 python(".ci/restore_twice.py", *restore),
             ],
             120,
@@ -143,7 +150,8 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             "kernels",
             [
                 python(
-                    *("bench/kernels.py", "--quick", "--device", device, "--json", out / "kernels.json"),
+                    *("bench/kernels.py", "--quick", "--minutes", "1.2", "--device", device),
+                    *("--json", out / "kernels.json"),
                     *(["--operator", "encode", "--sampling", "gray"] if small else []),
                     **{"TRITON_INTERPRET": "0"},
                 )
@@ -176,7 +184,8 @@ def described(log: str) -> dict[str, Any]:
 def tested(log: str) -> dict[str, Any]:
     """Sums over all of pytest's closing lines."""
     counts: dict[str, int] = {}
-    for number, what in re.findall(r"(\d+) (passed|failed|skipped|error)", log):
+    closing = "\n".join(line for line in log.splitlines() if re.search(r" in [\d.]+s\b", line))
+    for number, what in re.findall(r"(\d+) (passed|failed|skipped|error)", closing):
         counts[what] = counts.get(what, 0) + int(number)
     return counts
 
@@ -199,18 +208,26 @@ def restore_figures(path: Path) -> dict[str, Any]:
 
 
 def install(settings: Settings, log: Any) -> None:
-    """The carried wheels, once, into a folder of their own."""
+    """The carried wheels, once, into a folder of their own. Raises CalledProcessError."""
     wheels = sorted(settings.wheels.glob("*.whl"))
     if wheels and not settings.site.exists():
+        part = settings.site.with_suffix(".part")
         pip: list[str | Path] = [PYTHON, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
-        pip += ["--target", settings.site]
+        pip += ["--upgrade", "--target", part]
         subprocess.run([*pip, *wheels], check=True, stdout=log, stderr=subprocess.STDOUT)
+        part.replace(settings.site)
 
 
-def run(step: Step, settings: Settings, limit: float) -> tuple[str, str]:
-    """(status, the log) of a step's commands, all of which are killed at the limit."""
+def die_with_parent() -> None:
+    """In a step's process: it is not to go on when this program is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run(step: Step, settings: Settings, limit: float) -> tuple[str, list[str]]:
+    """(status, logs) of a step's commands, all of which are killed at the limit; those that failed come last."""
     logs = [settings.out / f".{step.name}-{number}.log" for number in range(len(step.commands))]
-    running, end = [], time.monotonic() + limit
+    running: list[subprocess.Popen[bytes] | None] = []
+    end = time.monotonic() + limit
     for command, path in zip(step.commands, logs, strict=True):
         with path.open("w") as log:
             log.write(f"$ {' '.join(map(str, command.arguments))}\n")
@@ -219,24 +236,34 @@ def run(step: Step, settings: Settings, limit: float) -> tuple[str, str]:
             try:
                 running.append(
                     subprocess.Popen(
-                        command.arguments, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+                        command.arguments,
+                        cwd=ROOT,
+                        env=environment,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                        preexec_fn=die_with_parent,  # noqa: PLW1509  # there are no threads here
                     )
                 )
             except OSError as error:
                 log.write(f"{error}\n")
-    status = OK if len(running) == len(step.commands) else FAILED
-    for process in running:
-        try:
-            if process.wait(max(0.1, end - time.monotonic())):
-                status = FAILED if status == OK else status
-        except subprocess.TimeoutExpired:
-            status = TIMED_OUT
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    text = "\n".join(re.sub(r"[^\n]*\r", "", path.read_bytes().decode(errors="replace")) for path in logs)
+                running.append(None)
+    found = [FAILED if process is None else wait(process, end) for process in running]
+    status = next((status for status in (TIMED_OUT, FAILED) if status in found), OK)
+    texts = [re.sub(r"[^\n]*\r", "", path.read_bytes().decode(errors="replace")) for path in logs]
     for path in logs:
         path.unlink()
-    return status, text
+    return status, [text for _, text in sorted(zip(found, texts, strict=True), key=lambda pair: pair[0] != OK)]
+
+
+def wait(process: subprocess.Popen[bytes], end: float) -> str:
+    """The status of a process, which is killed with all that it has started when the clock says `end`."""
+    try:
+        return FAILED if process.wait(max(0.1, end - time.monotonic())) else OK
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return TIMED_OUT
 
 
 def note(outcomes: list[Outcome], settings: Settings, minutes: float) -> None:
@@ -263,18 +290,21 @@ def keep_log(text: str, settings: Settings) -> None:
 
 def bring_home(settings: Settings) -> None:
     """Of what training wrote, the files that go home."""
-    for name in ("generator.safetensors", "checkpoint.pt", "metrics.jsonl"):
-        path = settings.out / "train" / name
+    for name in TRAINED:
+        path = settings.training / name
         if path.exists() and path.stat().st_size <= FILE_BYTES:
-            path.replace(settings.out / name)
-    shutil.rmtree(settings.out / "train", ignore_errors=True)
+            shutil.copy(path, settings.out / name)
 
 
 def check(settings: Settings, chosen: list[str], minutes: float) -> int:
     end, outcomes = time.monotonic() + 60 * minutes, list[Outcome]()
     settings.out.mkdir(parents=True, exist_ok=True)
-    with (settings.out / "log.txt").open("w") as log:
-        install(settings, log)
+    try:
+        with (settings.out / "log.txt").open("w") as log:
+            install(settings, log)
+    except subprocess.CalledProcessError as error:
+        note([Outcome("install", FAILED, reason=str(error))], settings, minutes)
+        return 1
     for name in chosen:
         left = end - time.monotonic() - SAVING
         step = next(step for step in steps(settings, 20.0 if settings.rehearse else left - 60) if step.name == name)
@@ -282,8 +312,9 @@ def check(settings: Settings, chosen: list[str], minutes: float) -> int:
             outcomes.append(Outcome(name, NO_TIME))
             continue
         begun = time.monotonic()
-        status, text = run(step, settings, min(step.seconds, left))
-        outcome = Outcome(name, status, time.monotonic() - begun, tail=text.splitlines()[-TAIL_LINES:])
+        status, logs = run(step, settings, min(step.seconds, left))
+        text, tail = "\n".join(logs), [line for log in logs for line in log.splitlines()[-TAIL_LINES // len(logs) :]]
+        outcome = Outcome(name, status, time.monotonic() - begun, tail=tail)
         if settings.rehearse and step.reason and status == OK:
             outcome.status, outcome.reason = NOT_REHEARSED, step.reason
         try:
@@ -304,14 +335,14 @@ def check(settings: Settings, chosen: list[str], minutes: float) -> int:
 
 def main() -> int:
     """Exit code 0 when every step is ok or could not be rehearsed."""
-    names = [step.name for step in steps(Settings(Path(), False, Path(".whl"), []), 0.0)]
+    names = [step.name for step in steps(Settings(Path(), False, Path(".whl"), [], Path()), 0.0)]
     parser = argparse.ArgumentParser(
         prog=".ci/gpu",
         description=(__doc__ or "").format(steps=", ".join(names)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--minutes", type=float, default=10.0, metavar="N", help="for all steps together [%(default)s]")
+    add("--minutes", type=float, default=8.0, metavar="N", help="for all steps together [%(default)s]")
     add("--out", type=Path, default=Path("gpu-check"), metavar="DIR", help="made when missing [%(default)s]")
     add("--steps", nargs="+", choices=names, default=names, metavar="NAME", help="[all]")
     add("--rehearse", action="store_true", help="on a machine without a GPU, tiny")
@@ -319,8 +350,9 @@ def main() -> int:
     add("--data", nargs="+", default=[], metavar="PATH", help="to train on [the sample shard's photographs]")
     options = parser.parse_args()
     data = [str(Path(path).resolve()) for path in options.data]
-    settings = Settings(options.out.resolve(), options.rehearse, options.wheels.resolve(), data)
-    return check(settings, [name for name in names if name in options.steps], options.minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(options.out.resolve(), options.rehearse, options.wheels.resolve(), data, Path(folder))
+        return check(settings, [name for name in names if name in options.steps], options.minutes)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def use_ieee_float32() -> None:
     """For this process: what is computed in float32 on a GPU is float32. PyTorch's default rounds what convolutions
     multiply to TF32, with 10 bits of fraction."""
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not in its annotations
+    torch.backends.cudnn.allow_tf32 = False  # `conv.fp32_precision` alone would make reading this raise
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 

@@ -46,16 +46,17 @@ class Stopwatch:
             self.add(stage, time.perf_counter() - wall, self._cpu() - cpu)
 
     @contextmanager
-    def on_gpu(self, stage: str) -> Iterator[None]:
-        """The same for what is launched on the current CUDA stream: the wall time is that of the device, from the first
-        kernel's start to the last one's end, and is added by `settle`."""
+    def on_gpu(self, stage: str, device: torch.device) -> Iterator[None]:
+        """The same for what is launched on the device's current stream. The wall time is the stream's, from the first
+        kernel's turn to the last one's end, gaps in which it waits for the host included; `settle` adds it."""
+        stream = torch.cuda.current_stream(device)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         cpu = self._cpu()
-        start.record()
+        start.record(stream)
         try:
             yield
         finally:
-            end.record()
+            end.record(stream)
             with self._lock:
                 self._launched.append((stage, start, end, self._cpu_locked() - cpu))
 

@@ -124,11 +124,11 @@ def test_autocast_changes_nothing(sampling, seed):
 @pytest.mark.parametrize("sampling", [Subsampling.S420, Subsampling.S444], ids=lambda sampling: sampling.label)
 def test_more_than_2_31_elements(sampling, seed):
     """Of an image that fills such a tensor by repetition, the last copy becomes what it becomes alone."""
-    if torch.cuda.get_device_properties(0).total_memory < 60 << 30:
-        pytest.skip("needs a GPU of 60 GiB")
+    if torch.cuda.mem_get_info()[0] < 40 << 30:
+        pytest.skip("needs 40 GiB of free memory")
     side, copies = 2048, 176  # 2.2e9 elements
     x = pictures(1, sampling, (side, side)).clamp(0, 255).cuda()
-    tables = tables_of(20, sampling).cuda()
+    tables = tables_of(90, sampling).cuda()
     many, many_tables = x.expand(copies, -1, -1, -1).contiguous(), tables.expand(copies, -1, -1, -1).contiguous()
     assert many.numel() > 1 << 31
     c, one = kernels.encode(many, many_tables, sampling), kernels.encode(x, tables, sampling)
@@ -139,6 +139,10 @@ def test_more_than_2_31_elements(sampling, seed):
     other = Coefficients(tuple(plane.roll(1, 1) for plane in one.planes), one.tables, sampling, one.size)
     assert same([kernels.project(many, last)[-1:]], [kernels.project(x, other)])
     del last
+    noisy = (kernels.decode(one) + 3 * torch.randn(x.shape).cuda()).clamp(0, 255)  # work for both stages
+    many.copy_(noisy.expand_as(many))
     image, mismatches = kernels.project_exact(many, c)
-    expected, left = kernels.project_exact(x, one)
+    expected, left = kernels.project_exact(noisy, one)
     assert same([image[-1:], mismatches[-1:]], [expected, left])
+    del many, c, image
+    torch.cuda.empty_cache()  # other processes test on this GPU

@@ -23,7 +23,8 @@ def append(path: Path, line: str) -> None:
         file.write(f"{line}\n")
 
 
-def fail() -> None:
+def fail(counted: Path) -> None:
+    append(counted, "tried")
     raise RuntimeError("no such register")
 
 
@@ -31,6 +32,10 @@ def fail() -> None:
 @pytest.mark.parametrize("sampling", [Subsampling.S420, Subsampling.GRAY], ids=lambda sampling: sampling.label)
 def test_every_operator_is_launched(operator, sampling, device):
     launch_once(operator, sampling, torch.float32, device)
+
+
+def tries_of(folder: Path) -> int:
+    return len((folder / "tries").read_text().split())
 
 
 def test_done_once_for_a_cache(tmp_path):
@@ -47,16 +52,19 @@ def test_done_once_for_a_cache(tmp_path):
 
 def test_what_fails_is_named_and_tried_again(tmp_path):
     said = tmp_path / "said"
-    tasks = {"good": partial(append, said, "good"), "bad": fail}
+    tasks = {"good": partial(append, said, "good"), "bad": partial(fail, tmp_path / "tries")}
     for tries in (1, 2):
         assert warm_up(tasks, processes=1, progress=False) == {"bad": "RuntimeError: no such register"}
-        assert said.read_text().split() == ["good"] * tries
+        assert said.read_text().split() == ["good"]
+        assert tries_of(tmp_path) == tries
 
 
 def test_tasks_are_named_by_what_they_compile(device):
-    tasks = operator_tasks(["decode"], Subsampling, (torch.float32, torch.bfloat16), device)
-    assert len(tasks) == 10
-    assert "decode 4:2:0 bfloat16" in tasks
+    tasks = operator_tasks(["decode", "encode"], Subsampling, (torch.float32, torch.bfloat16), device)
+    assert len(tasks) == 15
+    assert "encode 4:2:0 bfloat16" in tasks
+    both = operator_tasks(["project", "project+backward"], [Subsampling.GRAY], [torch.float32], device)
+    assert list(both) == ["project+backward gray float32"]
 
 
 def test_the_command_needs_a_gpu_or_the_interpreter(tmp_path):

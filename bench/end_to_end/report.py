@@ -113,7 +113,7 @@ def remarks(outcome: Outcome) -> str:
         f"mismatches: {run.mismatches}",
     ]
     if run.batched:
-        lines.append("decode, network, project: the time to launch them; the GPU's own is in the network's share above")
+        lines.append("decode, network, project: the time of the GPU's stream, its waits for the host included")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,6 +1,7 @@
 """Compiles kernels before they are needed, in several processes at once, into Triton's cache on disk.
 
-One kernel takes 16 to 25 seconds, and without this they would be compiled one after another, where they are first used.
+project_exact's two kernels take 20 seconds each, and without this they would be compiled one after another, where they
+are first used.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from kernels import triton_ops
 from kernels.coefficients import Coefficients, Subsampling
 
 OPERATORS = (
-    "encode",
-    "decode",
+    "project_exact",
     "roundtrip",
     "roundtrip+backward",
     "project",
     "project+backward",
-    "project_exact",
+    "encode",
+    "decode",
 )
+"""Those that take longest to compile first."""
 
 Task = Callable[[], object]
 """Launches kernels once. It is pickled for another process."""
@@ -51,9 +53,9 @@ def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device
         "encode": lambda: triton_ops.encode(x, tables, sampling),
         "decode": lambda: triton_ops.decode(c),
         "roundtrip": lambda: triton_ops.roundtrip(x, tables, sampling),
-        "roundtrip+backward": lambda: triton_ops.roundtrip(x, tables, sampling).sum().backward(),
+        "roundtrip+backward": lambda: triton_ops.roundtrip(x, tables, sampling).backward(torch.ones_like(x)),
         "project": lambda: triton_ops.project(x, c, 0.0),
-        "project+backward": lambda: triton_ops.project(x, c, 0.0).sum().backward(),
+        "project+backward": lambda: triton_ops.project(x, c, 0.0).backward(torch.ones_like(x, dtype=torch.float32)),
         "project_exact": lambda: triton_ops.project_exact(x, c),
     }
     launch[operator]()
@@ -64,12 +66,15 @@ def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device
 def operator_tasks(
     operators: Iterable[str], samplings: Iterable[Subsampling], dtypes: Iterable[torch.dtype], device: torch.device
 ) -> dict[str, Task]:
-    """A task for each operator, sampling and dtype of the images, by its name."""
+    """A task for each operator, sampling and dtype of the images, by its name. A backward pass compiles the forward
+    kernel, too, and decode, which takes no images, has one dtype."""
+    operators, dtypes = list(operators), list(dtypes)
     return {
         f"{operator} {sampling.label} {str(dtype).removeprefix('torch.')}": partial(
             launch_once, operator, sampling, dtype, device
         )
         for operator, sampling, dtype in product(operators, samplings, dtypes)
+        if f"{operator}+backward" not in operators and (operator != "decode" or dtype == dtypes[0])
     }
 
 
@@ -82,17 +87,19 @@ def warm_up(
     progress: bool = True,
 ) -> dict[str, str]:
     """Runs the tasks in so many processes (0: one for each core but one) and returns what failed, by name, with the
-    reason. Nothing is done when the same tasks have succeeded before with the same cache, versions and sources.
+    reason. Tasks that have succeeded before with the same cache, versions and sources are left out.
 
     sources: files of the tasks' kernels besides kernels/triton_ops. seconds: what is not done by then is left to its
     first use. The processes are spawned, so the calling script needs the usual `if __name__ == "__main__":`."""
-    stamp = Path(triton.knobs.cache.dir) / f"jpeg-posterior-{_digest(tasks, sources)}"
-    with _locked(stamp):
-        if stamp.exists():
+    record = Path(triton.knobs.cache.dir) / f"jpeg-posterior-{_digest(sources)}"
+    with _locked(record):
+        done = record.read_text().splitlines() if record.exists() else []
+        missing = {name: task for name, task in tasks.items() if name not in done}
+        if not missing:
             return {}
-        failed = _run(tasks, processes or max(1, len(os.sched_getaffinity(0)) - 1), seconds, progress)
-        if not failed:
-            stamp.touch()
+        failed = _run(missing, processes or max(1, len(os.sched_getaffinity(0)) - 1), seconds, progress)
+        with record.open("a") as names:
+            names.writelines(f"{name}\n" for name in missing if name not in failed)
     return failed
 
 
@@ -114,19 +121,19 @@ def _run(tasks: Mapping[str, Task], processes: int, seconds: float | None, progr
     return failed
 
 
-def _digest(tasks: Iterable[str], sources: Iterable[Path]) -> str:
-    """Of all that decides what is compiled."""
+def _digest(sources: Iterable[Path]) -> str:
+    """Of all that decides what a task compiles."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
-    known = hashlib.blake2b("\0".join([triton.__version__, device, *sorted(tasks)]).encode(), digest_size=8)
+    known = hashlib.blake2b(f"{triton.__version__} {device}".encode(), digest_size=8)
     for path in (*sorted(Path(__file__).parent.glob("*.py")), *sources):
         known.update(path.read_bytes())
     return known.hexdigest()
 
 
 @contextmanager
-def _locked(stamp: Path) -> Iterator[None]:
-    """One process of this machine at a time; the others find the stamp when their turn comes."""
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    with stamp.with_suffix(".lock").open("w") as file:
+def _locked(record: Path) -> Iterator[None]:
+    """One process of this machine at a time; the others find the record when their turn comes."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with record.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
