@@ -78,7 +78,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Step:
-    """commands: run at the same time. seconds: its limit. figures: read from the log when all have succeeded, or not.
+    """commands: run at the same time. seconds: its limit. figures: what is read from the log, also of a failed step.
     essential: nothing goes on when it fails. reason: why it cannot be rehearsed, or a part of it."""
 
     name: str
@@ -128,7 +128,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
     train += [f"data.train=[{','.join(settings.data)}]"] if settings.data else []
     return [
         Step("environment", [python(".ci/describe.py")], 60, described, essential=True),
-        Step("compile", [python("-m", "pipeline.warm_up", *(["--sampling", "gray"] if small else []))], 150),
+        Step("compile", [python("-m", "kernels.triton_ops.warm_up", *(["--sampling", "gray"] if small else []))], 150),
         Step(
             "smoke",
             [

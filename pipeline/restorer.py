@@ -29,7 +29,6 @@ from pipeline.device import choose_device, choose_dtype, compile_network, one_th
 from pipeline.markers import JpegError, UnsupportedJpeg
 from pipeline.parts import Part, Piece, Transfers, send
 from pipeline.stopwatch import Stopwatch
-from pipeline.warm_up import compile_kernels
 
 Mode = Literal["sample", "mean", "mmse"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -206,6 +205,8 @@ class Restorer:
         """Compiles the kernels for a GPU in so many processes (0: one for each core but one), and checks the front end.
         Raises FrontendError when that does not work here. Call it after forking: DALI and CUDA have threads."""
         if self.device.type == "cuda":
+            from kernels.triton_ops.warm_up import compile_kernels  # noqa: PLC0415  # the CPU needs no Triton
+
             compile_kernels(self.device, processes, progress)
         if self.dali is not None:
             self.dali.check()

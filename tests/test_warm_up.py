@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 
+import kernels.triton_ops.warm_up as module
 from kernels import Subsampling
 from kernels.triton_ops.warm_up import OPERATORS, launch_once, operator_tasks, warm_up
 
@@ -38,15 +39,17 @@ def tries_of(folder: Path) -> int:
     return len((folder / "tries").read_text().split())
 
 
-def test_done_once_for_a_cache(tmp_path):
-    said, source = tmp_path / "said", tmp_path / "kernel.py"
+def test_done_once_for_a_cache_and_anew_for_other_sources(tmp_path, monkeypatch):
+    said, source = tmp_path / "said", tmp_path / "kernels" / "kernel.py"
+    source.parent.mkdir()
+    monkeypatch.setattr(module, "SOURCES", source.parent)
     source.write_text("first")
     tasks = {name: partial(append, said, name) for name in ("a", "b", "c")}
     for _ in range(2):
-        assert warm_up(tasks, [source], processes=2, progress=False) == {}
+        assert warm_up(tasks, processes=2, progress=False) == {}
         assert sorted(said.read_text().split()) == ["a", "b", "c"]
     source.write_text("second")
-    assert warm_up(tasks, [source], processes=2, progress=False) == {}
+    assert warm_up(tasks, processes=2, progress=False) == {}
     assert len(said.read_text().split()) == 6
 
 
@@ -68,7 +71,7 @@ def test_tasks_are_named_by_what_they_compile(device):
 
 
 def test_the_command_needs_a_gpu_or_the_interpreter(tmp_path):
-    command = [sys.executable, "-m", "pipeline.warm_up", "--operator", "decode", "--sampling", "gray"]
+    command = [sys.executable, "-m", "kernels.triton_ops.warm_up", "--operator", "decode", "--sampling", "gray"]
     environment = {"PATH": "/usr/bin", "TRITON_CACHE_DIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -61,11 +61,9 @@ def compile_ahead(cases: list[Case], device: torch.device, seconds: float) -> No
     compiled, and reported, where it is first used."""
     from kernels.triton_ops.warm_up import operator_tasks, warm_up  # noqa: PLC0415  # where a GPU, and so Triton, is
 
-    kinds = dict.fromkeys((case.operator, case.sampling, DTYPES[case.dtype]) for case in cases)
-    tasks: dict[str, Callable[[], object]] = {}
-    for operator, sampling, dtype in kinds:
-        tasks |= operator_tasks([operator, "encode", "decode"], [sampling], [dtype], device)
-    warm_up(tasks, seconds=seconds)
+    operators = {case.operator for case in cases} | {"encode", "decode"}  # these two make the others' inputs
+    samplings, dtypes = dict.fromkeys(case.sampling for case in cases), dict.fromkeys(case.dtype for case in cases)
+    warm_up(operator_tasks(operators, samplings, [DTYPES[name] for name in dtypes], device), seconds=seconds)
 
 
 def reason(error: Exception) -> str:

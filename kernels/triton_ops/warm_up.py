@@ -2,10 +2,15 @@
 
 project_exact's two kernels take 20 seconds each, and without this they would be compiled one after another, where they
 are first used.
+
+python -m kernels.triton_ops.warm_up            every kernel, for this machine's GPU (into TRITON_CACHE_DIR)
+
+`python -m pipeline.restore` compiles what it needs by itself; this is for images of machines, and for measuring.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import multiprocessing
@@ -24,6 +29,8 @@ from tqdm import tqdm
 
 from kernels import triton_ops
 from kernels.coefficients import Coefficients, Subsampling
+from kernels.triton_ops.launch import INTERPRETED
+from kernels.triton_ops.noise import gaussian
 
 OPERATORS = (
     "project_exact",
@@ -35,6 +42,14 @@ OPERATORS = (
     "decode",
 )
 """Those that take longest to compile first."""
+
+NEEDED = ("project_exact", "decode")
+"""The operators that a restoration uses; the others are for training."""
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+SOURCES = Path(__file__).parents[1]
+"""The folder whose files decide what is compiled: kernels/, whose constants go into those of triton_ops."""
 
 Task = Callable[[], object]
 """Launches kernels once. It is pickled for another process."""
@@ -63,35 +78,42 @@ def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device
         torch.cuda.synchronize(device)
 
 
+def draw_noise(device: torch.device) -> None:
+    """Compiles and launches the noise's kernel."""
+    zeros = torch.zeros(1, 3, dtype=torch.int64, device=device)
+    gaussian(zeros[:, 0], 0, 4, zeros[:, 1:], (8, 8))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def operator_tasks(
     operators: Iterable[str], samplings: Iterable[Subsampling], dtypes: Iterable[torch.dtype], device: torch.device
 ) -> dict[str, Task]:
-    """A task for each operator, sampling and dtype of the images, by its name. A backward pass compiles the forward
-    kernel, too, and decode, which takes no images, has one dtype."""
-    operators, dtypes = list(operators), list(dtypes)
+    """A task for each operator, sampling and dtype of the images, by its name, in the order of OPERATORS. A backward
+    pass compiles the forward kernel, too, and decode, which takes no images, has one dtype."""
+    chosen, dtypes = set(operators), list(dtypes)
     return {
         f"{operator} {sampling.label} {str(dtype).removeprefix('torch.')}": partial(
             launch_once, operator, sampling, dtype, device
         )
-        for operator, sampling, dtype in product(operators, samplings, dtypes)
-        if f"{operator}+backward" not in operators and (operator != "decode" or dtype == dtypes[0])
+        for operator, sampling, dtype in product(OPERATORS, samplings, dtypes)
+        if operator in chosen and f"{operator}+backward" not in chosen and (operator != "decode" or dtype == dtypes[0])
     }
 
 
 def warm_up(
     tasks: Mapping[str, Task],
-    sources: Iterable[Path] = (),
     *,
     processes: int = 0,
     seconds: float | None = None,
     progress: bool = True,
 ) -> dict[str, str]:
     """Runs the tasks in so many processes (0: one for each core but one) and returns what failed, by name, with the
-    reason. Tasks that have succeeded before with the same cache, versions and sources are left out.
+    reason. Tasks that have succeeded before with the same cache, versions and SOURCES are left out.
 
-    sources: files of the tasks' kernels besides kernels/triton_ops. seconds: what is not done by then is left to its
-    first use. The processes are spawned, so the calling script needs the usual `if __name__ == "__main__":`."""
-    record = Path(triton.knobs.cache.dir) / f"jpeg-posterior-{_digest(sources)}"
+    seconds: what is not done by then is left to its first use. The processes are spawned, so the calling script needs
+    the usual `if __name__ == "__main__":`."""
+    record = Path(triton.knobs.cache.dir) / f"jpeg-posterior-{_digest()}"
     with _locked(record):
         done = record.read_text().splitlines() if record.exists() else []
         missing = {name: task for name, task in tasks.items() if name not in done}
@@ -121,11 +143,11 @@ def _run(tasks: Mapping[str, Task], processes: int, seconds: float | None, progr
     return failed
 
 
-def _digest(sources: Iterable[Path]) -> str:
+def _digest() -> str:
     """Of all that decides what a task compiles."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "interpreter"
     known = hashlib.blake2b(f"{triton.__version__} {device}".encode(), digest_size=8)
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), *sources):
+    for path in sorted(SOURCES.rglob("*.py")):
         known.update(path.read_bytes())
     return known.hexdigest()
 
@@ -137,3 +159,41 @@ def _locked(record: Path) -> Iterator[None]:
     with record.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def compile_kernels(
+    device: torch.device,
+    processes: int = 0,
+    progress: bool = True,
+    *,
+    operators: Iterable[str] = NEEDED,
+    samplings: Iterable[Subsampling] = tuple(Subsampling),
+    dtypes: Iterable[torch.dtype] = DTYPES[:1],
+) -> dict[str, str]:
+    """`warm_up` for the kernels of these operators and the noise's. What failed is printed, too: it will fail again for
+    the files that need it."""
+    tasks = operator_tasks(operators, samplings, dtypes, device) | {"noise": partial(draw_noise, device)}
+    failed = warm_up(tasks, processes=processes, progress=progress)
+    for name, reason in failed.items():
+        print(f"kernels of {name} could not be compiled ahead: {reason}", file=sys.stderr)
+    return failed
+
+
+def main() -> int:
+    """Exit code 1 when something could not be compiled."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    labels = [sampling.label for sampling in Subsampling]
+    parser.add_argument("--operator", nargs="+", choices=OPERATORS, default=list(OPERATORS), help="[all]")
+    parser.add_argument("--sampling", nargs="+", choices=labels, default=labels, help="[all]")
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="0: one for each core but one [0]")
+    options = parser.parse_args()
+    if not (torch.cuda.is_available() or INTERPRETED):
+        parser.error("PyTorch sees no GPU; `python -m kernels.triton_ops.ahead` compiles for GPUs that are not here")
+    device = torch.device("cpu" if INTERPRETED else "cuda")
+    samplings = [Subsampling.from_label(label) for label in options.sampling]
+    failed = compile_kernels(device, options.processes, operators=options.operator, samplings=samplings, dtypes=DTYPES)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
