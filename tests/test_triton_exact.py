@@ -98,22 +98,27 @@ def test_moves_are_the_cpus_one_by_one(sampling, device, seed, monkeypatch):
     height, width = sampling.mcu
     pixels = in_colours_of(scene(height + 1, width + 4, seed), sampling)
     c = by_libjpeg(pixels, tables_of(90, sampling), sampling)
-    start = tensor_of(pixels).clone()
-    moved = torch.rand(start.shape) < 30 / start.numel()
-    start[moved] = (start[moved].int() + torch.randint(-2, 3, (int(moved.sum()),))).clamp(0, 255).to(torch.uint8)
+    shorten(monkeypatch, 1, (3, 4, 2), (11, 11, 2))
+    with monkeypatch.context() as the_search_alone:
+        the_search_alone.setattr(exact, "first_pass", search_from)
+        the_search_alone.setattr(exact, "PASSES", 0)
+        for _ in range(50):  # in a rare image no step helps
+            start = tensor_of(pixels).clone()
+            moved = torch.rand(start.shape) < 30 / start.numel()
+            steps = torch.randint(-2, 3, (int(moved.sum()),))
+            start[moved] = (start[moved].int() + steps).clamp(0, 255).to(torch.uint8)
+            expected, left = exact.project_exact(start, c)
+            if not torch.equal(expected, start):
+                break
+    assert not torch.equal(expected, start)
     wrong = wrong_mcus(start, c)
     listed = wrong.nonzero().flatten()[torch.randperm(int((wrong > 0).sum()))]
     count = torch.tensor([len(listed)], dtype=torch.int32)
-    shorten(monkeypatch, 1, (3, 4, 2), (11, 11, 2))
     image, mismatches = start.clone().to(device), torch.zeros(1, dtype=torch.int32, device=device)
     file = (*three([plane.to(device) for plane in c.planes]), c.tables.to(device))
     unsettled, wrongs = (torch.cat([count, entries.int()]).to(device) for entries in (listed, wrong[listed]))
     triton_descent.descend(image, mismatches, unsettled, wrongs, file, sampling, c.size)
-    monkeypatch.setattr(exact, "first_pass", search_from)
-    monkeypatch.setattr(exact, "PASSES", 0)
-    expected, left = exact.project_exact(start, c)
     assert torch.equal(image.cpu(), expected)
-    assert not torch.equal(expected, start)
     assert torch.equal(mismatches.cpu(), left.int())
 
 
