@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from kernels import exact, torch_ops
+from kernels import torch_ops
 from kernels.coefficients import Coefficients, Subsampling
 
 
@@ -71,6 +71,9 @@ def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
     Steps above 8191 overflow libjpeg-turbo's own arithmetic and are none of its certificate's business.
     Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified). No
     gradient."""
-    search = exact.project_exact if x.device.type != "cuda" else _operators(x.device).project_exact
-    result: tuple[Tensor, Tensor] = search(x, c)
+    if x.device.type == "cuda":
+        operators = _operators(x.device)
+    else:
+        from kernels import numba_ops as operators  # noqa: PLC0415  # where it is used: a GPU needs no numba
+    result: tuple[Tensor, Tensor] = operators.project_exact(x, c)
     return result

@@ -161,6 +161,11 @@ def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
 
 
 def open_line(job: Job) -> Line[Step]:
+    """Forks workers, as soon as they can have the CPU's kernels from here."""
+    if job.restorer.device.type == "cpu":
+        from kernels.numba_ops import compile_kernels  # noqa: PLC0415  # where it is used: a GPU needs no numba
+
+        compile_kernels(job.quiet)
     workers = job.workers or job.share.cores
     return Line(
         stages(job),

@@ -22,7 +22,6 @@ from jpegs import SAMPLINGS, Pixels, encode, photograph
 from PIL import Image, ImageCms
 from PIL.JpegImagePlugin import get_sampling
 
-from kernels import descent
 from model.generator import Generator, GeneratorConfig
 from model.weights import save
 from pipeline import restore
@@ -53,12 +52,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """(regression, sampler): paths of tiny ones."""
     folder = tmp_path_factory.mktemp("weights")
     return str(tiny_weights(folder)), str(tiny_weights(folder, noise=True))
-
-
-def shorten_descent(patch: pytest.MonkeyPatch) -> None:
-    """What is still wrong of a file with fine steps is soon left so; otherwise the search takes a second for each MCU
-    that it cannot mend. For tests of something else, which see what it does all the same."""
-    patch.setattr(descent, "ATTEMPTS", ((16, 11, 2), (3, 4, 2)))
 
 
 def exif(orientation: int = 6) -> bytes:

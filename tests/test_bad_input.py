@@ -13,7 +13,7 @@ import pytest
 from disks import small_disk
 from jpegs import encode, photograph, pillow_loads
 from PIL import Image
-from runs import command, fill, images, in_a_child, lines, outputs, run, shorten_descent, tiny_weights
+from runs import command, fill, images, in_a_child, lines, outputs, run, tiny_weights
 
 from pipeline import restore
 from pipeline.manifest import MANIFEST
@@ -136,8 +136,7 @@ def bases() -> list[bytes]:
     return files
 
 
-def test_a_thousand_mutated_files(tmp_path, weights, seed, monkeypatch):
-    shorten_descent(monkeypatch)
+def test_a_thousand_mutated_files(tmp_path, weights, seed):
     generator, kinds = np.random.default_rng(seed), bases()
     files = {f"{n:04}.jpg": jpegs.mutate(kinds[n % len(kinds)], generator) for n in range(1000)}
     found = run(fill(tmp_path / "in", files), tmp_path / "out", "--weights", weights, "--verify", code=1)

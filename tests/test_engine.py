@@ -1,7 +1,6 @@
 """What a file becomes depends on the file, the weights, the mode and the seed, and on nothing else."""
 
 import tarfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from jpegs import encode, photograph
 from PIL import Image
-from runs import bag, command, fill, images, lines, outputs, run, shorten_descent, tiny_weights
+from runs import bag, command, fill, images, lines, outputs, run, tiny_weights
 
 from pipeline import engine, restore
 
@@ -25,13 +24,6 @@ def files(scale: int = 1) -> dict[str, bytes]:
     """One of each kind."""
     every = bag(scale)
     return {f"{name}.jpg": every[f"{name}.jpg"] for name in NAMES}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_descent() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        shorten_descent(patch)
-        yield
 
 
 @pytest.fixture(scope="module", params=MODES)

@@ -26,7 +26,6 @@ from runs import (
     mismatches,
     outputs,
     run,
-    shorten_descent,
     tiny_weights,
 )
 from shards import write_tar
@@ -45,11 +44,6 @@ def noisy(tmp_path_factory) -> Path:
     return tiny_weights(tmp_path_factory.mktemp("weights"), noise=True)
 
 
-@pytest.fixture
-def short_descent(monkeypatch) -> None:
-    shorten_descent(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def large() -> dict[str, bytes]:
     """A small image and one that takes seconds."""
@@ -57,10 +51,8 @@ def large() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("options", [(), ("--mode", "mean", "--samples", "3"), ("--format", "webp")])
-def test_certificates_are_what_another_codec_finds(tmp_path, weights, noisy, options, monkeypatch):
+def test_certificates_are_what_another_codec_finds(tmp_path, weights, noisy, options):
     files = bag()
-    if options:
-        shorten_descent(monkeypatch)
     which = noisy if "--mode" in options else weights
     found = run(fill(tmp_path / "in", files), tmp_path / "out", "--weights", which, *options)
     assert found.keys() == files.keys()
@@ -71,7 +63,6 @@ def test_certificates_are_what_another_codec_finds(tmp_path, weights, noisy, opt
         assert line["mismatches"] == 0 or line["quality"] > 50
 
 
-@pytest.mark.usefixtures("short_descent")
 def test_each_sample_has_its_own_certificate(tmp_path, noisy):
     files = bag()
     options = ("--weights", noisy, "--mode", "sample", "--samples", "2")
@@ -157,7 +148,6 @@ def test_passed_through_as_pillow_decodes_it(tmp_path, weights):
         assert output.info.get("icc_profile") == (SRGB if name == "rgb" else None)  # not a CMYK profile on RGB pixels
 
 
-@pytest.mark.usefixtures("short_descent")
 def test_output_shards_have_the_same_keys_and_the_other_members(tmp_path, weights):
     files = bag()
     write_tar(tmp_path / "in" / "a.tar", {**files, "gray.json": b"{}", "notes/readme.txt": b"text"})
@@ -169,7 +159,6 @@ def test_output_shards_have_the_same_keys_and_the_other_members(tmp_path, weight
     assert members == expected
 
 
-@pytest.mark.usefixtures("short_descent")
 def test_verify_agrees(tmp_path, weights):
     files = bag()
     found = run(fill(tmp_path / "in", files), tmp_path / "out", "--weights", weights, "--verify", "--workers", "2")

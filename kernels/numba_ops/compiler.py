@@ -1,0 +1,78 @@
+"""Compilation of the CPU's kernels by numba, for this machine's instruction set, kept on disk for the next process.
+
+numba itself keeps compiled code in a package's own folder, and does not notice when a function has changed that another
+file's calls. Here it is kept in the user's cache, in a folder of its own for each state of the sources.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = {"cache": True, "nogil": True, "boundscheck": False, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+def cache_folder() -> Path:
+    """Under XDG_CACHE_HOME or ~/.cache; where that cannot be written, this user's among the temporary files. Python's
+    rules for __pycache__ hold: whoever can write there can run code as this user."""
+    digest = hashlib.sha256()
+    for source in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "libjpeg.py"]):
+        digest.update(source.read_bytes())
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for root in (home / "jpeg-posterior", Path(tempfile.gettempdir()) / f"jpeg-posterior-{os.getuid()}"):
+        folder = root / digest.hexdigest()[:16]
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    raise RuntimeError(f"no folder for compiled code: neither {home} nor {tempfile.gettempdir()} can be written")
+
+
+FOLDER = cache_folder()
+
+
+def _compiled(function: F, **options: Any) -> F:
+    with patch.object(numba.config, "CACHE_DIR", str(FOLDER)):
+        compiled: F = numba.njit(**OPTIONS, **options)(function)
+    return compiled
+
+
+def kernel(function: F) -> F:
+    """Compiles what Python calls, when it is first called. It holds no lock of Python's while it runs, and integers
+    wrap."""
+    return _compiled(function)
+
+
+def jit(function: F) -> F:
+    """The same for what only kernels call."""
+    return _compiled(function, no_cpython_wrapper=True)
+
+
+def inlined(function: F) -> F:
+    """The same for a function of scalars that is worth no call."""
+    return _compiled(function, inline="always")
+
+
+@contextmanager
+def compiling(entry: str, quiet: bool) -> Iterator[None]:
+    """For a first call of the kernel `entry`: says so when it has to be compiled, and lets no other process compile it
+    at the same time."""
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not quiet and not any(FOLDER.rglob(f"*.{entry}-*.nbi")):
+            print(f"compiling {entry} for this CPU, once: about 20 seconds", file=sys.stderr, flush=True)
+        yield

@@ -1,0 +1,410 @@
+"""project_exact for the CPU: from a restored image to an 8-bit one that libjpeg-turbo compresses to the very same file.
+
+The problem falls apart into 8x8 blocks of single planes. In each MCU the chroma blocks come first: the wanted samples
+are moved to the nearest point of the file's intervals, rounded, and mended one by one until libjpeg's own DCT agrees
+(block.py). Then chroma at full resolution, with the averages that this has given; then luma, each sample within what
+an RGB pixel of that chroma can have (gamut.py); and the pixels. Where the gamut leaves luma no way, the wanted MCU is
+brought into the gamut and the intervals by alternating projections, and all is tried again with the intervals drawn in
+further. What libjpeg's integers make of the pixels is counted in the end.
+
+All is in integers, so that every device finds the same pixels: wanted values in sixteenths of a gray level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from numba import int32
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kernels.coefficients import Coefficients, check_images
+from kernels.numba_ops.block import (
+    FOUND,
+    INTO_ROWS,
+    TURNS,
+    WORK,
+    Ints,
+    edge_bases,
+    into_intervals,
+    judge,
+    search,
+    search_line,
+    transform,
+)
+from kernels.numba_ops.compiler import compiling, jit, kernel
+from kernels.numba_ops.gamut import luma_ranges, to_pixels, to_triples
+from kernels.numba_ops.joint import search_pixels
+from kernels.numba_ops.mcu import (
+    Geometry,
+    average,
+    bias_of,
+    intervals,
+    load_mcu,
+    move_chroma,
+    slots_of,
+    spread_chroma,
+)
+
+DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192)
+"""How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit."""
+
+ALTERNATIONS = 20
+"""Projections onto the gamut and the intervals before each further attempt."""
+
+PATIENCE = 256
+"""Turns for each block of an MCU, all together, after which it is given no further attempt."""
+
+EDGE_PASSES = 16
+"""Over a block at an edge, whose repeated places one projection does not bring to the nearest point."""
+
+TO_THE_MIDDLE = 1 << 20
+"""A draw that leaves no interval any width."""
+
+HELD = 256
+"""Gray levels, all samples together, by which luma's limits may hold back the rounded samples of a block that is
+searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
+
+APART = 16
+"""Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
+
+LATE = 6
+"""The first attempt after which pixels are searched."""
+
+PIXEL_TURN, LINE_TURNS = 4, 200
+"""What a turn of `search_pixels`, and a `search_line`, count for."""
+
+BLOCK, SAMPLES, LEAST, MOST = range(24, 28)
+"""Rows of `work` above those of block.py."""
+
+
+@jit
+def convert(rgb: Ints, ycc: Ints) -> None:
+    """[3, P] → [3, P], both in sixteenths: libjpeg's weights, luma less 128."""
+    for p in range(rgb.shape[1]):
+        red, green, blue = rgb[0, p], rgb[1, p], rgb[2, p]
+        ycc[0, p] = (int32(19595 * red + 38470 * green + 7471 * blue + 32768) >> 16) - 2048
+        ycc[1, p] = int32(-11059 * red - 21709 * green + 32768 * blue + 32768) >> 16
+        ycc[2, p] = int32(32768 * red - 27439 * green - 5329 * blue + 32768) >> 16
+
+
+@jit
+def convert_back(ycc: Ints, rgb: Ints) -> int:
+    """The inverse, limited to 0..255. Returns by how much that has changed the channels, all together."""
+    beyond = int32(0)
+    for p in range(rgb.shape[1]):
+        y, cb, cr = int32(ycc[0, p] + 2048), ycc[1, p], ycc[2, p]
+        red = int32(y + (int32(91881 * cr + 32768) >> 16))
+        green = int32(y + (int32(-22554 * cb - 46802 * cr + 32768) >> 16))
+        blue = int32(y + (int32(116130 * cb + 32768) >> 16))
+        rgb[0, p] = min(max(red, int32(0)), int32(4080))
+        rgb[1, p] = min(max(green, int32(0)), int32(4080))
+        rgb[2, p] = min(max(blue, int32(0)), int32(4080))
+        beyond = int32(beyond + abs(red - rgb[0, p]) + abs(green - rgb[1, p]) + abs(blue - rgb[2, p]))
+    return beyond
+
+
+@jit
+def bound_luma(
+    out: Ints,
+    first: int,
+    width: int,
+    rows: int,
+    columns: int,
+    ranges: NDArray[np.int16],
+    least: Ints,
+    most: Ints,
+) -> int:
+    """Which luma samples [64] of a block whose first pixel is `first` the chroma in `out` [3, P] leaves possible.
+    Returns for how many pixels there is none; they may have any."""
+    outside = 0
+    for p in range(64):
+        if (p >> 3) >= rows or (p & 7) >= columns:
+            continue
+        at = first + (p >> 3) * width + (p & 7)
+        cb, cr = min(max(out[1, at] + 128, 0), 255), min(max(out[2, at] + 128, 0), 255)
+        least[p], most[p] = ranges[cb, cr, 0], ranges[cb, cr, 1]
+        if least[p] > most[p] or cb != out[1, at] + 128 or cr != out[2, at] + 128:
+            least[p], most[p] = -128, 127
+            outside += 1
+    return outside
+
+
+@jit
+def attempt(
+    wanted: Ints,
+    low: Ints,
+    high: Ints,
+    geometry: Geometry,
+    draw: int,
+    bases: Ints,
+    spreads: Ints,
+    ranges: NDArray[np.int16],
+    out: Ints,
+    work: Ints,
+) -> tuple[int, int, bool]:
+    """One attempt on an MCU: wanted [C, P] in sixteenths → out [C, P], its YCbCr in integers. Returns how many
+    coefficients are wrong, pixels outside the gamut counted too; the turns taken; and whether the gamut may be to blame
+    for what is wrong, or an edge."""
+    vertical, horizontal, rows, columns = geometry
+    block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
+    width, blocks, luma_blocks = 8 * horizontal, low.shape[0], vertical * horizontal
+    wrong, turns, tight, narrow = 0, 0, False, False
+    for number in range(blocks):
+        n = (number + luma_blocks) % blocks  # chroma's blocks first
+        slot_rows, slot_columns = slots_of(n, geometry)
+        if slot_rows == 0 or slot_columns == 0:
+            continue
+        component = max(n - luma_blocks + 1, 0)
+        first = 8 * (n // horizontal) * width + 8 * (n % horizontal)
+        for p in range(64):
+            least[p], most[p] = -128, 127
+        if component:
+            average(wanted[component], vertical, horizontal, rows, columns, block)
+        else:
+            for p in range(64):
+                block[p] = wanted[0, first + (p >> 3) * width + (p & 7)]
+            if blocks > 1:
+                outside = bound_luma(out, first, width, slot_rows, slot_columns, ranges, least, most)
+                wrong, tight = wrong + outside, tight or outside > 0
+        if slot_rows * slot_columns < 64:
+            for p in range(64):
+                if (p >> 3) >= slot_rows or (p & 7) >= slot_columns:
+                    block[p], least[p], most[p] = 0, 0, 0
+        for _ in range(1 if slot_rows * slot_columns == 64 else EDGE_PASSES):
+            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
+        held = 0
+        for p in range(64):
+            sample = (block[p] + 8) >> 4
+            samples[p] = min(max(sample, least[p]), most[p])
+            held += abs(sample - samples[p])
+        missed, took = search(
+            samples,
+            least,
+            most,
+            low[n],
+            high[n],
+            bases,
+            spreads[slot_rows],
+            slot_rows,
+            slot_columns,
+            0 if held > HELD else TURNS,
+            work,
+        )
+        if missed > 0 and min(slot_rows, slot_columns) == 1:
+            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, TO_THE_MIDDLE, work)
+            took += LINE_TURNS
+            if search_line(samples, block, least, most, low[n], high[n], bases, slot_rows, slot_columns):
+                missed = 0
+        wrong, turns, tight = wrong + missed, turns + took, tight or (missed > 0 and slot_rows * slot_columns < 64)
+        narrow = narrow or (missed > 0 and component > 0 and slot_rows * slot_columns == 64)
+        if component:
+            spread_chroma(samples, wanted[component], vertical, horizontal, rows, columns, out[component])
+            continue
+        for p in range(64):
+            if (p >> 3) < slot_rows and (p & 7) < slot_columns:
+                out[0, first + (p >> 3) * width + (p & 7)] = samples[p]
+                tight = tight or (missed > 0 and (samples[p] == least[p] or samples[p] == most[p]))
+    return wrong, turns, tight and not narrow
+
+
+@jit
+def alternate(
+    rgb: Ints, ycc: Ints, low: Ints, high: Ints, geometry: Geometry, draw: int, bases: Ints, work: Ints
+) -> int:
+    """Brings a wanted MCU [3, P] towards intervals and gamut, both of which are convex: von Neumann's alternating
+    projections. Leaves RGB within its limits, and its YCbCr. Returns how far apart the two sets were in the end:
+    sixteenths of a gray level, all channels together."""
+    vertical, horizontal, rows, columns = geometry
+    width, block, before = 8 * horizontal, work[BLOCK], work[SAMPLES]
+    beyond = 0
+    for _ in range(ALTERNATIONS):
+        for n in range(low.shape[0]):
+            slot_rows, slot_columns = slots_of(n, geometry)
+            component = max(n - vertical * horizontal + 1, 0)
+            first = 8 * (n // horizontal) * width + 8 * (n % horizontal)
+            if component:
+                average(ycc[component], vertical, horizontal, rows, columns, block)
+            for p in range(64):
+                if component == 0:
+                    inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
+                    block[p] = ycc[0, first + (p >> 3) * width + (p & 7)] if inside else 0
+                before[p] = block[p]
+            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
+            for p in range(64):
+                before[p] = block[p] - before[p]
+                if component == 0 and (p >> 3) < slot_rows and (p & 7) < slot_columns:
+                    ycc[0, first + (p >> 3) * width + (p & 7)] = block[p]
+            if component:
+                move_chroma(ycc[component], before, geometry)
+        beyond = 0
+        if low.shape[0] == 1:
+            for p in range(64):
+                limited = min(max(ycc[0, p], -2048), 2032)
+                beyond += abs(ycc[0, p] - limited)
+                ycc[0, p] = limited
+        else:
+            beyond = convert_back(ycc, rgb)
+            convert(rgb, ycc)
+    return beyond
+
+
+@jit
+def recount(ycc: Ints, low: Ints, high: Ints, geometry: Geometry, bases: Ints, work: Ints) -> int:
+    """How many coefficients of an MCU [C, P], its pixels' YCbCr, libjpeg-turbo would write otherwise."""
+    vertical, horizontal, rows, columns = geometry
+    luma_blocks, width, samples = vertical * horizontal, 8 * horizontal, work[SAMPLES]
+    wrong = 0
+    for number in range(luma_blocks + ycc.shape[0] - 1):
+        slot_rows, slot_columns = slots_of(number, geometry)
+        top, left = 8 * (number // horizontal), 8 * (number % horizontal)
+        if number < luma_blocks and (slot_rows == 0 or slot_columns == 0):
+            continue
+        for p in range(64):
+            r, c = p >> 3, p & 7
+            if number < luma_blocks:
+                samples[p] = ycc[0, min(top + r, rows - 1) * width + min(left + c, columns - 1)]
+                continue
+            plane, total = number - luma_blocks + 1, 0
+            r = min(r, (rows - 1) // vertical)
+            for y in range(r * vertical, (r + 1) * vertical):
+                for x in range(c * horizontal, (c + 1) * horizontal):
+                    total += ycc[plane, min(y, rows - 1) * width + min(x, columns - 1)]
+            samples[p] = (total + bias_of(vertical, horizontal, c)) // luma_blocks
+        transform(samples, bases, 8, 8, work)
+        wrong += judge(work[FOUND], low[number], high[number])[1]
+    return wrong
+
+
+@jit
+def project_mcu(
+    wanted: Ints,
+    low: Ints,
+    high: Ints,
+    geometry: Geometry,
+    draws: Ints,
+    bases: Ints,
+    spreads: Ints,
+    ranges: NDArray[np.int16],
+    space: Ints,
+    works: Ints,
+    best: Ints,
+) -> int:
+    """A wanted MCU [C, P] in sixteenths → its pixels [C, P]. Returns how many coefficients are wrong. space: [3, C, P],
+    and works: [blocks, WORK, 64], to work in."""
+    vertical, horizontal, rows, columns = geometry
+    components, pixels, blocks = wanted.shape[0], wanted.shape[1], low.shape[0]
+    ycc, found, candidate = space[0], space[1], space[2]
+    if components == 3:
+        convert(wanted, ycc)
+    else:
+        for p in range(pixels):
+            ycc[0, p] = wanted[0, p] - 2048
+    fewest, turns, tight = 1 << 20, 0, True
+    for n in range(len(draws)):
+        if fewest == 0 or not tight or turns > PATIENCE * blocks:
+            break
+        if n and alternate(wanted, ycc, low, high, geometry, draws[n], bases, works[0]) > APART * components * pixels:
+            break
+        wrong, took, tight = attempt(ycc, low, high, geometry, draws[n], bases, spreads, ranges, found, works[0])
+        turns += took
+        if components == 1:
+            for p in range(pixels):
+                candidate[0, p] = found[0, p] + 128
+        elif to_pixels(found, candidate) > 0:  # what the search has counted is not what the pixels are
+            to_triples(candidate, found)
+            wrong = recount(found, low, high, geometry, bases, works[0])
+        if n >= LATE and wrong > 0 and tight and components == 3 and rows == 8 * vertical and columns == 8 * horizontal:
+            wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, spreads[8], works)
+            turns += PIXEL_TURN * took
+        if wrong < fewest:
+            fewest = wrong
+            for component in range(components):
+                for p in range(pixels):
+                    best[component, p] = candidate[component, p]
+    return fewest
+
+
+@kernel
+def project_image(
+    x: NDArray[np.float32],
+    luma: NDArray[np.int16],
+    blue: NDArray[np.int16],
+    red: NDArray[np.int16],
+    tables: Ints,
+    vertical: int,
+    horizontal: int,
+    draws: Ints,
+    bases: Ints,
+    spreads: Ints,
+    ranges: NDArray[np.int16],
+    out: NDArray[np.uint8],
+) -> int:
+    """x [C, H, W] → out, of which it returns how many coefficients are wrong. Planes [rows, columns, 64] (gray has its
+    luma thrice), tables [C, 64]."""
+    components, height, width = x.shape
+    tall, wide, luma_blocks = 8 * vertical, 8 * horizontal, vertical * horizontal
+    pixels, blocks = tall * wide, luma_blocks + components - 1
+    wanted, best = np.zeros((components, pixels), np.int32), np.zeros((components, pixels), np.int32)
+    space, works = np.zeros((3, components, pixels), np.int32), np.zeros((blocks, WORK, 64), np.int32)
+    low, high = np.empty((blocks, 64), np.int32), np.empty((blocks, 64), np.int32)
+    mismatches = 0
+    for row in range((height + tall - 1) // tall):
+        for column in range((width + wide - 1) // wide):
+            top, left = row * tall, column * wide
+            rows, columns = min(tall, height - top), min(wide, width - left)
+            for n in range(luma_blocks):
+                y, z = row * vertical + n // horizontal, column * horizontal + n % horizontal
+                intervals(luma[y, z], tables[0], low[n], high[n])
+            if components == 3:
+                intervals(blue[row, column], tables[1], low[luma_blocks], high[luma_blocks])
+                intervals(red[row, column], tables[2], low[luma_blocks + 1], high[luma_blocks + 1])
+            load_mcu(x, top, left, rows, columns, wide, wanted)
+            geometry = (vertical, horizontal, rows, columns)
+            mismatches += project_mcu(wanted, low, high, geometry, draws, bases, spreads, ranges, space, works, best)
+            for component in range(components):
+                for r in range(rows):
+                    for c in range(columns):
+                        out[component, top + r, left + c] = best[component, r * wide + c]
+    return mismatches
+
+
+@cache
+def _constants() -> tuple[Ints, Ints, Ints, NDArray[np.int16]]:
+    bases = edge_bases()
+    return np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges()
+
+
+@cache
+def compile_kernels(quiet: bool = False) -> None:
+    """Compiles what `project_exact` calls, or loads what has been compiled before. Processes that are forked afterwards
+    have it. Says on stderr when that takes long, unless quiet."""
+    with compiling(project_image.__name__, quiet):
+        flat = np.zeros((1, 1, 1, 64), np.int16)
+        _project(np.zeros((1, 1, 8, 8), np.float32), [flat] * 3, np.ones((1, 1, 64), np.int32), (1, 1))
+
+
+def _project(
+    images: NDArray[np.float32], planes: Sequence[NDArray[np.int16]], tables: Ints, factors: tuple[int, int]
+) -> tuple[NDArray[np.uint8], list[int]]:
+    out = np.empty(images.shape, np.uint8)
+    luma, blue, red = planes
+    mismatches: list[int] = [
+        project_image(x, luma[n], blue[n], red[n], tables[n], *factors, *_constants(), out[n])
+        for n, x in enumerate(images)
+    ]
+    return out, mismatches
+
+
+def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
+    """See `kernels.project_exact`."""
+    check_images(x, c.tables, c.sampling)
+    compile_kernels()
+    planes = [plane.flatten(3).contiguous().numpy() for plane in (c.planes * 3)[:3]]
+    tables = c.tables.flatten(2).int().contiguous().numpy()
+    images = x.detach().float().contiguous().numpy()
+    out, mismatches = _project(images, planes, tables, c.sampling.factors)
+    return torch.from_numpy(out), torch.tensor(mismatches)

@@ -1,0 +1,101 @@
+"""Colours as libjpeg-turbo converts them, and which of its (Y, Cb, Cr) an 8-bit RGB pixel can have.
+
+Its integers (kernels.libjpeg.integer_ycc) map the 2^24 RGB pixels to 4,007,200 triples. For each (Cb, Cr) the Y that
+occur are an interval, and nearly all triples come back from the decoder's formulas: so planes may be changed on their
+own as long as each luma sample stays in its interval. All three are less 128 here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numba import int32
+from numpy.typing import NDArray
+
+from kernels.numba_ops.block import Ints
+from kernels.numba_ops.compiler import inlined, jit, kernel
+
+NEAR = 2
+"""How far, in each channel, the pixel of a triple lies from the decoder's formulas at most."""
+
+
+@inlined
+def luma_of(red: int, green: int, blue: int) -> int:
+    return (int32(19595 * red + 38470 * green + 7471 * blue + 32768) >> 16) - 128
+
+
+@inlined
+def blue_of(red: int, green: int, blue: int) -> int:
+    return int32(-11059 * red - 21709 * green + 32768 * blue + 32767) >> 16
+
+
+@inlined
+def red_of(red: int, green: int, blue: int) -> int:
+    return int32(32768 * red - 27439 * green - 5329 * blue + 32767) >> 16
+
+
+@cache
+def luma_ranges() -> NDArray[np.int16]:
+    """[256, 256, 2], at [Cb, Cr], each plus 128: the least and the largest Y of such a pixel; the least above the
+    largest where there is none."""
+    ranges = np.empty((256, 256, 2), np.int16)
+    ranges[..., 0], ranges[..., 1] = 127, -128
+    _fill(ranges)
+    return ranges
+
+
+@kernel
+def _fill(ranges: NDArray[np.int16]) -> None:
+    for red in range(256):
+        for green in range(256):
+            for blue in range(256):
+                y = luma_of(red, green, blue)
+                found = ranges[blue_of(red, green, blue) + 128, red_of(red, green, blue) + 128]
+                found[0], found[1] = min(found[0], y), max(found[1], y)
+
+
+@jit
+def to_pixels(ycc: Ints, rgb: Ints) -> int:
+    """Triples [3, P] → pixels [3, P] that have them, each near the decoder's formulas. Returns for how many there is
+    none: these are left as the formulas have them, limited."""
+    missed = int32(0)
+    for p in range(ycc.shape[1]):
+        y, cb, cr = ycc[0, p], ycc[1, p], ycc[2, p]
+        red = min(max(int32(y + int32(128)) + (int32(91881 * cr + 32768) >> int32(16)), int32(0)), int32(255))
+        green = int32(y + int32(128)) + (int32(-22554 * cb - 46802 * cr + 32768) >> int32(16))
+        green = min(max(green, int32(0)), int32(255))
+        blue = min(max(int32(y + int32(128)) + (int32(116130 * cb + 32768) >> int32(16)), int32(0)), int32(255))
+        rgb[0, p], rgb[1, p], rgb[2, p] = red, green, blue
+        same = (luma_of(red, green, blue) == y) & (blue_of(red, green, blue) == cb) & (red_of(red, green, blue) == cr)
+        missed = int32(missed + int32(not same))
+    if missed == 0:
+        return 0
+    missed = 0
+    for p in range(ycc.shape[1]):
+        missed += not _search_pixel(ycc, rgb, p)
+    return missed
+
+
+@jit
+def _search_pixel(ycc: Ints, rgb: Ints, p: int) -> bool:
+    """Puts a pixel with the triple in its place, if there is one near what is there."""
+    red, green, blue = rgb[0, p], rgb[1, p], rgb[2, p]
+    for far in (0, NEAR):
+        for r in range(max(red - far, 0), min(red + far, 255) + 1):
+            for g in range(max(green - far, 0), min(green + far, 255) + 1):
+                for b in range(max(blue - far, 0), min(blue + far, 255) + 1):
+                    found = luma_of(r, g, b) == ycc[0, p] and blue_of(r, g, b) == ycc[1, p]
+                    if found and red_of(r, g, b) == ycc[2, p]:
+                        rgb[0, p], rgb[1, p], rgb[2, p] = r, g, b
+                        return True
+    return False
+
+
+@jit
+def to_triples(rgb: Ints, ycc: Ints) -> None:
+    """Pixels [3, P] → their YCbCr [3, P], less 128."""
+    for p in range(rgb.shape[1]):
+        red, green, blue = rgb[0, p], rgb[1, p], rgb[2, p]
+        ycc[0, p], ycc[1, p] = luma_of(red, green, blue), blue_of(red, green, blue)
+        ycc[2, p] = red_of(red, green, blue)

@@ -1,0 +1,189 @@
+"""An MCU's geometry: what its blocks' slots stand for, libjpeg's averages of chroma, and the ways from the image and
+from the file. Its pixels are flat, by row: `P` of them, also where the image ends before."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import int32
+from numpy.typing import NDArray
+
+from kernels.numba_ops.block import Ints
+from kernels.numba_ops.compiler import jit
+
+FARTHEST = 4096
+"""Steps above it are taken for it: no coefficient of an image is as large as half of it."""
+
+Geometry = tuple[int, int, int, int]
+"""Of an MCU: its vertical and horizontal sampling factors, its true rows and columns of pixels."""
+
+
+@jit
+def intervals(coefficients: NDArray[np.int16], steps: Ints, low: Ints, high: Ints) -> None:
+    """A block's coefficients [64] and steps [64] → what libjpeg's quantiser, rounding half away from zero, takes for
+    them, of 8 times the DCT."""
+    for i in range(64):
+        step, value = min(steps[i], FARTHEST), int32(coefficients[i])
+        value = min(max(value, -1), 1) if step == FARTHEST else value
+        middle = 8 * value * step
+        low[i] = min(max(middle - 4 * step + int32(value <= 0), -(1 << 20)), 1 << 20)
+        high[i] = min(max(middle + 4 * step - int32(value >= 0), -(1 << 20)), 1 << 20)
+
+
+@jit
+def load_mcu(x: NDArray[np.float32], top: int, left: int, rows: int, columns: int, width: int, rgb: Ints) -> None:
+    """The pixels of [C, H, W] under an MCU, limited to 0..255, in sixteenths; 0 beyond the image."""
+    for component in range(x.shape[0]):
+        if rows * columns < rgb.shape[1]:
+            for p in range(rgb.shape[1]):
+                rgb[component, p] = 0
+        for r in range(rows):
+            for c in range(columns):
+                value = x[component, top + r, left + c]
+                value = min(value if value > 0 else np.float32(0), np.float32(255))  # 0 also for what is no number
+                rgb[component, r * width + c] = int32(value * np.float32(16) + np.float32(0.5))
+
+
+@jit
+def bias_of(vertical: int, horizontal: int, column: int) -> int:
+    """What libjpeg adds to the sum of the pixels under a chroma sample before it divides."""
+    if horizontal == 2:
+        return (column & 1) + (1 if vertical == 2 else 0)
+    return 1 if vertical == 2 else 0
+
+
+@jit
+def place_of(p: int, vertical: int, horizontal: int) -> tuple[int, int, int]:
+    """Of pixel p of an MCU: its luma block, its place there, and the chroma sample over it."""
+    width = 8 * horizontal
+    y, x = p // width, p % width
+    return (y >> 3) * horizontal + (x >> 3), 8 * (y & 7) + (x & 7), 8 * (y // vertical) + x // horizontal
+
+
+@jit
+def chroma_slots(vertical: int, horizontal: int, rows: int, columns: int) -> tuple[int, int, int]:
+    """Of an MCU with so many true rows and columns: how many rows and columns of slots its chroma blocks have, and how
+    many of the columns average pixels of their own. Beyond these, if chroma is halved across, one slot more stands for
+    all samples that average the last true column alone: it has that column's mean."""
+    inner = columns // horizontal
+    outer = 1 if horizontal == 2 and columns < 16 else 0
+    return (rows + vertical - 1) // vertical, inner + outer, inner
+
+
+@jit
+def slots_of(n: int, geometry: Geometry) -> tuple[int, int]:
+    """How many rows and columns of slots block n of an MCU has, luma's first; none of a block of padding."""
+    vertical, horizontal, rows, columns = geometry
+    if n >= vertical * horizontal:
+        slot_rows, slot_columns, _ = chroma_slots(vertical, horizontal, rows, columns)
+        return slot_rows, slot_columns
+    top, left = 8 * (n // horizontal), 8 * (n % horizontal)
+    return min(max(rows - top, 0), 8), min(max(columns - left, 0), 8)
+
+
+@jit
+def average(plane: Ints, vertical: int, horizontal: int, rows: int, columns: int, wanted: Ints) -> None:
+    """A wanted chroma plane [P] of an MCU → its block's slots [64]."""
+    width = 8 * horizontal
+    slot_rows, slot_columns, inner = chroma_slots(vertical, horizontal, rows, columns)
+    for p in range(64):
+        wanted[p] = 0
+    for r in range(slot_rows):
+        height = min(vertical, rows - r * vertical)
+        for c in range(slot_columns):
+            first, last = (c * horizontal, (c + 1) * horizontal) if c < inner else (columns - 1, columns)
+            total = int32(0)
+            for y in range(r * vertical, r * vertical + height):
+                for x in range(first, last):
+                    total += plane[y * width + x]
+            wanted[8 * r + c] = total // (height * (last - first))
+
+
+@jit
+def share(wanted: Ints, there: Ints, low: Ints, high: Ints, out: Ints) -> None:
+    """Of each of 64 groups the members that are there, [4, 64]: their wanted values, moved together so that the sum can
+    be one of low to high, then rounded to integers whose sum is; ties to the first."""
+    left, sign = np.empty(64, np.int32), np.empty(64, np.int32)
+    best, chosen = np.empty(64, np.int32), np.empty(64, np.int32)
+    for g in range(64):
+        total = int32(0)
+        for n in range(4):
+            total = int32(total + int32(wanted[n, g] * there[n, g]))
+        count = there[0, g] + there[1, g] + there[2, g] + there[3, g]
+        shift = int32(min(max(total, int32(16 * low[g])), int32(16 * high[g])) - total) >> int32(count >> 1)
+        total = int32(0)
+        for n in range(4):
+            wanted[n, g] = int32(wanted[n, g] + shift)
+            out[n, g] = int32(wanted[n, g] + int32(8)) >> int32(4)
+            total = int32(total + int32(out[n, g] * there[n, g]))
+        left[g] = total
+    for _ in range(3):
+        for g in range(64):
+            sign[g] = int32(left[g] < low[g]) - int32(left[g] > high[g])
+            left[g] = int32(left[g] + sign[g])
+            best[g], chosen[g] = -(1 << 30), 0
+        for n in range(4):
+            for g in range(64):
+                gain = int32(sign[g] * int32(wanted[n, g] - int32(out[n, g] << int32(4))))
+                better = (there[n, g] > 0) & (gain > best[g])
+                best[g], chosen[g] = gain if better else best[g], n if better else chosen[g]
+        for n in range(4):
+            for g in range(64):
+                out[n, g] = int32(out[n, g] + (sign[g] if chosen[g] == n else int32(0)))
+
+
+@jit
+def spread_chroma(
+    samples: Ints, plane: Ints, vertical: int, horizontal: int, rows: int, columns: int, out: Ints
+) -> None:
+    """Full-resolution chroma [P] near the wanted plane [P] with libjpeg's averages the block's slots [64]."""
+    width, count = 8 * horizontal, vertical * horizontal
+    _, slot_columns, inner = chroma_slots(vertical, horizontal, rows, columns)
+    outer = slot_columns > inner
+    if count == 1:
+        for p in range(64):
+            out[p] = samples[p]
+        return
+    wanted, found, there = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32), np.zeros((4, 64), np.int32)
+    low, high = np.empty(64, np.int32), np.empty(64, np.int32)
+    for last in range(1 if outer else 0, -1, -1):  # the last true column first, where samples stand for it alone
+        for g in range(64):
+            r, c = g >> 3, g & 7
+            height = min(vertical, rows - r * vertical)
+            fixed, weight = 0, 1 if height == vertical else 2
+            for m in range(count):
+                x = c * horizontal + m % horizontal
+                member = m // horizontal < height and c < inner and not (outer and x == columns - 1)
+                if last:
+                    member = m // horizontal < height and x == columns - 1
+                at = (r * vertical + m // horizontal) * width + x
+                if member:
+                    wanted[m, g] = plane[at]
+                elif outer and x == columns - 1 and m // horizontal < height:
+                    fixed += out[at]
+                there[m, g] = int32(member)
+            least = count * samples[g] - bias_of(vertical, horizontal, c)
+            low[g], high[g] = -((-least) // weight) - fixed, (least + count - 1) // weight - fixed
+            if last:
+                low[g] = high[g] = height * samples[8 * r + inner]
+        share(wanted, there, low, high, found)
+        for g in range(64):
+            for m in range(count):
+                if there[m, g] > 0:
+                    at = ((g >> 3) * vertical + m // horizontal) * width + (g & 7) * horizontal + m % horizontal
+                    out[at] = found[m, g]
+
+
+@jit
+def move_chroma(plane: Ints, change: Ints, geometry: Geometry) -> None:
+    """Adds a change of a chroma block's slots [64] to the plane [P] that they average."""
+    vertical, horizontal, rows, columns = geometry
+    _, slot_columns, inner = chroma_slots(vertical, horizontal, rows, columns)
+    for y in range(rows):
+        r = 8 * (y // vertical)
+        for x in range(columns):
+            c = x // horizontal
+            moved = change[r + min(c, slot_columns - 1)]
+            if slot_columns > inner and c == inner - 1 and columns == 2 * inner:  # the last column has its own mean
+                edge = change[r + inner]
+                moved = edge if x == columns - 1 else 2 * moved - edge
+            plane[y * 8 * horizontal + x] += moved

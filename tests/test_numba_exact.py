@@ -1,0 +1,205 @@
+"""What kernels/numba_ops builds on: libjpeg's integers, the colours that pixels can have, and bounded work."""
+
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+import torch
+from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
+
+from kernels import Coefficients, Subsampling, project_exact
+from kernels.libjpeg import integer_dct, integer_ycc
+from kernels.numba_ops import block, compile_kernels, exact, gamut
+from kernels.numba_ops.compiler import FOLDER
+
+REACHED = 4_007_200
+"""Triples (Y, Cb, Cr) that the 2^24 pixels become."""
+
+
+@numba.njit
+def pixels_of_all(ranges: np.ndarray) -> tuple[int, int, int]:
+    """Of the triples in all ranges: how many there are, for how many no pixel is found, and how many pixels found have
+    another triple."""
+    ycc, rgb, again = np.empty((3, 256), np.int32), np.empty((3, 256), np.int32), np.empty((3, 256), np.int32)
+    total = missed = other = 0
+    for cb in range(256):
+        for cr in range(256):
+            least, most = ranges[cb, cr, 0], ranges[cb, cr, 1]
+            for p in range(256):
+                ycc[0, p], ycc[1, p], ycc[2, p] = min(max(p - 128, least), most), cb - 128, cr - 128
+            if least <= most:
+                total += most - least + 1
+                missed += gamut.to_pixels(ycc, rgb)
+                gamut.to_triples(rgb, again)
+                other += (ycc != again).sum()
+    return total, missed, other
+
+
+@numba.njit
+def transformed(samples: np.ndarray, bases: np.ndarray) -> np.ndarray:
+    work = np.zeros((block.WORK, 64), np.int32)
+    block.transform(samples, bases, 8, 8, work)
+    return work[block.FOUND]
+
+
+@numba.njit
+def searched(  # noqa: PLR0917  # numba takes no keywords alone
+    samples: np.ndarray, least: np.ndarray, most: np.ndarray, low: np.ndarray, high: np.ndarray, constants: tuple
+) -> tuple[int, int]:
+    work = np.zeros((block.WORK, 64), np.int32)
+    bases, spreads = constants
+    return block.search(samples, least, most, low, high, bases, spreads[8], 8, 8, block.TURNS, work)
+
+
+@numba.njit
+def found_on_a_line(  # noqa: PLR0917
+    samples: np.ndarray,
+    middle: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    bases: np.ndarray,
+    rows: int,
+    columns: int,
+) -> tuple[bool, int]:
+    least, most = np.full(64, -128, np.int32), np.full(64, 127, np.int32)
+    work = np.zeros((block.WORK, 64), np.int32)
+    found = block.search_line(samples, middle, least, most, low, high, bases, rows, columns)
+    block.transform(samples, bases, rows, columns, work)
+    return found, block.judge(work[block.FOUND], low, high)[1]
+
+
+def bounds_of(found: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The intervals in which 8 times a DCT, rounded, lies; sign(c) ((|c| + 4 Q) // 8 Q) for all integers near."""
+    near = found + np.arange(-8 * step, 8 * step + 1)[:, None]
+
+    def quantised(c: np.ndarray) -> np.ndarray:
+        return np.sign(c) * ((np.abs(c) + 4 * step) // (8 * step))
+
+    same = quantised(near) == quantised(found)
+    low = np.where(same, near, 1 << 20).min(0)
+    return low.astype(np.int32), np.where(same, near, -(1 << 20)).max(0).astype(np.int32)
+
+
+def test_all_triples_that_pixels_have_come_back_to_a_pixel():
+    total, missed, other = pixels_of_all(gamut.luma_ranges())
+    assert (total, missed, other) == (REACHED, 0, 0)
+
+
+def test_the_ranges_hold_every_pixel_and_end_at_one(seed):
+    ranges = gamut.luma_ranges().astype(np.int64)
+    values = torch.arange(256.0)
+    found = np.zeros((*ranges.shape[:2], 256), bool)
+    for red in range(256):
+        rgb = torch.stack(torch.broadcast_tensors(torch.tensor(float(red)), values[:, None], values)).flatten(1)
+        y, cb, cr = (plane.long().numpy() + 128 for plane in integer_ycc(rgb))
+        found[cb, cr, y] = True
+    some = found.any(2)
+    assert np.array_equal(some, ranges[..., 0] <= ranges[..., 1])
+    assert np.array_equal(found.argmax(2)[some] - 128, ranges[..., 0][some])
+    assert np.array_equal(127 - found[..., ::-1].argmax(2)[some], ranges[..., 1][some])
+    assert found.sum() == REACHED  # there is no gap between
+
+
+def test_the_transform_is_libjpegs(seed):
+    random = np.random.default_rng(seed)
+    bases = block.edge_bases()
+    for samples in random.integers(-128, 128, (200, 64)).astype(np.int32):
+        expected = integer_dct(torch.from_numpy(samples).float()).numpy()
+        assert np.array_equal((transformed(samples, bases) + 16384) >> 15, expected)
+
+
+@pytest.mark.parametrize("step", [3, 8, 20])
+def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
+    random, left = np.random.default_rng(seed), 0
+    bases = block.edge_bases()
+    constants = bases, np.repeat(bases[block.INTO_ROWS], 8, axis=2)
+    for samples in random.integers(-100, 100, (40, 64)).astype(np.int32):
+        found = integer_dct(torch.from_numpy(samples).float()).numpy().astype(np.int64)
+        low, high = bounds_of(found, step)
+        start = (samples + random.integers(-1, 2, 64)).astype(np.int32)
+        least, most = start - 2, start + 2
+        wrong, turns = searched(start, least, most, low, high, constants)
+        again = integer_dct(torch.from_numpy(start).float()).numpy()
+        assert wrong == ((again < low) | (again > high)).sum()
+        assert turns <= block.TURNS
+        assert (least <= start).all() and (start <= most).all()
+        left += wrong
+    assert left <= (4 if step == 3 else 0)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (8, 1), (1, 3), (5, 1), (1, 1)])
+def test_a_line_is_found(rows, columns, seed):
+    random, found = np.random.default_rng(seed), 0
+    bases = block.edge_bases()
+    for _ in range(50):
+        line = random.integers(-100, 100, (rows, columns))
+        whole = np.pad(line, ((0, 8 - rows), (0, 8 - columns)), mode="edge").reshape(64)
+        low, high = bounds_of(integer_dct(torch.from_numpy(whole).float()).numpy().astype(np.int64), 4)
+        slots = np.zeros((8, 8), np.int32)
+        slots[:rows, :columns] = line
+        middle = (16 * slots.reshape(64) + random.integers(-10, 11, 64)).astype(np.int32)
+        start = np.where(slots.reshape(64) != 0, slots.reshape(64) + 1, 0).astype(np.int32)
+        success, wrong = found_on_a_line(start, middle, low, high, bases, rows, columns)
+        assert not success or wrong == 0
+        found += success
+    assert found >= 40
+
+
+def test_no_float_is_too_strange():
+    sampling = Subsampling.S420
+    c = by_libjpeg(in_colours_of(scene(40, 40, 3), sampling), tables_of(50, sampling), sampling)
+    x = torch.full((1, 3, 40, 40), 100.0)
+    x[0, 0, ::3], x[0, 1, ::5], x[0, 2, ::7], x[0, :, 1] = float("nan"), float("inf"), -float("inf"), 3e38
+    image, mismatches = project_exact(x, c)
+    assert image.dtype == torch.uint8
+    assert mismatches.tolist() == [0]
+
+
+def test_formats_of_the_image_change_nothing(seed):
+    sampling = Subsampling.S422
+    pixels = in_colours_of(scene(50, 37, seed), sampling)
+    c, x = by_libjpeg(pixels, tables_of(80, sampling), sampling), tensor_of(pixels)
+    expected, _ = project_exact(x.float(), c)
+    for same in (x, x.double(), x.float().contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(project_exact(same, c)[0], expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (61, 47)])
+def test_coefficients_that_no_image_has_take_bounded_work(size, seed, monkeypatch):
+    """Counted in attempts: a damaged MCU is left after the first, or the second."""
+    sampling, random = Subsampling.S420, torch.Generator().manual_seed(seed)
+    c = by_libjpeg(in_colours_of(scene(*size, seed), sampling), tables_of(50, sampling), sampling)
+    planes = tuple(
+        plane + torch.randint(500, 900, plane.shape, generator=random, dtype=torch.int16) for plane in c.planes
+    )
+    damaged = Coefficients(planes, c.tables, sampling, size)
+    x = torch.rand(1, 3, *size, generator=random) * 255
+    expected, mismatches = project_exact(x, damaged)
+    assert int(mismatches) > 100
+    draws, *others = exact._constants()
+    monkeypatch.setattr(exact, "_constants", lambda: (draws[:2].copy(), *others))
+    assert torch.equal(project_exact(x, damaged)[0], expected)
+
+
+def test_another_process_finds_what_is_compiled():
+    compile_kernels()
+    code = (
+        "from kernels.numba_ops import compile_kernels, exact\n"
+        "compile_kernels()\n"
+        "assert not exact.project_image.stats.cache_misses, exact.project_image.stats\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert FOLDER.is_dir()
+
+
+@pytest.mark.parametrize("blocked", ["home", "none"])
+def test_where_the_home_cannot_be_written_the_temporary_folder_serves(tmp_path, blocked):
+    (tmp_path / "file").write_text("")
+    home = {"home": str(tmp_path / "file"), "none": "/proc/none"}[blocked]
+    code = "from kernels.numba_ops.compiler import FOLDER; print(FOLDER)"
+    environment = {"XDG_CACHE_HOME": home, "TMPDIR": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith(str(tmp_path))
