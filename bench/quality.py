@@ -181,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mmse", help=f"the regression network beside a sampler [{REGRESSION}]")
     add("--samples", type=int, default=16, help="draws of each image [%(default)s]")
     add("--no-frechet", action="store_true", help="no Fréchet distances, and no weights needed for them")
+    add("--hed", action="store_true", help="also Fréchet distances by HED, which no loss has seen, but BSDS500 taught")
     add(
         "--programs",
         nargs="*",
@@ -199,13 +200,15 @@ def run(options: argparse.Namespace) -> list[Outcome]:
     """One for each sampling. Raises EvaluationError, FeaturesError, SourceError, RivalError or OSError."""
     if options.limit is not None and options.limit < 1:
         raise EvaluationError(f"limit {options.limit}: expected at least 1 image")
+    if options.hed and options.no_frechet:
+        raise EvaluationError("--hed asks for Fréchet distances, --no-frechet for none: give one of them")
     if options.json is not None and not options.json.parent.is_dir():
         raise EvaluationError(f"{options.json}: there is no folder {options.json.parent}")
     programs, absent = choose(options.programs)
     networks = load_networks(options.weights, options.mmse, options.device, options.dtype)
     possible = modes_of(Settings(tuple(options.quality), samples=options.samples), networks) - {BEFORE_PROJECTION}
     modes = tuple(mode for mode in MODES if mode in possible)
-    extractors = {} if options.no_frechet else load_extractors(None, networks.regression.device)
+    extractors = {} if options.no_frechet else load_extractors(None, networks.regression.device, options.hed)
     decoders = {"ours, mmse": engine(networks.regression)}
     if networks.sampler is not None:
         decoders["ours, one sample"] = engine(networks.sampler)

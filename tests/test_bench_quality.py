@@ -282,6 +282,7 @@ def test_errors_say_what_to_do(shard, weights, tmp_path, capsys):
         (["--data", shard, "--limit", "0"], "at least 1"),
         (["--data", shard, "--json", tmp_path / "no" / "a.json"], "no folder"),
         (["--data", shard, "--programs", "best"], "expected some of jpegqs"),
+        (["--data", shard, "--hed"], "give one of them"),
     ):
         assert quality.main([*map(str, ["--weights", weights[0], *arguments]), "--no-frechet"]) == 2
         assert message in capsys.readouterr().err
