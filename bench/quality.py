@@ -164,8 +164,8 @@ def legend(rows: Iterable[Row]) -> str:
         text = ", ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
         found.append(f"quality {row.quality}: {text} in {row.flat_windows} windows")
     return (
-        "Lattice (mean and worst) and deviation (gray levels) of what mmse lacks in flat areas; the originals': "
-        f"{'; '.join(found)}."
+        "Lattice, mean and worst, and deviation (gray levels): of the luma of output - mmse in flat areas. "
+        f"The originals', {'; '.join(found)}."
     )
 
 

@@ -28,9 +28,9 @@ class Row:
     report's floor. fid, hed: as `frechet`, with the features of Inception and of HED. swd: the sliced Wasserstein
     distance to the originals, see train/wasserstein.py.
 
-    What mmse lacks in flat areas, see train/texture.py, in the luma of this mode's output less mmse's: lattice, the
-    mean over frequencies, and lattice_worst; flat_deviation, gray levels. original_...: the same of the originals less
-    mmse's, all of them over the same `flat_windows`. None: does not exist for this mode, or was not asked for."""
+    In flat areas, of the luma of output - mmse, see train/texture.py: lattice, the mean over frequencies, and
+    lattice_worst; flat_deviation, gray levels. original_...: the same of original - mmse. flat_windows: how many both
+    are over. None: does not exist for this mode, or was not asked for."""
 
     quality: int
     mode: str
@@ -98,7 +98,7 @@ class Tally:
 
     def add(self, compressed: Compressed, restoration: Restoration, mmse: Tensor | None = None) -> None:
         """The next image; `mmse` [C, H, W] uint8 is the regression's, which the deviation is to tell the error of, and
-        whose texture is compared."""
+        from which texture is measured."""
         output, truth = restoration.image, compressed.truth
         found = consistency(output, compressed)
         self.psnr += psnr(output, truth)
