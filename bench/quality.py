@@ -1,5 +1,6 @@
 """What the restoration is worth, after `project_exact`: PSNR beside plain decode and, of weights that draw samples, of
-one sample and of their mean beside the regression, variety, Fréchet distances; coefficients recounted by libjpeg-turbo.
+one sample and of their mean beside the regression, variety, Fréchet and sliced Wasserstein distances, texture in flat
+areas; coefficients recounted by libjpeg-turbo.
 
 python bench/quality.py --data val.tar
 python bench/quality.py --data val.tar --weights runs/posterior/generator.safetensors
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,15 +49,28 @@ COLUMNS: list[Column] = [
     ("correlation", "correlation", ".3f"),
     ("Fréchet", "frechet", ".3f"),
     ("to mmse's", "frechet_ratio", ".3f"),
+    ("Fréchet (HED)", "hed", ".3f"),
+    ("to mmse's", "hed_ratio", ".3f"),
+    ("SWD", "swd", ".1f"),
+    ("to mmse's", "swd_ratio", ".3f"),
+    ("lattice", "lattice", ".2f"),
+    ("worst", "lattice_worst", ".2f"),
+    ("deviation", "flat_deviation", ".2f"),
 ]
 
 
 @dataclass(frozen=True)
 class Compared(Row):
-    """to_mmse: PSNR less the regression's, dB. frechet_ratio: the Fréchet distance by the regression's."""
+    """to_mmse: PSNR less the regression's, dB. frechet_ratio, hed_ratio, swd_ratio: the distances by the regression's.
+    lattice_ratio, lattice_worst_ratio, flat_deviation_ratio: those by the originals'."""
 
     to_mmse: float
     frechet_ratio: float | None
+    hed_ratio: float | None
+    swd_ratio: float | None
+    lattice_ratio: float | None
+    lattice_worst_ratio: float | None
+    flat_deviation_ratio: float | None
 
 
 def compare(rows: list[Row]) -> list[Compared]:
@@ -66,15 +80,27 @@ def compare(rows: list[Row]) -> list[Compared]:
         Compared(
             **vars(row),
             to_mmse=row.psnr - mmse.psnr,
-            frechet_ratio=row.frechet / mmse.frechet if row.frechet is not None and mmse.frechet else None,
+            frechet_ratio=ratio(row.frechet, mmse.frechet),
+            hed_ratio=ratio(row.hed, mmse.hed),
+            swd_ratio=ratio(row.swd, mmse.swd),
+            lattice_ratio=ratio(row.lattice, row.original_lattice),
+            lattice_worst_ratio=ratio(row.lattice_worst, row.original_lattice_worst),
+            flat_deviation_ratio=ratio(row.flat_deviation, row.original_flat_deviation),
         )
         for row in rows
     ]
 
 
-def columns(sampled: bool, frechet: bool) -> list[Column]:
-    """Those that can hold something."""
-    missing = (() if sampled else ("std", "correlation")) + (() if frechet else ("frechet", "frechet_ratio"))
+def ratio(value: float | None, reference: float | None) -> float | None:
+    """None where there is none."""
+    return value / reference if value is not None and reference else None
+
+
+def columns(sampled: bool, extractors: Collection[str]) -> list[Column]:
+    """Those that can hold something. extractors: the names of those of the Fréchet distances."""
+    missing = set() if sampled else {"std", "correlation"}
+    for name in {"frechet", "hed"}.difference(extractors):
+        missing |= {name, f"{name}_ratio"}
     return [column for column in COLUMNS if column[1] not in missing]
 
 
@@ -107,7 +133,7 @@ def measure(
     rows: list[Compared] = []
     beside: list[Figures] = []
     contest = Contest(decoders)
-    chosen = columns(networks.sampler is not None, bool(extractors))
+    chosen = columns(networks.sampler is not None, extractors)
 
     def show(found: list[Row]) -> None:
         compared = compare(found)
@@ -117,7 +143,7 @@ def measure(
 
     print(heading(chosen), flush=True)
     report = evaluate(photographs, networks, settings, extractors, show=show, look=contest.look)
-    print(f"\n{footnote(report, networks.sampler is not None)}\n\n{heading(BESIDE)}")
+    print(f"\n{footnote(report, networks.sampler is not None)}\n{legend(report.rows)}\n\n{heading(BESIDE)}")
     print(*(line(row, BESIDE) for row in beside), sep="\n", end="\n\n", flush=True)
     return Outcome(report, rows, beside)
 
@@ -128,6 +154,19 @@ def footnote(report: Report, sampled: bool) -> str:
     if sampled:
         text += f", {report.samples} samples of each"
     return f"{text}; Fréchet distances over {report.crops} crops of {CROP}x{CROP}." if report.crops else f"{text}."
+
+
+def legend(rows: Iterable[Row]) -> str:
+    """What the columns of texture are, and the originals' at each quality."""
+    found = []
+    for row in {row.quality: row for row in rows}.values():
+        figures = (row.original_lattice, row.original_lattice_worst, row.original_flat_deviation)
+        text = ", ".join("-" if figure is None else f"{figure:.2f}" for figure in figures)
+        found.append(f"quality {row.quality}: {text} in {row.flat_windows} windows")
+    return (
+        "Lattice, mean and worst, and deviation (gray levels): of the luma of output - mmse in flat areas. "
+        f"The originals', {'; '.join(found)}."
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mmse", help=f"the regression network beside a sampler [{REGRESSION}]")
     add("--samples", type=int, default=16, help="draws of each image [%(default)s]")
     add("--no-frechet", action="store_true", help="no Fréchet distances, and no weights needed for them")
+    add("--hed", action="store_true", help="also Fréchet distances by HED, which no loss has seen, but BSDS500 taught")
     add(
         "--programs",
         nargs="*",
@@ -160,13 +200,15 @@ def run(options: argparse.Namespace) -> list[Outcome]:
     """One for each sampling. Raises EvaluationError, FeaturesError, SourceError, RivalError or OSError."""
     if options.limit is not None and options.limit < 1:
         raise EvaluationError(f"limit {options.limit}: expected at least 1 image")
+    if options.hed and options.no_frechet:
+        raise EvaluationError("--hed asks for Fréchet distances, --no-frechet for none: give one of them")
     if options.json is not None and not options.json.parent.is_dir():
         raise EvaluationError(f"{options.json}: there is no folder {options.json.parent}")
     programs, absent = choose(options.programs)
     networks = load_networks(options.weights, options.mmse, options.device, options.dtype)
     possible = modes_of(Settings(tuple(options.quality), samples=options.samples), networks) - {BEFORE_PROJECTION}
     modes = tuple(mode for mode in MODES if mode in possible)
-    extractors = {} if options.no_frechet else load_extractors(None, networks.regression.device)
+    extractors = {} if options.no_frechet else load_extractors(None, networks.regression.device, options.hed)
     decoders = {"ours, mmse": engine(networks.regression)}
     if networks.sampler is not None:
         decoders["ours, one sample"] = engine(networks.sampler)

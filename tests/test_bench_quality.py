@@ -87,12 +87,15 @@ def test_the_table_of_a_sampler(shard, weights, on_path, tmp_path, capsys):
         mmse = found[q, "mmse"]
         assert row["to_mmse"] == row["psnr"] - mmse["psnr"]
         assert row["frechet_ratio"] == pytest.approx(row["frechet"] / mmse["frechet"])
+        assert row["swd_ratio"] == pytest.approx(row["swd"] / mmse["swd"])
+        assert row["hed"] is row["hed_ratio"] is None
         assert (row["std"] is not None) == (row["correlation"] is not None) == (mode == "projected")
         assert row["disputed"] == (None if mode == "plain" else 0)
         assert row["mismatches"] == 0 or mode == "plain"
     (line,) = rows(output, "projected")[:1]
     assert line[2] == f"{found[10, 'projected']['psnr']:.2f}"
     assert line[4] == f"{found[10, 'projected']['to_mmse']:+.2f}"
+    assert line[-5:-3] == [f"{found[10, 'projected']['swd']:.1f}", f"{found[10, 'projected']['swd_ratio']:.3f}"]
     decoders = ["ours, mmse", "ours, one sample", "knusperli"]
     assert [(row["quality"], row["decoder"]) for row in report["beside"]] == [
         (q, d) for q in (10, 40) for d in decoders
@@ -103,6 +106,28 @@ def test_the_table_of_a_sampler(shard, weights, on_path, tmp_path, capsys):
     for name, mode in (("ours, mmse", "mmse"), ("ours, one sample", "projected")):
         (row,) = (r for r in report["beside"] if (r["quality"], r["decoder"]) == (40, name))
         assert row["psnr"] == pytest.approx(found[40, mode]["psnr"])
+
+
+def test_texture_is_compared_with_the_originals(tmp_path, weights, capsys):
+    """Of a photograph of flat areas with grain; the originals' own texture stands below the table."""
+    grainy = np.random.default_rng(0).normal(128, 3, (96, 112, 3)).round().astype(np.uint8)
+    Image.fromarray(grainy).save(tmp_path / "grainy.jpg", quality=97, subsampling="4:4:4")
+    arguments = ["--data", str(tmp_path / "grainy.jpg"), "--weights", weights[1], "--mmse", weights[0]]
+    arguments += ["--quality", "10", "20", "--samples", "1", "--no-frechet", "--programs"]
+    assert quality.main([*arguments, "--json", str(tmp_path / "all.json")]) == 0
+    output = capsys.readouterr().out
+    (report,) = json.loads((tmp_path / "all.json").read_text())["samplings"]
+    for row in report["rows"]:
+        originals = [row[f"original_{name}"] for name in ("lattice", "lattice_worst", "flat_deviation")]
+        text = ", ".join(f"{figure:.2f}" for figure in originals)
+        assert f"quality {row['quality']}: {text} in {row['flat_windows']} windows" in output
+        for name in ("lattice", "lattice_worst", "flat_deviation"):
+            if row["mode"] == "mmse":
+                assert not row[name]
+            else:
+                assert row[f"{name}_ratio"] == pytest.approx(row[name] / row[f"original_{name}"])
+    assert rows(output, "plain")[0][-3] == f"{report['rows'][0]['lattice']:.2f}"
+    assert rows(output, "mmse")[0][-3:] == ["-", "-", "0.00"]
 
 
 def test_the_quick_table_of_a_regression(shard, weights, capsys):
@@ -257,6 +282,7 @@ def test_errors_say_what_to_do(shard, weights, tmp_path, capsys):
         (["--data", shard, "--limit", "0"], "at least 1"),
         (["--data", shard, "--json", tmp_path / "no" / "a.json"], "no folder"),
         (["--data", shard, "--programs", "best"], "expected some of jpegqs"),
+        (["--data", shard, "--hed"], "give one of them"),
     ):
         assert quality.main([*map(str, ["--weights", weights[0], *arguments]), "--no-frechet"]) == 2
         assert message in capsys.readouterr().err

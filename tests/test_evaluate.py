@@ -43,6 +43,8 @@ from train.measures import (
     psnr,
 )
 from train.restorations import MODES, Drawer, Networks, restorations, white_noise
+from train.texture import Residual
+from train.wasserstein import Patches
 
 __all__ = ["weights"]
 S420 = Subsampling.S420
@@ -243,6 +245,35 @@ def test_rows_are_means_over_the_images(shard, networks):
     errors = [(p.truth.float() - f["mmse"].image.float()).abs() for f, p in zip(found, pictures, strict=True)]
     pairs = torch.stack([torch.cat([x.flatten() for x in tensors]) for tensors in (deviations, errors)])
     assert rows["projected"].correlation == pytest.approx(float(torch.corrcoef(pairs)[0, 1]), abs=1e-3)
+
+
+def test_texture_and_patches_are_those_of_the_images_that_rows_show(networks):
+    random = np.random.default_rng(0)
+    grainy = torch.from_numpy(random.normal(128, 3, (3, 80, 96)).round().astype(np.uint8))
+    photographs = [("grainy", grainy), ("photo", image()), ("small", image(24, 24))]
+    modes = ("plain", "mmse", "projected")
+    rows = evaluate(photographs, networks, Settings((20,), modes=modes, samples=1), {}).rows
+    assert [row.mode for row in rows] == list(modes)
+    pictures = [compress(key, clean, 20, S420) for key, clean in photographs]
+    found = [restorations(picture, networks, frozenset(modes), 1, 0) for picture in pictures]
+    truth, originals = Residual(), Patches()
+    for place, (picture, one) in enumerate(zip(pictures, found, strict=True)):
+        truth.add(picture.truth, one["mmse"].image)
+        originals.add(place, picture.truth)
+    assert truth.windows >= 4 * 5
+    for row in rows:
+        residual, patches = Residual(), Patches()
+        for place, one in enumerate(found):
+            residual.add(one[row.mode].image, one["mmse"].image)
+            patches.add(place, one[row.mode].image)
+        assert row.swd == originals.distance(patches) > 0
+        assert (row.lattice, row.lattice_worst) == (residual.lattice, residual.lattice_worst)
+        assert row.flat_deviation == residual.deviation
+        assert row.original_lattice == truth.lattice
+        assert row.original_lattice_worst == truth.lattice_worst
+        assert row.original_flat_deviation == truth.deviation > 1
+        assert row.flat_windows == truth.windows
+        assert (row.lattice is None) == (row.flat_deviation == 0) == (row.mode == "mmse")
 
 
 def test_figures_come_again_and_follow_the_seed(shard, networks):

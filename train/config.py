@@ -89,7 +89,7 @@ class GameConfig:
     first_moment: float = 1.0  # FM
     unbiased: bool = True  # FM without the Var / K that K samples add to it
     second_moment: float = 0.0  # SM
-    mmse: str = "mmse"  # SM's frozen X̄: weights by name or path
+    mmse: str = "mmse"  # SM's frozen X̄, and validation's measure of texture: weights by name or path
     moment_images: int = 8  # images for FM, SM and E, of all ranks together
     samples: int = 8  # of each, K
     moments_every: int = 8  # steps; FM, SM and E keep their weights

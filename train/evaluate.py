@@ -39,6 +39,7 @@ from train.measures import (
 )
 from train.restorations import DRAWN, MODES, Networks, Restoration, restorations
 from train.table import Originals, Report, Row, Tally, columns, footnote, heading, line
+from train.texture import Residual
 
 MAX_PIXELS = 1 << 28
 SHOWN_IMAGES = 4
@@ -182,6 +183,7 @@ def measure_originals(
     for place, (_, image) in enumerate(tqdm(photographs, desc="originals", unit="img", leave=False)):
         for name, extract in extractors.items():
             add_crops(originals.features[name], place, truth_of(image, sampling), extract)
+        originals.patches.add(place, truth_of(image, sampling))
         originals.images += 1
     if not originals.images:
         raise EvaluationError("no image to evaluate on; expected one at least")
@@ -202,14 +204,16 @@ def measure_quality(
     """One row for each mode, in the order of MODES, at one quality, whatever the settings' own."""
     modes = modes_of(settings, networks)
     tallies = {mode: Tally(mode, extractors) for mode in MODES if mode in modes}
+    truth = Residual()
     bar = tqdm(photographs, desc=f"quality {quality}", total=originals.images, unit="img", leave=False)
     for place, (key, image) in enumerate(bar):
         compressed = compress(key, image, quality, settings.sampling)
         found = restorations(compressed, networks, modes, settings.samples, settings.seed)
         for mode, tally in tallies.items():
             tally.add(compressed, found[mode], found["mmse"].image)
+        truth.add(compressed.truth, found["mmse"].image)
         look(place, compressed, found)
-    return [tally.row(quality, originals) for tally in tallies.values()]
+    return [tally.row(quality, originals, truth) for tally in tallies.values()]
 
 
 class Sheet:

@@ -52,7 +52,7 @@ class Aides:
 
 def load_aides(config: Config, device: torch.device) -> Aides:
     """Raises ConfigError for weights that are missing or of another kind."""
-    game, features, mmse = config.game, None, None
+    game, features = config.game, None
     try:
         if game.perceptual or game.feature_energy:
             features = EfficientNetLite0.load() if game.features == LITE0 else VGG19.load(game.features)
@@ -61,15 +61,18 @@ def load_aides(config: Config, device: torch.device) -> Aides:
                 features.compile()
     except FeaturesError as error:
         raise ConfigError(f"game.features: {error}") from error
+    return Aides(features, load_mmse(game, device) if game.second_moment else None)
+
+
+def load_mmse(game: GameConfig, device: torch.device) -> Generator:
+    """`game.mmse`, frozen. Raises ConfigError."""
     try:
-        if game.second_moment:
-            mmse = load(game.mmse).generator
-            mmse.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        mmse = load(game.mmse).generator
     except WeightsError as error:
         raise ConfigError(f"game.mmse: {error}") from error
-    if mmse is not None and mmse.config.noise:
+    if mmse.config.noise:
         raise ConfigError(f"game.mmse: {game.mmse} is a sampler, expected a regression network")
-    return Aides(features, mmse)
+    return mmse.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def critic_step(state: State, parts: list[Batch], config: Config, guard: Guard) -> Terms:

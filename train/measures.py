@@ -22,6 +22,7 @@ from pipeline.plain import plain_decode
 from pipeline.restorer import as_pixels
 from pipeline.verify import recompress
 from train.frechet import gaussian_distance
+from train.hed import HED
 
 PSNR_LIMIT = 100.0
 """dB, of images without any error: so that one flat image does not make a mean infinite."""
@@ -223,13 +224,16 @@ def add_crops(halves: Halves, place: int, image: Tensor, extract: Extractor) -> 
             halves.add(place, extract(batch))
 
 
-def load_extractors(inception: Path | None, device: torch.device) -> dict[str, Extractor]:
+def load_extractors(inception: Path | None, device: torch.device, hed: bool = False) -> dict[str, Extractor]:
     """`frechet`: EfficientNet-Lite0's last stage, averaged over the crop, 320 features. With a file of pytorch-fid's
-    Inception weights also `fid`: 2048. Raises FeaturesError, which says where to get what is missing."""
+    Inception weights also `fid`: 2048. With `hed` also `hed`: HED's conv4_3, averaged too, 512. Raises FeaturesError,
+    which says where to get what is missing."""
     networks: dict[str, Extractor] = {"frechet": EfficientNetLite0.load().to(device).pooled}
     if inception is not None:
         network = load_inception(inception).to(device)
         networks["fid"] = lambda images: network(images)[0].flatten(1)
+    if hed:
+        networks["hed"] = HED.load().to(device).pooled
 
     def of_bytes(extract: Extractor) -> Extractor:
         return lambda images: extract(images.to(device).float() / 255).float().cpu()

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from train.measures import CROP, Compressed, Correlation, Extractor, Halves, add_crops, consistency, psnr
 from train.restorations import Restoration
+from train.texture import Residual
+from train.wasserstein import Patches
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,12 @@ class Row:
     channels. correlation: of that deviation with |X - mmse|, over all pixels of all images; the error of one X being
     one draw, a perfect sampler too stays well below 1. frechet: distance to the originals, of all crops of both.
     frechet_halves: the same between one half's originals and the other half's outputs, to be compared with the
-    report's floor. fid: as `frechet`, with Inception's features. None: does not exist for this mode, or was not asked
-    for."""
+    report's floor. fid, hed: as `frechet`, with the features of Inception and of HED. swd: the sliced Wasserstein
+    distance to the originals, see train/wasserstein.py.
+
+    In flat areas, of the luma of output - mmse, see train/texture.py: lattice, the mean over frequencies, and
+    lattice_worst; flat_deviation, gray levels. original_...: the same of original - mmse. flat_windows: how many both
+    are over. None: does not exist for this mode, or was not asked for."""
 
     quality: int
     mode: str
@@ -39,6 +45,15 @@ class Row:
     frechet: float | None
     frechet_halves: float | None
     fid: float | None
+    hed: float | None
+    swd: float | None
+    lattice: float | None
+    lattice_worst: float | None
+    flat_deviation: float | None
+    original_lattice: float | None
+    original_lattice_worst: float | None
+    original_flat_deviation: float | None
+    flat_windows: int
 
 
 @dataclass(frozen=True)
@@ -59,15 +74,16 @@ class Report:
 
 @dataclass
 class Originals:
-    """Of the clean images: how many there are, and their crops' features by extractor."""
+    """Of the clean images: how many there are, their crops' features by extractor, and their patches."""
 
     images: int = 0
     features: dict[str, Halves] = field(default_factory=dict)
+    patches: Patches = field(default_factory=Patches)
 
 
 class Tally:
     """Sums of one mode's figures over the images of one quality. Outputs of any other program will do too: no more than
-    `Restoration(image)` is needed of them."""
+    `Restoration(image)` is needed of them, and without `mmse` texture is not measured."""
 
     def __init__(self, mode: str, extractors: Mapping[str, Extractor]) -> None:
         self.mode = mode
@@ -78,9 +94,11 @@ class Tally:
         self.std: float | None = None
         self.correlation = Correlation()
         self.features = {name: Halves() for name in extractors}
+        self.patches, self.residual = Patches(), Residual()
 
     def add(self, compressed: Compressed, restoration: Restoration, mmse: Tensor | None = None) -> None:
-        """The next image; `mmse` [C, H, W] uint8 is the regression's, which the deviation is to tell the error of."""
+        """The next image; `mmse` [C, H, W] uint8 is the regression's, which the deviation is to tell the error of, and
+        from which texture is measured."""
         output, truth = restoration.image, compressed.truth
         found = consistency(output, compressed)
         self.psnr += psnr(output, truth)
@@ -96,11 +114,15 @@ class Tally:
                 self.correlation.add(restoration.deviation, (truth.float() - mmse.float()).abs())
         for name, extract in self.extractors.items():
             add_crops(self.features[name], self.images, output, extract)
+        if mmse is not None:
+            self.patches.add(self.images, output)
+            self.residual.add(output, mmse)
         self.images += 1
 
-    def row(self, quality: int, originals: Originals) -> Row:
-        """Raises ZeroDivisionError without any image."""
+    def row(self, quality: int, originals: Originals, truth: Residual | None = None) -> Row:
+        """truth: the originals' residual at this quality. Raises ZeroDivisionError without any image."""
         reference, own, n = originals.features, self.features, self.images
+        truth = truth or Residual()
         return Row(
             quality=quality,
             mode=self.mode,
@@ -115,6 +137,15 @@ class Tally:
             frechet=reference["frechet"].distance(own["frechet"]) if "frechet" in own else None,
             frechet_halves=reference["frechet"].crossed(own["frechet"]) if "frechet" in own else None,
             fid=reference["fid"].distance(own["fid"]) if "fid" in own else None,
+            hed=reference["hed"].distance(own["hed"]) if "hed" in own else None,
+            swd=originals.patches.distance(self.patches),
+            lattice=self.residual.lattice,
+            lattice_worst=self.residual.lattice_worst,
+            flat_deviation=self.residual.deviation,
+            original_lattice=truth.lattice,
+            original_lattice_worst=truth.lattice_worst,
+            original_flat_deviation=truth.deviation,
+            flat_windows=self.residual.windows,
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.generator import Generator
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
 from train.clock import Clock, first_mark
 from train.config import GAME, Config
@@ -20,7 +21,7 @@ from train.crops import load_images, step_generator
 from train.data import Source, open_source
 from train.degradation import degrade
 from train.distributed import Ranks, join, leave
-from train.game import Aides, critic_step, draws, generator_step, load_aides
+from train.game import Aides, critic_step, draws, generator_step, load_aides, load_mmse
 from train.numerics import numerics, warn_of_slow_bfloat16
 from train.regression import Terms, regression_step
 from train.state import State, consistency_weight, learning_rate, new_state, progress, start_from, update_average
@@ -34,7 +35,8 @@ DEGRADATION = 1
 
 @dataclass(frozen=True)
 class Run:
-    """What a run holds besides its state. held_out: [3, H, W] uint8 each, on the first rank alone."""
+    """What a run holds besides its state. held_out: [3, H, W] uint8 each, on the first rank alone. mmse: the regression
+    that a sampler is compared with on them."""
 
     config: Config
     ranks: Ranks
@@ -44,6 +46,7 @@ class Run:
     guard: Guard
     watch: Watch
     held_out: list[Tensor] = field(default_factory=list)
+    mmse: Generator | None = None
 
 
 def train(config: Config) -> Path:
@@ -78,6 +81,7 @@ def _train(config: Config) -> Path:
         Guard(ranks),
         Watch(config, ranks, folder, state.step),
         load_images(held_out, 128) if held_out else [],
+        load_mmse(config.game, ranks.device) if held_out and config.model.noise else None,
     )
     if loaded:
         run.source.load_state_dict(loaded)
@@ -143,7 +147,7 @@ def _tell(state: State, run: Run, meter: Meter, due: set[str]) -> None:
     if "log" in due:
         line = meter.means(run.ranks)
     if "validate" in due and run.held_out:
-        line |= validate(state.average, run.held_out, config, device)
+        line |= validate(state.average, run.held_out, config, device, run.mmse)
     if line:
         rates = {"lr": learning_rate(config, state.step, state.mark)}
         if config.optimiser.loss == GAME:

@@ -12,6 +12,7 @@ from train.config import Config
 from train.degradation import Batch, as_batch, compress
 from train.grid import deviation_picture, grid
 from train.regression import restore
+from train.texture import Residual
 
 QUALITIES = (10, 20, 40)
 SAMPLES = 4
@@ -44,26 +45,45 @@ def draw(generator: Generator, batch: Batch, config: Config, samples: int) -> Te
     return torch.stack(drawn, 1).clamp(0, 1)
 
 
-def validate(generator: Generator, images: list[Tensor], config: Config, device: torch.device) -> dict[str, float]:
+def validate(
+    generator: Generator, images: list[Tensor], config: Config, device: torch.device, mmse: Generator | None = None
+) -> dict[str, float]:
     """On the middle of each image, 4:2:0, at three qualities, before projection: `gain`, the PSNR gain over plain
     decode in dB. Of a sampler: that of one sample, `mean_gain`, that of the mean of a few, `std`, their deviation by
-    pixel (range 0..1), and `consistency`, the RMSE in gray levels between the JPEGs of truth and sample."""
+    pixel (range 0..1), and `consistency`, the RMSE in gray levels between the JPEGs of truth and sample. With a
+    regression network beside the sampler also train/texture.py's figures of one sample, where images are flat:
+    `lattice`, `lattice_worst` and `flat_deviation`."""
     figures = {}
     for quality in QUALITIES:
-        found = [
-            _figures(generator, compressed(clean, quality, device), config) for clean in middles(images).split(AT_ONCE)
-        ]
+        found, residual = [], Residual()
+        for clean in middles(images).split(AT_ONCE):
+            batch = compressed(clean, quality, device)
+            samples = draw(generator, batch, config, SAMPLES)
+            found.append(_figures(samples, batch))
+            if mmse is not None:
+                _add_texture(residual, samples[:, 0], draw(mmse, batch, config, 1)[:, 0])
         for name in found[0]:
             value = float(torch.cat([one[name] for one in found]).mean())
             figures[f"{name}_{quality}"] = round(value**0.5 if name == "consistency" else value, 4)
+        texture = {
+            "lattice": residual.lattice,
+            "lattice_worst": residual.lattice_worst,
+            "flat_deviation": residual.deviation,
+        }
+        figures |= {f"{name}_{quality}": round(value, 4) for name, value in texture.items() if value is not None}
     return figures
 
 
-def _figures(generator: Generator, batch: Batch, config: Config) -> dict[str, Tensor]:
-    """Each [n]; the consistency's square."""
-    samples = draw(generator, batch, config, SAMPLES)
+def _add_texture(residual: Residual, samples: Tensor, mmse: Tensor) -> None:
+    """[n, 3, h, w] both, 0..1."""
+    for sample, expected in zip(255 * samples, 255 * mmse, strict=True):
+        residual.add(sample, expected)
+
+
+def _figures(samples: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Of [n, K, 3, h, w], K = 1 for a regression: each [n]; the consistency's square."""
     figures = {"gain": _gain(samples[:, 0], batch)}
-    if generator.config.noise:
+    if samples.shape[1] > 1:
         jpegs = [roundtrip(255 * x, batch.tables, Subsampling.S420) for x in (batch.clean, samples[:, 0])]
         figures["mean_gain"] = _gain(samples.mean(1), batch)
         figures["std"] = samples.std(1).flatten(1).mean(1)

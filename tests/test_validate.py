@@ -1,0 +1,70 @@
+"""The texture of samples, among the figures that training prints on the way."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from jpegs import encode, photograph
+from runs import tiny_weights
+from scenes import tensor_of
+from training import config_of, game_of, lines, write_photos
+
+from model.weights import load
+from train.config import Config, ConfigError
+from train.texture import Residual
+from train.trainer import train
+from train.validate import QUALITIES, SAMPLES, compressed, draw, validate
+
+CPU = torch.device("cpu")
+NAMES = [f"{name}_{quality}" for quality in QUALITIES for name in ("lattice", "lattice_worst", "flat_deviation")]
+
+
+def grainy(seed):
+    """[3, 160, 160] uint8."""
+    return torch.from_numpy(np.random.default_rng(seed).normal(128, 3, (3, 160, 160)).round().astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """A sampler and a regression."""
+    folder = tmp_path_factory.mktemp("weights")
+    return tuple(load(str(tiny_weights(folder, noise))).generator for noise in (True, False))
+
+
+def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks):
+    sampler, mmse = networks
+    images = [grainy(0), grainy(1)]
+    figures = validate(sampler, images, Config(), CPU, mmse)
+    for quality in QUALITIES:
+        batch, residual = compressed(torch.stack(images), quality, CPU), Residual()
+        samples, expected = (255 * draw(network, batch, Config(), SAMPLES)[:, 0] for network in networks)
+        for sample, restored in zip(samples, expected, strict=True):
+            residual.add(sample, restored)
+        assert residual.windows == 2 * 9 * 9
+        assert figures[f"lattice_{quality}"] == pytest.approx(residual.lattice, abs=1e-3)
+        assert figures[f"lattice_worst_{quality}"] == pytest.approx(residual.lattice_worst, abs=1e-3)
+        assert figures[f"flat_deviation_{quality}"] == pytest.approx(residual.deviation, abs=1e-3)
+        assert residual.deviation > 0
+    assert validate(sampler, images, Config(), CPU) == {n: v for n, v in figures.items() if n not in NAMES}
+    assert not set(NAMES) & set(validate(mmse, images, Config(), CPU))
+
+
+def test_images_without_flat_areas_have_no_texture_and_all_other_figures(networks):
+    busy = tensor_of(photograph(160, 160, 0))[0].int() + 20 * (torch.arange(160) // 4 % 2)
+    figures = validate(networks[0], [busy.clamp(0, 255).to(torch.uint8)], Config(), CPU, networks[1])
+    assert not set(NAMES) & set(figures)
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_training_a_sampler_prints_its_texture_and_wants_a_regression_for_that(tmp_path):
+    photos = write_photos(tmp_path)
+    path = tmp_path / "grainy.jpg"
+    path.write_bytes(encode(grainy(0).permute(1, 2, 0).numpy(), "4:4:4", 97))
+    changes = {"data": {"validation": str(path)}, "optimiser": {"steps": 1}}
+    train(game_of(photos, tmp_path / "run", **changes))
+    assert set(NAMES) < set(lines(tmp_path / "run")[-1])
+    with pytest.raises(ConfigError, match=r"game\.mmse.*nowhere"):
+        train(game_of(photos, tmp_path / "other", game={"mmse": "nowhere", "second_moment": 0.0}, **changes))
+    train(config_of(photos, tmp_path / "regression", **changes))
+    assert not set(NAMES) & set(lines(tmp_path / "regression")[-1])
