@@ -220,12 +220,8 @@ def search(
     best_cost, fewest = judge(work[FOUND], low, high)
     if fewest == 0 or turns == 0:
         return fewest, 0
-    by_column, by_row, best, free_from = (
-        bases[INTO_COLUMNS, columns],
-        bases[INTO_ROWS, rows],
-        work[BEST],
-        work[FREE_FROM],
-    )
+    by_column, by_row = bases[INTO_COLUMNS, columns], bases[INTO_ROWS, rows]
+    best, free_from = work[BEST], work[FREE_FROM]
     for p in range(64):
         best[p] = samples[p]
         free_from[p] = 0

@@ -40,11 +40,13 @@ from kernels.numba_ops.gamut import luma_ranges, to_pixels, to_triples
 from kernels.numba_ops.joint import search_pixels
 from kernels.numba_ops.mcu import (
     Geometry,
-    average,
     bias_of,
+    first_pixel,
+    gather_block,
     intervals,
     load_mcu,
     move_chroma,
+    put_luma,
     slots_of,
     spread_chroma,
 )
@@ -108,23 +110,16 @@ def convert_back(ycc: Ints, rgb: Ints) -> int:
 
 
 @jit
-def bound_luma(
-    out: Ints,
-    first: int,
-    width: int,
-    rows: int,
-    columns: int,
-    ranges: NDArray[np.int16],
-    least: Ints,
-    most: Ints,
-) -> int:
-    """Which luma samples [64] of a block whose first pixel is `first` the chroma in `out` [3, P] leaves possible.
-    Returns for how many pixels there is none; they may have any."""
+def bound_luma(out: Ints, n: int, geometry: Geometry, ranges: NDArray[np.int16], least: Ints, most: Ints) -> int:
+    """Which luma samples [64] of block n the chroma in `out` [3, P] leaves possible. Returns for how many pixels there
+    is none; they may have any."""
+    rows, columns = slots_of(n, geometry)
+    first = first_pixel(n, geometry[1])
     outside = 0
     for p in range(64):
         if (p >> 3) >= rows or (p & 7) >= columns:
             continue
-        at = first + (p >> 3) * width + (p & 7)
+        at = first + (p >> 3) * 8 * geometry[1] + (p & 7)
         cb, cr = min(max(out[1, at] + 128, 0), 255), min(max(out[2, at] + 128, 0), 255)
         least[p], most[p] = ranges[cb, cr, 0], ranges[cb, cr, 1]
         if least[p] > most[p] or cb != out[1, at] + 128 or cr != out[2, at] + 128:
@@ -151,7 +146,7 @@ def attempt(
     for what is wrong, or an edge."""
     vertical, horizontal, rows, columns = geometry
     block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
-    width, blocks, luma_blocks = 8 * horizontal, low.shape[0], vertical * horizontal
+    blocks, luma_blocks = low.shape[0], vertical * horizontal
     wrong, turns, tight, narrow = 0, 0, False, False
     for number in range(blocks):
         n = (number + luma_blocks) % blocks  # chroma's blocks first
@@ -159,21 +154,13 @@ def attempt(
         if slot_rows == 0 or slot_columns == 0:
             continue
         component = max(n - luma_blocks + 1, 0)
-        first = 8 * (n // horizontal) * width + 8 * (n % horizontal)
+        gather_block(wanted, n, geometry, block)
         for p in range(64):
-            least[p], most[p] = -128, 127
-        if component:
-            average(wanted[component], vertical, horizontal, rows, columns, block)
-        else:
-            for p in range(64):
-                block[p] = wanted[0, first + (p >> 3) * width + (p & 7)]
-            if blocks > 1:
-                outside = bound_luma(out, first, width, slot_rows, slot_columns, ranges, least, most)
-                wrong, tight = wrong + outside, tight or outside > 0
-        if slot_rows * slot_columns < 64:
-            for p in range(64):
-                if (p >> 3) >= slot_rows or (p & 7) >= slot_columns:
-                    block[p], least[p], most[p] = 0, 0, 0
+            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
+            least[p], most[p] = (-128, 127) if inside else (0, 0)
+        if component == 0 and blocks > 1:
+            outside = bound_luma(out, n, geometry, ranges, least, most)
+            wrong, tight = wrong + outside, tight or outside > 0
         for _ in range(1 if slot_rows * slot_columns == 64 else EDGE_PASSES):
             into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
         held = 0
@@ -204,10 +191,10 @@ def attempt(
         if component:
             spread_chroma(samples, wanted[component], vertical, horizontal, rows, columns, out[component])
             continue
+        put_luma(samples, n, geometry, out[0])
         for p in range(64):
-            if (p >> 3) < slot_rows and (p & 7) < slot_columns:
-                out[0, first + (p >> 3) * width + (p & 7)] = samples[p]
-                tight = tight or (missed > 0 and (samples[p] == least[p] or samples[p] == most[p]))
+            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
+            tight = tight or (missed > 0 and inside and (samples[p] == least[p] or samples[p] == most[p]))
     return wrong, turns, tight and not narrow
 
 
@@ -218,28 +205,21 @@ def alternate(
     """Brings a wanted MCU [3, P] towards intervals and gamut, both of which are convex: von Neumann's alternating
     projections. Leaves RGB within its limits, and its YCbCr. Returns how far apart the two sets were in the end:
     sixteenths of a gray level, all channels together."""
-    vertical, horizontal, rows, columns = geometry
-    width, block, before = 8 * horizontal, work[BLOCK], work[SAMPLES]
+    luma_blocks, block, before = geometry[0] * geometry[1], work[BLOCK], work[SAMPLES]
     beyond = 0
     for _ in range(ALTERNATIONS):
         for n in range(low.shape[0]):
             slot_rows, slot_columns = slots_of(n, geometry)
-            component = max(n - vertical * horizontal + 1, 0)
-            first = 8 * (n // horizontal) * width + 8 * (n % horizontal)
-            if component:
-                average(ycc[component], vertical, horizontal, rows, columns, block)
+            gather_block(ycc, n, geometry, block)
             for p in range(64):
-                if component == 0:
-                    inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-                    block[p] = ycc[0, first + (p >> 3) * width + (p & 7)] if inside else 0
                 before[p] = block[p]
             into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
+            if n < luma_blocks:
+                put_luma(block, n, geometry, ycc[0])
+                continue
             for p in range(64):
                 before[p] = block[p] - before[p]
-                if component == 0 and (p >> 3) < slot_rows and (p & 7) < slot_columns:
-                    ycc[0, first + (p >> 3) * width + (p & 7)] = block[p]
-            if component:
-                move_chroma(ycc[component], before, geometry)
+            move_chroma(ycc[n - luma_blocks + 1], before, geometry)
         beyond = 0
         if low.shape[0] == 1:
             for p in range(64):

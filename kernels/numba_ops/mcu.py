@@ -60,6 +60,12 @@ def place_of(p: int, vertical: int, horizontal: int) -> tuple[int, int, int]:
 
 
 @jit
+def first_pixel(n: int, horizontal: int) -> int:
+    """Where luma block n begins."""
+    return 64 * horizontal * (n // horizontal) + 8 * (n % horizontal)
+
+
+@jit
 def chroma_slots(vertical: int, horizontal: int, rows: int, columns: int) -> tuple[int, int, int]:
     """Of an MCU with so many true rows and columns: how many rows and columns of slots its chroma blocks have, and how
     many of the columns average pixels of their own. Beyond these, if chroma is halved across, one slot more stands for
@@ -96,6 +102,31 @@ def average(plane: Ints, vertical: int, horizontal: int, rows: int, columns: int
                 for x in range(first, last):
                     total += plane[y * width + x]
             wanted[8 * r + c] = total // (height * (last - first))
+
+
+@jit
+def gather_block(planes: Ints, n: int, geometry: Geometry, block: Ints) -> None:
+    """The slots [64] of block n of wanted planes [C, P], luma's blocks first; 0 where there are none."""
+    vertical, horizontal, rows, columns = geometry
+    component = max(n - vertical * horizontal + 1, 0)
+    if component:
+        average(planes[component], vertical, horizontal, rows, columns, block)
+        return
+    slot_rows, slot_columns = slots_of(n, geometry)
+    first = first_pixel(n, horizontal)
+    for p in range(64):
+        inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
+        block[p] = planes[0, first + (p >> 3) * 8 * horizontal + (p & 7)] if inside else 0
+
+
+@jit
+def put_luma(block: Ints, n: int, geometry: Geometry, plane: Ints) -> None:
+    """Writes the slots [64] of luma block n into the plane [P]: the inverse of `gather_block`."""
+    slot_rows, slot_columns = slots_of(n, geometry)
+    first = first_pixel(n, geometry[1])
+    for p in range(64):
+        if (p >> 3) < slot_rows and (p & 7) < slot_columns:
+            plane[first + (p >> 3) * 8 * geometry[1] + (p & 7)] = block[p]
 
 
 @jit
