@@ -1,175 +1,106 @@
-"""project_exact in PyTorch: from a restored image to an 8-bit one that libjpeg-turbo compresses to the very same file.
+"""The exact projection: from a restored image to an 8-bit one that libjpeg-turbo compresses to the very same file.
 
-Equation 11 gives a float image inside the intervals; rounding it to 8 bits pushes some coefficients out. The search
-feeds each rounding error back (as sigma-delta modulators do), so that corrections too small to flip a pixel add up
-until they do. It works on MCUs, and only those still wrong take another pass. What is left in the end, a coefficient
-here and there, is mended pixel by pixel (descent.py).
+The problem falls apart into 8x8 blocks of single planes. In each MCU the chroma blocks come first: the wanted samples
+are moved to the nearest point of the file's intervals, rounded, and mended one by one until libjpeg's own DCT agrees.
+Then chroma at full resolution, with the averages that this has given; then luma, each sample within what an RGB pixel
+of that chroma can have; and the pixels. Where the gamut leaves luma no way, the wanted MCU is brought into the gamut
+and the intervals by alternating projections, and all is tried again with the intervals drawn in further; in the end the
+pixels themselves are searched. What libjpeg's integers make of the pixels is counted.
+
+All is in integers, so that every device finds the same pixels: wanted values in sixteenths of a gray level. The CPU's
+code is in numba_ops/, the GPU's in triton_ops/; here are the settings and tables of both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
-from kernels.certificate import find, is_wrong
-from kernels.coefficients import Coefficients, check_images
-from kernels.colour import differences_to_rgb
-from kernels.descent import descend
-from kernels.mcu import Mcu, Region, blocks_of, from_tiles, mcu_matrices, regions, to_tiles
-from kernels.torch_ops import forward_dct, tile_planes, times
+from kernels.libjpeg import integer_basis
+from kernels.tables import constant
 
-PASSES, PATIENCE = 100, 8
-"""Most passes over an MCU, and after how many without progress it is left to descent.py. Most MCUs need a handful;
-those at an edge are few, with fewer pixels to turn to, and tried to the end."""
+DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192)
+"""How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit."""
 
-SHRINK_FIRST = 0.3
-SHRINK_AGAIN = 0.04
-"""How far the intervals' ends are drawn in: at first by 0.3 of a step or 0.3 gray levels, whichever is less, and by
-0.04 of a step more for each pass that has found the coefficient wrong, up to half a step."""
+ALTERNATIONS = 20
+"""Projections onto the gamut and the intervals before each further attempt."""
 
+PATIENCE = 256
+"""Turns for each block of an MCU, all together, after which it is given no further attempt."""
 
-@dataclass
-class Search:
-    """K MCUs of one kind that are not done yet; B blocks of all components each, luma's first.
+EDGE_PASSES = 16
+"""Over a block at an edge, whose repeated places one projection does not bring to the nearest point."""
 
-    accumulated: [K, C, P] the image with all feedback so far. centre, step: [K, B, 64] the intervals' middles, widths.
-    missed: [K, B, 64] how many passes have found each coefficient wrong. wrong: [K] the fewest wrong coefficients of a
-    candidate so far. where: [K] places in the list of all MCUs of the kind. stale: [K] passes since the fewest."""
+TO_THE_MIDDLE = 1 << 20
+"""A draw that leaves no interval any width."""
 
-    accumulated: Tensor
-    centre: Tensor
-    step: Tensor
-    missed: Tensor
-    wrong: Tensor
-    where: Tensor
-    stale: Tensor
+HELD = 256
+"""Gray levels, all samples together, by which luma's limits may hold back the rounded samples of a block that is
+searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
 
-    def take(self, index: Tensor) -> Search:
-        return Search(*(getattr(self, field.name)[index] for field in fields(self)))
+APART = 16
+"""Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
 
-    @staticmethod
-    def merge(searches: list[Search]) -> Search:
-        return Search(*(torch.cat([getattr(search, f.name) for search in searches]) for f in fields(Search)))
+FARTHEST = 4096
+"""Steps above it are taken for it: no coefficient of an image is as large as half of it."""
 
+CAPPED = 255
+"""What a coefficient's distance from its interval counts for at most, so that sums of squares fit 24 bits."""
 
-def drawn_in(value: Tensor, centre: Tensor, step: Tensor, missed: Tensor | int) -> Tensor:
-    """What brings a coefficient into its interval, the ends drawn in."""
-    half = (0.5 - SHRINK_FIRST / step.clamp(min=1) - SHRINK_AGAIN * missed).clamp_(min=0).mul_(step)
-    return torch.minimum(torch.maximum(value, centre - half), centre + half).sub_(value)
+TURNS, STALE, TENURE = 80, 32, 8
+"""Of a search over a block's samples: most turns, most without progress, and turns for which a sample that has moved
+stays, or as many as a quarter of the slots, unless moving it is better than all before (Glover, "Tabu search", 1989)."""
 
+PIXEL_TURNS, PIXEL_STALE, PIXEL_TENURE = 100, 40, 20
+"""The same of the search over an MCU's pixels."""
 
-def to_pixels(change: Tensor, mcu: Mcu, components: int) -> Tensor:
-    """A change of coefficients [..., B, 64] → the least change of RGB pixels [..., C, P] that has it."""
-    matrices = mcu_matrices(mcu, change.device)
-    luma_blocks = mcu.blocks(components)[0]
-    luma = times(change[..., :luma_blocks, :].flatten(-2), matrices.luma_back)
-    if components == 1:
-        return luma.unsqueeze(-2)
-    chroma = times(change[..., luma_blocks:, :].flatten(-2), matrices.chroma_back).unflatten(-1, (2, -1))
-    return torch.stack(differences_to_rgb(luma, *chroma.unbind(-2)), dim=-2)
+LATE = 6
+"""The first attempt after which pixels are searched."""
+
+PIXEL_TURN, LINE_TURNS = 4, 200
+"""What a turn over pixels, and a search along a line, count for."""
+
+SIDEWAYS, NODES = 2, 20_000
+"""Of a search along a line: how far from the middle it goes, in gray levels, and how many values it tries."""
+
+NEAR = 2
+"""How far, in each channel, the pixel of a triple (Y, Cb, Cr) lies from the decoder's formulas at most."""
+
+INTO_COLUMNS, INTO_ROWS, BACK_TO_COLUMNS, BACK_TO_ROWS = range(4)
+"""Places in `edge_bases`."""
 
 
-def eight_bits(accumulated: Tensor) -> Tensor:
-    return accumulated.round().clamp_(0, 255)
+@constant
+def edge_bases(device: torch.device | str = "cpu") -> Tensor:
+    """[4, 9, 8, 8] int32, each for 1 to 8 slots along an axis, of which the last stands for all places that repeat it:
+    INTO_COLUMNS [column, frequency] and INTO_ROWS [frequency, row], for samples; BACK_TO_COLUMNS [frequency, column]
+    and BACK_TO_ROWS [row, frequency], for a change, of which the last slot gets the mean of its places."""
+    basis = integer_basis()
+    bases = torch.zeros(4, 9, 8, 8, dtype=torch.int32)
+    for n in range(1, 9):
+        inner, outer = basis[:, : n - 1], basis[:, n - 1 :]
+        bases[INTO_ROWS, n, :, :n] = torch.cat((inner, outer.sum(1, keepdim=True)), 1).int()
+        bases[BACK_TO_COLUMNS, n, :, :n] = torch.cat((inner, outer.mean(1, keepdim=True)), 1).round().int()
+    bases[INTO_COLUMNS], bases[BACK_TO_ROWS] = bases[INTO_ROWS].mT, bases[BACK_TO_COLUMNS].mT
+    return bases.to(device)
 
 
-def kept_in_range(accumulated: Tensor) -> Tensor:
-    return accumulated.clamp_(-0.49, 255.49)
+@constant
+def luma_ranges(device: torch.device | str = "cpu") -> Tensor:
+    """[256, 256, 2] int16, at [Cb, Cr], each less 128 and plus 128: the least and the largest Y, less 128, of an RGB
+    pixel with that chroma; the least above the largest where there is none.
 
-
-def first_pass(x: Tensor, c: Coefficients, region: Region) -> tuple[Search, Tensor]:
-    """Equation 11 with intervals drawn in, rounded and examined, for all MCUs of a region while they are in cache; and
-    the candidates [K, C, P] uint8."""
-    mcu, components = region.mcu, c.sampling.components
-    tiles = to_tiles(x, region).float()
-    centre, step = intervals(c, region)
-    value = torch.cat(forward_dct(tile_planes(tiles), region), dim=-2)
-    accumulated = kept_in_range(tiles + to_pixels(drawn_in(value, centre, step, 0), mcu, components))
-    candidate = eight_bits(accumulated)
-    wrong = is_wrong(find(candidate, mcu), centre, step, mcu).flatten(3).sum(3)
-    flat = [
-        entry.expand(*tiles.shape[:3], *entry.shape[3:]).flatten(0, 2)
-        for entry in (accumulated, centre, step, torch.zeros_like(centre), wrong)
-    ]
-    where = torch.arange(len(flat[0]), device=x.device)
-    search = Search(*flat, where, torch.zeros_like(where))  # type: ignore[call-arg]
-    return search, candidate.to(torch.uint8).flatten(0, 2)
-
-
-def intervals(c: Coefficients, region: Region) -> tuple[Tensor, Tensor]:
-    """The intervals' middles [N, rows, columns, B, 64] and widths [N, 1, 1, B, 64] of a region's coefficients."""
-    counts = torch.tensor(region.mcu.blocks(c.sampling.components), device=c.device)
-    step = c.tables.flatten(2).float().repeat_interleave(counts, dim=1)[:, None, None]
-    blocks = [blocks_of(plane, component, region) for component, plane in enumerate(c.planes)]
-    return torch.cat(blocks, dim=3).float().mul_(step), step
-
-
-def settle(search: Search, mcu: Mcu, best: Tensor, wrong: Tensor) -> None:
-    """Runs the search to its end. Better candidates go into `best`, their counts into `wrong`, at `search.where`."""
-    components, patience = search.accumulated.shape[1], PATIENCE if mcu.whole else PASSES
-    for _ in range(PASSES):
-        if not len(search.where):
-            return
-        candidate = eight_bits(search.accumulated)
-        found = find(candidate, mcu)
-        errors = is_wrong(found, search.centre, search.step, mcu)
-        count = errors.flatten(1).sum(1)
-        better = count < search.wrong
-        improved = better.nonzero().flatten()
-        at = search.where[improved]
-        best[at], wrong[at] = candidate[improved].to(torch.uint8), count[improved]
-        search.wrong = torch.minimum(search.wrong, count)
-        search.stale = torch.where(better, 0, search.stale + 1)
-        left = ((search.wrong > 0) & (search.stale < patience)).nonzero().flatten()
-        if len(left) < len(search.where):
-            search, found, errors = search.take(left), found[left], errors[left]
-        search.missed += errors
-        change = drawn_in(found / 8, search.centre, search.step, search.missed)
-        search.accumulated = kept_in_range(search.accumulated + to_pixels(change, mcu, components))
-
-
-def search_kind(x: Tensor, c: Coefficients, kind: list[Region]) -> tuple[Tensor, Tensor]:
-    """All MCUs of one kind, region after region: their 8-bit images [K, C, P] and wrong coefficients [K]. What the
-    first pass leaves of all of them goes on together."""
-    bests, wrongs, rest, offset = [], [], [], 0
-    for region in kind:
-        search, best = first_pass(x, c, region)
-        bests.append(best)
-        wrongs.append(search.wrong)
-        left = search.take(search.wrong.nonzero().flatten())
-        left.where += offset
-        offset += len(search.where)
-        rest.append(left)
-    best, wrong = torch.cat(bests), torch.cat(wrongs)
-    search = Search.merge(rest)
-    settle(search, kind[0].mcu, best, wrong)
-    unsettled = wrong[search.where].nonzero().flatten()
-    if len(unsettled):
-        at = search.where[unsettled]
-        best[at], wrong[at] = descend(
-            best[at], wrong[at], search.centre[unsettled], search.step[unsettled], kind[0].mcu
-        )
-    return best, wrong
-
-
-@torch.no_grad()
-def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
-    """See kernels.project_exact."""
-    check_images(x, c.tables, c.sampling, c.size)
-    grid = regions(c.sampling, c.size, len(c))
-    kinds: dict[Mcu, list[Region]] = {}
-    for region in (region for row in grid for region in row):
-        kinds.setdefault(region.mcu, []).append(region)
-    mismatches = torch.zeros(len(c), dtype=torch.int64, device=x.device)
-    parts: dict[Region, Tensor] = {}
-    for kind in kinds.values():
-        best, wrong = search_kind(x, c, kind)
-        for region in kind:
-            shape = (len(c), region.bottom - region.top, region.right - region.left)
-            count = shape[0] * shape[1] * shape[2]
-            mismatches += wrong[:count].reshape(len(c), -1).sum(1)
-            parts[region] = from_tiles(best[:count].reshape(*shape, *best.shape[1:]), region)
-            best, wrong = best[count:], wrong[count:]
-    return torch.cat([torch.cat([parts[region] for region in row], dim=3) for row in grid], dim=2), mismatches
+    libjpeg-turbo's integers map the 2^24 pixels to 4,007,200 triples. For each (Cb, Cr) the Y that occur are an
+    interval, and nearly all triples come back from the decoder's formulas: so planes may be changed on their own as
+    long as each luma sample stays in its interval."""
+    least = torch.full((1 << 16,), 127, dtype=torch.int32, device=device)
+    most = torch.full_like(least, -128)
+    green, blue = torch.arange(256, device=device).int()[:, None], torch.arange(256, device=device).int()
+    for red in range(256):
+        y = (19595 * red + 38470 * green + 7471 * blue + 32768 >> 16) - 128
+        cb = (-11059 * red - 21709 * green + 32768 * blue + 8421375) >> 16
+        cr = (32768 * red - 27439 * green - 5329 * blue + 8421375) >> 16
+        place, y = (256 * cb + cr).long().flatten(), y.flatten()
+        least.scatter_reduce_(0, place, y, "amin")
+        most.scatter_reduce_(0, place, y, "amax")
+    return torch.stack((least, most), 1).to(torch.int16).reshape(256, 256, 2)

@@ -2,9 +2,8 @@
 (launch.py) and can be compiled without a GPU (ahead.py)."""
 
 from kernels.triton_ops.decode import decode, decode_kernel
-from kernels.triton_ops.descent import descent_kernel
 from kernels.triton_ops.encode import encode, encode_kernel
-from kernels.triton_ops.exact import exact_kernel, project_exact
+from kernels.triton_ops.exact import exact_kernel, mend_kernel, project_exact
 from kernels.triton_ops.noise import noise_kernel
 from kernels.triton_ops.project import project, project_backward_kernel, project_kernel
 from kernels.triton_ops.roundtrip import roundtrip, roundtrip_backward_kernel, roundtrip_kernel
@@ -17,7 +16,7 @@ KERNELS = {
     "project": project_kernel,
     "project_backward": project_backward_kernel,
     "exact": exact_kernel,
-    "descent": descent_kernel,
+    "mend": mend_kernel,
     "noise": noise_kernel,
 }
 

@@ -86,11 +86,11 @@ class Kernel:
         return self.fn[grid]
 
 
-def configured(*configurations: Configuration) -> Callable[[Any], Kernel]:
-    """A kernel with these configurations, the first of them in use. The interpreter takes as many blocks at a time as
-    it can."""
+def configured(*configurations: Configuration, interpreted: int = 128) -> Callable[[Any], Kernel]:
+    """A kernel with these configurations, the first of them in use. The interpreter takes `interpreted` blocks at a
+    time, of those that programs share out."""
     if INTERPRETED:
-        configurations = tuple(replace(c, blocks=128 * (c.blocks > 0)) for c in configurations[:1])
+        configurations = tuple(replace(c, blocks=interpreted * (c.blocks > 0)) for c in configurations[:1])
     return lambda fn: Kernel(fn, configurations)
 
 

@@ -1,0 +1,88 @@
+"""Colours as libjpeg-turbo converts them, and which of its (Y, Cb, Cr) an 8-bit RGB pixel can have. The twin of
+numba_ops/gamut.py, to the bit. All tensors are pixels [G, 8, 8, M] int32 as in mcus.py; Y, Cb and Cr are less 128."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels import exact as settings
+from kernels.triton_ops.mcus import chroma_samples, luma_slots, pair, to_blocks
+from kernels.triton_ops.samples import any_of, inside_slots, judge, transform
+
+NEAR = tl.constexpr(settings.NEAR)
+SIDE = tl.constexpr(2 * settings.NEAR + 1)
+
+
+@triton.jit
+def convert(red, green, blue):
+    """RGB, in sixteenths, → YCbCr, by libjpeg's weights."""
+    y = (19595 * red + 38470 * green + 7471 * blue + 32768 >> 16) - 2048
+    cb = -11059 * red - 21709 * green + 32768 * blue + 32768 >> 16
+    return y, cb, 32768 * red - 27439 * green - 5329 * blue + 32768 >> 16
+
+
+@triton.jit
+def convert_back(y, cb, cr):
+    """The decoder's formulas, for sixteenths and for whole gray levels."""
+    green = y + (-22554 * cb - 46802 * cr + 32768 >> 16)
+    return y + (91881 * cr + 32768 >> 16), green, y + (116130 * cb + 32768 >> 16)
+
+
+@triton.jit
+def limited(x, most):
+    return tl.minimum(tl.maximum(x, 0), most)
+
+
+@triton.jit
+def to_triples(red, green, blue):
+    """8-bit RGB → YCbCr, as libjpeg-turbo rounds."""
+    y = (19595 * red + 38470 * green + 7471 * blue + 32768 >> 16) - 128
+    cb = -11059 * red - 21709 * green + 32768 * blue + 32767 >> 16
+    return y, cb, 32768 * red - 27439 * green - 5329 * blue + 32767 >> 16
+
+
+@triton.jit
+def bound_luma(cb, cr, inside, ranges):
+    """Which luma samples, least and most, chroma leaves possible, and where there is none: such pixels may have any.
+    Only 0 outside of `inside`."""
+    blue, red = limited(cb + 128, 255), limited(cr + 128, 255)
+    where = ranges + (blue * 256 + red) * 2
+    least, most = tl.load(where).to(tl.int32), tl.load(where + 1).to(tl.int32)
+    none = inside & ((least > most) | (blue != cb + 128) | (red != cr + 128))
+    least, most = tl.where(none, -128, least), tl.where(none, 127, most)
+    return tl.where(inside, least, 0), tl.where(inside, most, 0), none
+
+
+@triton.jit
+def to_pixels(y, cb, cr, inside):
+    """Triples → pixels that have them, each near the decoder's formulas, and which pixels `inside` have none: these are
+    left as the formulas have them, limited."""
+    red, green, blue = convert_back(y + 128, cb, cr)
+    red, green, blue = limited(red, 255), limited(green, 255), limited(blue, 255)
+    luma, blueness, redness = to_triples(red, green, blue)
+    missed = inside & ((luma != y) | (blueness != cb) | (redness != cr))
+    if any_of(missed):
+        r0, g0, b0 = red - NEAR, green - NEAR, blue - NEAR
+        for i in range(SIDE):
+            for j in range(SIDE):
+                for k in range(SIDE):
+                    r, g, b = r0 + i, g0 + j, b0 + k
+                    luma, blueness, redness = to_triples(r, g, b)
+                    same = missed & (luma == y) & (blueness == cb) & (redness == cr)
+                    same &= (limited(r, 255) == r) & (limited(g, 255) == g) & (limited(b, 255) == b)
+                    red, green, blue = tl.where(same, r, red), tl.where(same, g, green), tl.where(same, b, blue)
+                    missed &= same == 0
+    return red, green, blue, missed
+
+
+@triton.jit
+def recount(y, cb, cr, size, both_sizes, luma_ends, chroma_ends, bases, V: tl.constexpr, H: tl.constexpr):
+    """[G V H] and [2 G]: how many coefficients of each block libjpeg-turbo would write otherwise. Ends: low and high."""
+    slots = luma_slots(size, V, H)
+    samples = tl.where(inside_slots(slots), to_blocks(y, V, H), 0)
+    luma = judge(transform(samples, bases, slots)[1], luma_ends[0], luma_ends[1])[1]
+    samples = chroma_samples(pair(cb, cr), both_sizes, V, H)
+    eight = tl.full([samples.shape[0]], 8, tl.int32)
+    chroma = judge(transform(samples, bases, (eight, eight))[1], chroma_ends[0], chroma_ends[1])[1]
+    return tl.where(slots[0] * slots[1] > 0, luma, 0), chroma

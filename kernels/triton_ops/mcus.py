@@ -1,0 +1,304 @@
+"""MCUs' geometry: their pixels and blocks, libjpeg's averages of chroma, and the ways from the image and from the file.
+The twin of numba_ops/mcu.py, to the bit.
+
+A program works on G MCUs, numbered by `mcus` [G], or as here `of` [K], where K entries are those of G MCUs in order:
+V H blocks of luma or two of chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row.
+`size` are an MCU's true rows and columns of pixels, [K] each: none where it is none.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels import exact as settings
+from kernels.triton_ops.samples import expand, places
+
+FARTHEST = tl.constexpr(settings.FARTHEST)
+
+
+@triton.jit
+def repeat(x, TIMES: tl.constexpr):
+    """[G] → [G TIMES]."""
+    return tl.reshape(tl.broadcast_to(x[:, None], [x.shape[0], TIMES]), [x.shape[0] * TIMES])
+
+
+@triton.jit
+def per_mcu(x, TIMES: tl.constexpr):
+    """[G TIMES] → sums, [G]."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // TIMES, TIMES]), axis=1)
+
+
+@triton.jit
+def sizes(mcus, there, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+    """The true rows and columns [G] of the MCUs that are `there` [G]."""
+    down = tl.minimum(height - mcus // columns % rows * (8 * V), 8 * V)
+    across = tl.minimum(width - mcus % columns * (8 * H), 8 * H)
+    return tl.where(there, down, 0), tl.where(there, across, 0)
+
+
+@triton.jit
+def luma_slots(size, V: tl.constexpr, H: tl.constexpr):
+    """Sizes of MCUs [G] → rows and columns of slots of their luma blocks, [G V H]."""
+    down, across = repeat(size[0], V * H), repeat(size[1], V * H)
+    n = tl.arange(0, down.shape[0]) % (V * H)
+    down, across = down - 8 * (n // H), across - 8 * (n % H)
+    return tl.minimum(tl.maximum(down, 0), 8), tl.minimum(tl.maximum(across, 0), 8)
+
+
+@triton.jit
+def chroma_slots(size, V: tl.constexpr, H: tl.constexpr):
+    """Rows and columns of slots of MCUs' chroma blocks. Beyond the samples that average pixels of their own, if chroma
+    is halved across, one slot more stands for all samples that average the last true column alone."""
+    outer = (H == 2) & (size[1] < 16)
+    return (size[0] + V - 1) // V, size[1] // H + outer.to(tl.int32)
+
+
+@triton.jit
+def coordinates(V: tl.constexpr, H: tl.constexpr):
+    """Of an MCU's pixels: row [1, 8, 1, M] and column [1, 1, 8, M]."""
+    at, m = tl.arange(0, 8), tl.arange(0, V * H)
+    return V * at[None, :, None, None] + m // H, H * at[None, None, :, None] + m % H
+
+
+@triton.jit
+def per_pixel(x):
+    """[K] → [K, 1, 1, 1]."""
+    return x[:, None, None, None]
+
+
+@triton.jit
+def to_blocks(x, V: tl.constexpr, H: tl.constexpr):
+    """Pixels [G, 8, 8, M] → luma blocks [G V H, 8, 8]."""
+    if V * H == 1:
+        return tl.reshape(x, [x.shape[0], 8, 8])
+    else:
+        x = tl.permute(tl.reshape(x, [x.shape[0], 8, 8, V, H]), (0, 1, 3, 2, 4))
+        x = tl.permute(tl.reshape(x, [x.shape[0], V, 8, H, 8]), (0, 1, 3, 2, 4))
+        return tl.reshape(x, [x.shape[0] * V * H, 8, 8])
+
+
+@triton.jit
+def from_blocks(x, V: tl.constexpr, H: tl.constexpr):
+    """The inverse."""
+    if V * H == 1:
+        return tl.reshape(x, [x.shape[0], 8, 8, 1])
+    else:
+        x = tl.permute(tl.reshape(x, [x.shape[0] // (V * H), V, H, 8, 8]), (0, 1, 3, 2, 4))
+        x = tl.permute(tl.reshape(x, [x.shape[0], 8, V, 8, H]), (0, 1, 3, 2, 4))
+        return tl.reshape(x, [x.shape[0], 8, 8, V * H])
+
+
+@triton.jit
+def pair(cb, cr):
+    """Two planes' pixels [G, 8, 8, M] → [2 G, 8, 8, M], an MCU's side by side."""
+    x = tl.permute(tl.join(cb, cr), (0, 4, 1, 2, 3))
+    return tl.reshape(x, [2 * cb.shape[0], 8, 8, cb.shape[3]])
+
+
+@triton.jit
+def unpair(x):
+    """The inverse."""
+    x = tl.reshape(x, [x.shape[0] // 2, 2, 8, 8, x.shape[3]])
+    return tl.split(tl.permute(x, (0, 2, 3, 4, 1)))
+
+
+@triton.jit
+def load_intervals(plane, tables, image, place, component, C: tl.constexpr):
+    """Blocks' coefficients → what libjpeg's quantiser, rounding half away from zero, takes for them, of 8 times the
+    DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all."""
+    step = tl.load(tables + expand((image * C + component) * 64) + places())
+    value = tl.load(expand(plane + place.to(tl.int64) * 64) + places()).to(tl.int32)
+    step = tl.minimum(step, FARTHEST)
+    value = tl.where(step == FARTHEST, tl.minimum(tl.maximum(value, -1), 1), value)
+    middle = 8 * value * step
+    low, high = middle - 4 * step + (value <= 0).to(tl.int32), middle + 4 * step - (value >= 0).to(tl.int32)
+    limit: tl.constexpr = 1 << 20
+    return tl.minimum(tl.maximum(low, -limit), limit), tl.minimum(tl.maximum(high, -limit), limit)
+
+
+@triton.jit
+def luma_intervals(plane, tables, mcus, rows, columns, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr):
+    """Of MCUs' luma blocks."""
+    of = repeat(mcus, V * H)
+    n = tl.arange(0, of.shape[0]) % (V * H)
+    place = (of // columns * V + n // H).to(tl.int64) * (columns * H) + of % columns * H + n % H
+    return load_intervals(plane + tl.zeros_like(of), tables, of // (rows * columns), place, 0, C)
+
+
+@triton.jit
+def chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C: tl.constexpr):
+    """Of MCUs' chroma blocks, two each."""
+    of = repeat(mcus, 2)
+    red = tl.arange(0, of.shape[0]) % 2 == 1
+    plane = tl.where(red, red_plane, blue_plane)
+    return load_intervals(plane, tables, of // (rows * columns), of, 1 + red.to(tl.int32), C)
+
+
+@triton.jit
+def load_channel(x, inside):
+    """Values limited to 0..255, in sixteenths; 0 beyond the image and for what is no number."""
+    value = tl.load(x, mask=inside, other=0).to(tl.float32)
+    value = tl.minimum(tl.where(value > 0, value, 0.0), 255.0)
+    return (value * 16.0 + 0.5).to(tl.int32)
+
+
+@triton.jit
+def addresses(x, mcus, rows, columns, stride_n, stride_h, stride_w, V: tl.constexpr, H: tl.constexpr):
+    """Pointers [G, 8, 8, M] to one channel's pixels of MCUs."""
+    row, column = coordinates(V, H)
+    row = per_pixel(mcus // columns % rows * (8 * V)) + row
+    column = per_pixel(mcus % columns * (8 * H)) + column
+    corner = x + per_pixel((mcus // (rows * columns)).to(tl.int64) * stride_n)
+    return corner + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+
+
+@triton.jit
+def inside_image(size, V: tl.constexpr, H: tl.constexpr):
+    row, column = coordinates(V, H)
+    return (row < per_pixel(size[0])) & (column < per_pixel(size[1]))
+
+
+@triton.jit
+def load_pixels(
+    x, mcus, size, rows, columns, stride_n, stride_c, stride_h, stride_w,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
+    """The channels [G, 8, 8, M] of MCUs, in sixteenths; of gray images the one thrice."""
+    where, inside = addresses(x, mcus, rows, columns, stride_n, stride_h, stride_w, V, H), inside_image(size, V, H)
+    red = load_channel(where, inside)
+    if C == 1:
+        return red, red, red
+    else:
+        return red, load_channel(where + stride_c, inside), load_channel(where + stride_c + stride_c, inside)
+
+
+@triton.jit
+def store_pixels(
+    out, red, green, blue, chosen, mcus, size, rows, columns, height, width,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
+    """Writes the pixels of MCUs `chosen` [G] into contiguous uint8 images."""
+    area = height.to(tl.int64) * width
+    where = addresses(out, mcus, rows, columns, C * area, width, 1, V, H)
+    mask = inside_image(size, V, H) & per_pixel(chosen)
+    tl.store(where, red.to(tl.uint8), mask=mask)
+    if C == 3:
+        tl.store(where + area, green.to(tl.uint8), mask=mask)
+        tl.store(where + area + area, blue.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def group_heights(size, V: tl.constexpr):
+    """[K, 8]: how many true rows of pixels are under each row of chroma samples."""
+    return tl.minimum(tl.maximum(size[0][:, None] - V * tl.arange(0, 8)[None, :], 0), V)
+
+
+@triton.jit
+def bias(V: tl.constexpr, H: tl.constexpr):
+    """[1, 1, 8]: what libjpeg adds to the sum of the pixels under a chroma sample before it divides."""
+    odd = tl.arange(0, 8)[None, None, :] & 1
+    return odd * (H - 1) + (V - 1)
+
+
+@triton.jit
+def last_column(x, size, V: tl.constexpr, H: tl.constexpr):
+    """Pixels → [K, 8, M]: those of the last true column, at all pixels of a group's row alike."""
+    column = coordinates(V, H)[1]
+    x = tl.sum(tl.where(column == per_pixel(size[1]) - 1, x, 0), axis=2)
+    if H == 1:
+        return x
+    else:
+        x = tl.sum(tl.reshape(x, [x.shape[0], 8, V, H]), axis=3)
+        return tl.reshape(tl.broadcast_to(x[:, :, :, None], [x.shape[0], 8, V, H]), [x.shape[0], 8, V * H])
+
+
+@triton.jit
+def average(x, size, V: tl.constexpr, H: tl.constexpr):
+    """Wanted chroma pixels [K, 8, 8, M] → the slots [K, 8, 8] of its blocks."""
+    slots, heights = chroma_slots(size, V, H), group_heights(size, V)
+    at, inner = tl.arange(0, 8), size[1] // H
+    inside = inside_image(size, V, H)
+    sums = tl.sum(tl.where(inside, x, 0), axis=3) >> (heights * H >> 1)[:, :, None]
+    if H == 2:
+        last = tl.sum(tl.where(inside & (coordinates(V, H)[1] == per_pixel(size[1]) - 1), x, 0), axis=3)
+        last = tl.sum(last, axis=2) >> (heights >> 1)
+        sums = tl.where(at[None, None, :] < expand(inner), sums, last[:, :, None])
+    return tl.where((at[None, :, None] < expand(slots[0])) & (at[None, None, :] < expand(slots[1])), sums, 0)
+
+
+@triton.jit
+def share(wanted, there, low, high):
+    """Of groups of pixels the members that are `there`, [K, 8, 8, M]: moved together so that the sum can be one of low
+    to high [K, 8, 8], then rounded to integers whose sum is; ties to the first."""
+    sums = tl.sum(tl.where(there, wanted, 0), axis=3)
+    count = tl.sum(there.to(tl.int32), axis=3)
+    shift = tl.minimum(tl.maximum(sums, 16 * low), 16 * high) - sums >> (count >> 1)
+    wanted += shift[:, :, :, None]
+    out = wanted + 8 >> 4
+    left = tl.sum(tl.where(there, out, 0), axis=3)
+    member = tl.arange(0, wanted.shape[3])[None, None, None, :]
+    for _ in range(3):
+        sign = (left < low).to(tl.int32) - (left > high).to(tl.int32)
+        left += sign
+        gain = tl.where(there, sign[:, :, :, None] * (wanted - out * 16), -(1 << 30))
+        first = tl.where(gain == tl.max(gain, axis=3)[:, :, :, None], member, 4)
+        out += tl.where(member == tl.min(first, axis=3)[:, :, :, None], sign[:, :, :, None], 0)
+    return out
+
+
+@triton.jit
+def spread_chroma(samples, wanted, size, V: tl.constexpr, H: tl.constexpr):
+    """Full-resolution chroma [K, 8, 8, M] near the wanted pixels with libjpeg's averages the blocks' slots [K, 8, 8]."""
+    if V * H == 1:
+        return tl.reshape(samples, wanted.shape)
+    else:
+        heights, inner = group_heights(size, V)[:, :, None], size[1] // H
+        at = tl.arange(0, 8)[None, None, :]
+        inside = inside_image(size, V, H)
+        weight = (heights < V).to(tl.int32)
+        least = V * H * samples - bias(V, H)
+        low, high = -(-least >> weight), least + V * H - 1 >> weight
+        if H == 1:
+            return share(wanted, inside, low, high)
+        else:  # the last true column first, where samples stand for it alone
+            outer = size[1] < 16
+            last = coordinates(V, H)[1] == per_pixel(size[1]) - 1
+            fixed, out = inside & last & per_pixel(outer), wanted
+            if tl.max(outer.to(tl.int32), axis=None) > 0:
+                means = tl.sum(tl.where(at == expand(inner), samples, 0), axis=2)[:, :, None]
+                means = tl.broadcast_to(heights * means, samples.shape)
+                out = share(wanted, fixed, means, means)
+            settled = tl.sum(tl.where(fixed, out, 0), axis=3)
+            there = inside & (fixed == 0) & (tl.broadcast_to(at < expand(inner), samples.shape)[:, :, :, None])
+            return tl.where(fixed, out, share(wanted, there, low - settled, high - settled))
+
+
+@triton.jit
+def move_chroma(x, change, size, V: tl.constexpr, H: tl.constexpr):
+    """Adds a change of chroma blocks' slots [K, 8, 8] to the pixels [K, 8, 8, M] that they average."""
+    moved = tl.broadcast_to(change[:, :, :, None], x.shape)
+    if H == 2:  # the last column has its own mean
+        at, inner, column = tl.arange(0, 8)[None, None, :], size[1] // 2, coordinates(V, H)[1]
+        edge = tl.sum(tl.where(at == expand(inner), change, 0), axis=2)[:, :, None, None]
+        pairs = (size[1] < 16) & (size[1] % 2 == 0)
+        beside = per_pixel(pairs) & (column // 2 == per_pixel(inner) - 1)
+        moved = tl.where(beside, tl.where(column == per_pixel(size[1]) - 1, edge, 2 * moved - edge), moved)
+    return x + tl.where(inside_image(size, V, H), moved, 0)
+
+
+@triton.jit
+def chroma_samples(x, size, V: tl.constexpr, H: tl.constexpr):
+    """Chroma pixels [K, 8, 8, M] → what libjpeg averages, [K, 8, 8], over the edge too: it repeats the last column, the
+    last row up to the sampling factor, and then the last row of averages."""
+    row, column = coordinates(V, H)
+    x = tl.where(column < per_pixel(size[1]), x, last_column(x, size, V, H)[:, :, None, :])
+    if V == 2:
+        y = tl.reshape(x, [x.shape[0], 8, 8, V, H])
+        upper = tl.sum(tl.where(tl.arange(0, V)[None, None, None, :, None] == 0, y, 0), axis=3)
+        upper = tl.broadcast_to(upper[:, :, :, None, :], [x.shape[0], 8, 8, V, H])
+        x = tl.where(row < per_pixel(size[0]), x, tl.reshape(upper, x.shape))
+    samples = tl.sum(x, axis=3) + bias(V, H) >> (V * H >> 1)
+    at, end = tl.arange(0, 8)[None, :, None], expand((size[0] + V - 1) // V)
+    last = tl.sum(tl.where(at == end - 1, samples, 0), axis=1)[:, None, :]
+    return tl.where(at < end, samples, last)
