@@ -15,6 +15,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
+    import interpreter
+
+    interpreter.hasten()
 
 
 @pytest.fixture
