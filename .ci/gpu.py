@@ -40,7 +40,7 @@ SAVING = 15.0
 
 OK, FAILED, TIMED_OUT, NO_TIME, NOT_REHEARSED = "ok", "failed", "timed out", "no time left", "not rehearsed"
 SMOKE_TESTS = ("tests/test_noise_triton.py", "tests/test_triton_encode.py", "tests/test_triton_decode.py")
-KERNEL_TESTS = ("exact", "cuda", "project", "roundtrip", "decode", "encode", "integer")
+KERNEL_TESTS = ("exact", "cuda", "project", "roundtrip", "decode", "encode")
 TRAINED = ("generator.safetensors", "checkpoint.pt", "metrics.jsonl")
 PYTHON = sys.executable
 CORES = len(os.sched_getaffinity(0))

@@ -15,24 +15,23 @@ from unittest.mock import patch
 import torch
 
 from kernels import Coefficients, Subsampling, quality_to_tables, triton_ops
-from kernels.descent import ATTEMPTS
-from kernels.triton_ops import descent, exact
+from kernels.exact import DRAWS
+from kernels.triton_ops import exact
 
 SIZE, QUALITIES = (33, 37), (30, 96)
-SHORT = (16, 64, 1)
-"""An attempt of the second stage, see kernels.descent.ATTEMPTS, that ends when a step does not help."""
 
 
 def launch(sampling: Subsampling, device: torch.device, size: tuple[int, int], attempts: int) -> int:
-    """How many MCUs the second stage of project_exact had to mend."""
+    """How many MCUs the second launch of project_exact had to mend."""
     reached = []
-    descend: Callable[..., None] = exact.__dict__["descend"]
+    start: Callable[..., None] = exact.__dict__["launch"]
+    draws = torch.tensor(DRAWS[:attempts], dtype=torch.int32, device=device)
 
-    def counted(image8: torch.Tensor, mismatches: torch.Tensor, unsettled: torch.Tensor, *rest: Any) -> None:
-        reached.append(int(unsettled[0]))
-        descend(image8, mismatches, unsettled, *rest)
+    def counted(kernel: Any, *arguments: Any) -> None:
+        start(kernel, *arguments)
+        reached.append(int(arguments[6][0]))  # `listed`
 
-    with patch.object(exact, "descend", counted), patch.object(descent, "ATTEMPTS", (SHORT,) * attempts):
+    with patch.object(exact, "launch", counted), patch.object(exact, "_draws", lambda _: draws):
         torch.manual_seed(0)
         x = (torch.rand(len(QUALITIES), sampling.components, *size) * 255).to(device)
         tables = torch.stack([quality_to_tables(quality, sampling.components) for quality in QUALITIES]).to(device)
@@ -52,10 +51,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     device = torch.device(parser.parse_args().device)
     if device.type == "cpu":  # interpreted, for minutes if nothing were cut short
-        with patch.dict(exact.CONSTANTS, PASSES=2):
-            reached = [launch(Subsampling.GRAY, device, (8, 9), attempts=1)]
+        reached = [launch(Subsampling.GRAY, device, (8, 9), attempts=2)]
     else:
-        reached = [launch(sampling, device, SIZE, len(ATTEMPTS)) for sampling in Subsampling]
+        reached = [launch(sampling, device, SIZE, len(DRAWS)) for sampling in Subsampling]
     if device.type == "cuda":
         torch.cuda.synchronize()
     return 0 if all(reached) else 1

@@ -49,7 +49,8 @@ CAPPED = 255
 
 TURNS, STALE, TENURE = 80, 32, 8
 """Of a search over a block's samples: most turns, most without progress, and turns for which a sample that has moved
-stays, or as many as a quarter of the slots, unless moving it is better than all before (Glover, "Tabu search", 1989)."""
+stays, or as many as a quarter of the slots, unless moving it is better than all before (Glover, "Tabu search", ORSA J.
+Computing 1989)."""
 
 PIXEL_TURNS, PIXEL_STALE, PIXEL_TENURE = 100, 40, 20
 """The same of the search over an MCU's pixels."""

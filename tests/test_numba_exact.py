@@ -10,6 +10,7 @@ import torch
 from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
 
 from kernels import Coefficients, Subsampling, project_exact
+from kernels.exact import INTO_ROWS, TURNS, edge_bases, luma_ranges
 from kernels.libjpeg import integer_dct, integer_ycc
 from kernels.numba_ops import block, compile_kernels, exact, gamut
 from kernels.numba_ops.compiler import FOLDER
@@ -50,7 +51,7 @@ def searched(  # noqa: PLR0917  # numba takes no keywords alone
 ) -> tuple[int, int]:
     work = np.zeros((block.WORK, 64), np.int32)
     bases, spreads = constants
-    return block.search(samples, least, most, low, high, bases, spreads[8], 8, 8, block.TURNS, work)
+    return block.search(samples, least, most, low, high, bases, spreads[8], 8, 8, TURNS, work)
 
 
 @numba.njit
@@ -83,12 +84,12 @@ def bounds_of(found: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_all_triples_that_pixels_have_come_back_to_a_pixel():
-    total, missed, other = pixels_of_all(gamut.luma_ranges())
+    total, missed, other = pixels_of_all(luma_ranges().numpy())
     assert (total, missed, other) == (REACHED, 0, 0)
 
 
 def test_the_ranges_hold_every_pixel_and_end_at_one(seed):
-    ranges = gamut.luma_ranges().astype(np.int64)
+    ranges = luma_ranges().numpy().astype(np.int64)
     values = torch.arange(256.0)
     found = np.zeros((*ranges.shape[:2], 256), bool)
     for red in range(256):
@@ -104,7 +105,7 @@ def test_the_ranges_hold_every_pixel_and_end_at_one(seed):
 
 def test_the_transform_is_libjpegs(seed):
     random = np.random.default_rng(seed)
-    bases = block.edge_bases()
+    bases = edge_bases().numpy()
     for samples in random.integers(-128, 128, (200, 64)).astype(np.int32):
         expected = integer_dct(torch.from_numpy(samples).float()).numpy()
         assert np.array_equal((transformed(samples, bases) + 16384) >> 15, expected)
@@ -113,8 +114,8 @@ def test_the_transform_is_libjpegs(seed):
 @pytest.mark.parametrize("step", [3, 8, 20])
 def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
     random, left = np.random.default_rng(seed), 0
-    bases = block.edge_bases()
-    constants = bases, np.repeat(bases[block.INTO_ROWS], 8, axis=2)
+    bases = edge_bases().numpy()
+    constants = bases, np.repeat(bases[INTO_ROWS], 8, axis=2)
     for samples in random.integers(-100, 100, (40, 64)).astype(np.int32):
         found = integer_dct(torch.from_numpy(samples).float()).numpy().astype(np.int64)
         low, high = bounds_of(found, step)
@@ -123,7 +124,7 @@ def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
         wrong, turns = searched(start, least, most, low, high, constants)
         again = integer_dct(torch.from_numpy(start).float()).numpy()
         assert wrong == ((again < low) | (again > high)).sum()
-        assert turns <= block.TURNS
+        assert turns <= TURNS
         assert (least <= start).all() and (start <= most).all()
         left += wrong
     assert left <= (4 if step == 3 else 0)
@@ -132,7 +133,7 @@ def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 8), (8, 1), (1, 3), (5, 1), (1, 1)])
 def test_a_line_is_found(rows, columns, seed):
     random, found = np.random.default_rng(seed), 0
-    bases = block.edge_bases()
+    bases = edge_bases().numpy()
     for _ in range(50):
         line = random.integers(-100, 100, (rows, columns))
         whole = np.pad(line, ((0, 8 - rows), (0, 8 - columns)), mode="edge").reshape(64)

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
-import kernels.exact
-from kernels import Coefficients, Subsampling, quality_to_tables, torch_ops
+from kernels import Coefficients, Subsampling, numba_ops, quality_to_tables, torch_ops
 
 OPERATORS = (
     "encode",
@@ -74,9 +73,10 @@ def ours() -> Operators:
 
 
 def in_torch() -> Operators:
-    """In plain PyTorch on any device."""
-    exact = kernels.exact.project_exact
-    return Operators(torch_ops.encode, torch_ops.decode, torch_ops.roundtrip, torch_ops.project, exact)
+    """In plain PyTorch on any device, but for project_exact, which on the CPU is numba's, and takes only its tensors."""
+    return Operators(
+        torch_ops.encode, torch_ops.decode, torch_ops.roundtrip, torch_ops.project, numba_ops.project_exact
+    )
 
 
 @dataclass(frozen=True)

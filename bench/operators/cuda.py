@@ -23,9 +23,8 @@ from operators.table import SECOND, Row, cuda_line, cuda_table, device_line
 from operators.timing import copy_bandwidth, time_cuda
 
 NO_TIME = "no time left"
-COMPILED_MEGAPIXELS = EXACT_MEGAPIXELS = 16
-"""The most for which torch.compile, which compiles for each size anew, is tried; and for which torch_ops' project_exact
-is, which works for seconds and keeps many tensors of an image's size."""
+COMPILED_MEGAPIXELS = 16
+"""The most for which torch.compile, which compiles for each size anew, is tried."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,7 @@ def check(case: Case, device: torch.device) -> str:
 
 def not_beside_torch(case: Case) -> str:
     """Why a case is not timed beside torch_ops, or nothing."""
-    if case.operator == "project_exact" and kernels.project_exact is in_torch().project_exact:
-        return "the same code"
-    return f"up to {EXACT_MEGAPIXELS} MP" if case.operator == "project_exact" and case.images > EXACT_MEGAPIXELS else ""
+    return "not in PyTorch" if case.operator == "project_exact" else ""
 
 
 def has_second_configuration(case: Case) -> bool:

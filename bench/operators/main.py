@@ -3,8 +3,8 @@
 With a GPU: each operator, sampling, dtype and size (1, 16 and 128 megapixels a launch, in images of 1024 x 1024). Time:
 the device's, a median, on inputs and results that go round so that the L2 cache does not hold them. Bytes needed: the
 least that must be read and written, each once a launch; 100 % is the bandwidth of the card's own copy, measured first.
-Beside it: torch_ops (PyTorch, eager, on whole images), the same under torch.compile (at 16 megapixels; project_exact's
-search is no one graph and is left out), and for roundtrip 4:2:0 kornia's jpeg_codec_differentiable. project and
+Beside it: torch_ops (PyTorch, eager, on whole images), the same under torch.compile (at 16 megapixels), both without
+project_exact, of which PyTorch has no version, and for roundtrip 4:2:0 kornia's jpeg_codec_differentiable. project and
 project_exact are given plainly decoded images with noise of 3 gray levels, so that they have work to do; encode and
 roundtrip photographs of the sample shard, continued by mirroring.
 

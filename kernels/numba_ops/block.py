@@ -2,7 +2,7 @@
 
 A block over the image's edge repeats its last true row and column (libjpeg's own padding), so it has fewer unknowns:
 `rows` x `columns` slots, the last of which stand for all places that repeat them. Its transforms are those of
-`edge_bases`; with 8 x 8 slots they are libjpeg's `islow`.
+`kernels.exact.edge_bases`; with 8 x 8 slots they are libjpeg's `islow`.
 
 Samples are flat [64] int32 by row, less 128; `wanted` ones count sixteenths of a gray level. Intervals, low and high
 [64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds it, that
@@ -15,48 +15,28 @@ import numpy as np
 from numba import int32
 from numpy.typing import NDArray
 
-from kernels.libjpeg import integer_basis
+from kernels.exact import (
+    BACK_TO_COLUMNS,
+    BACK_TO_ROWS,
+    CAPPED,
+    INTO_COLUMNS,
+    INTO_ROWS,
+    NODES,
+    SIDEWAYS,
+    STALE,
+    TENURE,
+)
 from kernels.numba_ops.compiler import jit
 
 Ints = NDArray[np.int32]
-
-INTO_COLUMNS, INTO_ROWS, BACK_TO_COLUMNS, BACK_TO_ROWS = range(4)
-"""Places in `edge_bases`."""
 
 WORK = 32
 EXACT, ROUNDED, FOUND, BEST, FREE_FROM, COST_UP, COST_DOWN, STEP = range(8)
 UP, DOWN = 8, 16
 """Rows of `work`; the last two are the first of eight."""
 
-CAPPED = 255
-"""What a coefficient's distance from its interval counts for at most, so that sums of squares fit 24 bits."""
-
-TENURE = 8
-"""Turns for which a sample that has moved stays, or as many as a quarter of the slots, unless moving it is better than
-all before (Glover, "Tabu search", 1989)."""
-
-TURNS, STALE = 80, 32
-"""Most turns of a search, and most without progress."""
-
-SIDEWAYS, NODES = 2, 20_000
-"""Of a search along a line: how far from the middle it goes, in gray levels, and how many values it tries."""
-
 NONE = 0x7FFFFFFF
 """In the place of a step's rank: it may not be taken."""
-
-
-def edge_bases() -> Ints:
-    """[4, 9, 8, 8], each for 1 to 8 slots along an axis, of which the last stands for all places that repeat it:
-    INTO_COLUMNS [column, frequency] and INTO_ROWS [frequency, row], for samples; BACK_TO_COLUMNS [frequency, column]
-    and BACK_TO_ROWS [row, frequency], for a change, of which the last slot gets the mean of its places."""
-    basis = integer_basis().numpy()
-    bases = np.zeros((4, 9, 8, 8), np.int32)
-    for n in range(1, 9):
-        forward = np.concatenate((basis[:, : n - 1], basis[:, n - 1 :].sum(1, keepdims=True)), 1)
-        back = np.concatenate((basis[:, : n - 1], basis[:, n - 1 :].mean(1, keepdims=True)), 1)
-        bases[INTO_ROWS, n, :, :n], bases[BACK_TO_COLUMNS, n, :, :n] = forward, np.rint(back)
-    bases[INTO_COLUMNS], bases[BACK_TO_ROWS] = bases[INTO_ROWS].swapaxes(1, 2), bases[BACK_TO_COLUMNS].swapaxes(1, 2)
-    return bases
 
 
 @jit

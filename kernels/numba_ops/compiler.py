@@ -28,7 +28,8 @@ def cache_folder() -> Path:
     """Under XDG_CACHE_HOME or ~/.cache; where that cannot be written, this user's among the temporary files. Python's
     rules for __pycache__ hold: whoever can write there can run code as this user."""
     digest = hashlib.sha256()
-    for source in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "libjpeg.py"]):
+    package = Path(__file__).parent
+    for source in sorted([*package.glob("*.py"), package.parent / "exact.py", package.parent / "libjpeg.py"]):
         digest.update(source.read_bytes())
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     for root in (home / "jpeg-posterior", Path(tempfile.gettempdir()) / f"jpeg-posterior-{os.getuid()}"):

@@ -1,14 +1,4 @@
-"""project_exact for the CPU: from a restored image to an 8-bit one that libjpeg-turbo compresses to the very same file.
-
-The problem falls apart into 8x8 blocks of single planes. In each MCU the chroma blocks come first: the wanted samples
-are moved to the nearest point of the file's intervals, rounded, and mended one by one until libjpeg's own DCT agrees
-(block.py). Then chroma at full resolution, with the averages that this has given; then luma, each sample within what
-an RGB pixel of that chroma can have (gamut.py); and the pixels. Where the gamut leaves luma no way, the wanted MCU is
-brought into the gamut and the intervals by alternating projections, and all is tried again with the intervals drawn in
-further. What libjpeg's integers make of the pixels is counted in the end.
-
-All is in integers, so that every device finds the same pixels: wanted values in sixteenths of a gray level.
-"""
+"""project_exact for the CPU, as kernels/exact.py explains it."""
 
 from __future__ import annotations
 
@@ -22,13 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, check_images
+from kernels.exact import (
+    ALTERNATIONS,
+    APART,
+    DRAWS,
+    EDGE_PASSES,
+    HELD,
+    INTO_ROWS,
+    LATE,
+    LINE_TURNS,
+    PATIENCE,
+    PIXEL_TURN,
+    TO_THE_MIDDLE,
+    TURNS,
+    edge_bases,
+    luma_ranges,
+)
 from kernels.numba_ops.block import (
     FOUND,
-    INTO_ROWS,
-    TURNS,
     WORK,
     Ints,
-    edge_bases,
     into_intervals,
     judge,
     search,
@@ -36,7 +39,7 @@ from kernels.numba_ops.block import (
     transform,
 )
 from kernels.numba_ops.compiler import compiling, jit, kernel
-from kernels.numba_ops.gamut import luma_ranges, to_pixels, to_triples
+from kernels.numba_ops.gamut import to_pixels, to_triples
 from kernels.numba_ops.joint import search_pixels
 from kernels.numba_ops.mcu import (
     Geometry,
@@ -50,34 +53,6 @@ from kernels.numba_ops.mcu import (
     slots_of,
     spread_chroma,
 )
-
-DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192)
-"""How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit."""
-
-ALTERNATIONS = 20
-"""Projections onto the gamut and the intervals before each further attempt."""
-
-PATIENCE = 256
-"""Turns for each block of an MCU, all together, after which it is given no further attempt."""
-
-EDGE_PASSES = 16
-"""Over a block at an edge, whose repeated places one projection does not bring to the nearest point."""
-
-TO_THE_MIDDLE = 1 << 20
-"""A draw that leaves no interval any width."""
-
-HELD = 256
-"""Gray levels, all samples together, by which luma's limits may hold back the rounded samples of a block that is
-searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
-
-APART = 16
-"""Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
-
-LATE = 6
-"""The first attempt after which pixels are searched."""
-
-PIXEL_TURN, LINE_TURNS = 4, 200
-"""What a turn of `search_pixels`, and a `search_line`, count for."""
 
 BLOCK, SAMPLES, LEAST, MOST = range(24, 28)
 """Rows of `work` above those of block.py."""
@@ -354,8 +329,8 @@ def project_image(
 
 @cache
 def _constants() -> tuple[Ints, Ints, Ints, NDArray[np.int16]]:
-    bases = edge_bases()
-    return np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges()
+    bases = edge_bases().numpy()
+    return np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges().numpy()
 
 
 @cache

@@ -1,23 +1,12 @@
-"""Colours as libjpeg-turbo converts them, and which of its (Y, Cb, Cr) an 8-bit RGB pixel can have.
-
-Its integers (kernels.libjpeg.integer_ycc) map the 2^24 RGB pixels to 4,007,200 triples. For each (Cb, Cr) the Y that
-occur are an interval, and nearly all triples come back from the decoder's formulas: so planes may be changed on their
-own as long as each luma sample stays in its interval. All three are less 128 here.
-"""
+"""Colours as libjpeg-turbo converts them, and 8-bit RGB pixels of given (Y, Cb, Cr), all three less 128 here."""
 
 from __future__ import annotations
 
-from functools import cache
-
-import numpy as np
 from numba import int32
-from numpy.typing import NDArray
 
+from kernels.exact import NEAR
 from kernels.numba_ops.block import Ints
-from kernels.numba_ops.compiler import inlined, jit, kernel
-
-NEAR = 2
-"""How far, in each channel, the pixel of a triple lies from the decoder's formulas at most."""
+from kernels.numba_ops.compiler import inlined, jit
 
 
 @inlined
@@ -33,26 +22,6 @@ def blue_of(red: int, green: int, blue: int) -> int:
 @inlined
 def red_of(red: int, green: int, blue: int) -> int:
     return int32(32768 * red - 27439 * green - 5329 * blue + 32767) >> 16
-
-
-@cache
-def luma_ranges() -> NDArray[np.int16]:
-    """[256, 256, 2], at [Cb, Cr], each plus 128: the least and the largest Y of such a pixel; the least above the
-    largest where there is none."""
-    ranges = np.empty((256, 256, 2), np.int16)
-    ranges[..., 0], ranges[..., 1] = 127, -128
-    _fill(ranges)
-    return ranges
-
-
-@kernel
-def _fill(ranges: NDArray[np.int16]) -> None:
-    for red in range(256):
-        for green in range(256):
-            for blue in range(256):
-                y = luma_of(red, green, blue)
-                found = ranges[blue_of(red, green, blue) + 128, red_of(red, green, blue) + 128]
-                found[0], found[1] = min(found[0], y), max(found[1], y)
 
 
 @jit

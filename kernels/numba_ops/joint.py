@@ -10,12 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.exact import INTO_COLUMNS, INTO_ROWS, PIXEL_STALE, PIXEL_TENURE, PIXEL_TURNS
 from kernels.numba_ops.block import (
     COST_DOWN,
     COST_UP,
     FOUND,
-    INTO_COLUMNS,
-    INTO_ROWS,
     Ints,
     judge,
     measure_steps,
@@ -26,9 +25,6 @@ from kernels.numba_ops.block import (
 from kernels.numba_ops.compiler import jit
 from kernels.numba_ops.gamut import blue_of, luma_of, red_of, to_triples
 from kernels.numba_ops.mcu import bias_of, place_of
-
-TURNS, STALE, TENURE = 100, 40, 20
-"""As in block.py, by pixel."""
 
 STEPS = 27
 """Of a pixel, its own place (13) among them."""
@@ -129,7 +125,7 @@ def search_pixels(
             best_cost, fewest, fresh = costs.sum(), wrongs.sum(), turn
             for p in range(pixels):
                 best[0, p], best[1, p], best[2, p] = rgb[0, p], rgb[1, p], rgb[2, p]
-        if fewest == 0 or turn == TURNS or turn - fresh == STALE:
+        if fewest == 0 or turn == PIXEL_TURNS or turn - fresh == PIXEL_STALE:
             break
         for b in range(blocks):
             if changed[b]:
@@ -160,7 +156,7 @@ def search_pixels(
         ycc[2, p] = red_of(rgb[0, p], rgb[1, p], rgb[2, p])
         sums[0, g] += ycc[1, p]
         sums[1, g] += ycc[2, p]
-        free_from[p] = turn + TENURE
+        free_from[p] = turn + PIXEL_TENURE
         first = (g >> 3) * vertical * 8 * horizontal + (g & 7) * horizontal
         for i in range(count):
             encode_steps(

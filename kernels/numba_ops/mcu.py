@@ -7,11 +7,9 @@ import numpy as np
 from numba import int32
 from numpy.typing import NDArray
 
+from kernels.exact import FARTHEST
 from kernels.numba_ops.block import Ints
 from kernels.numba_ops.compiler import jit
-
-FARTHEST = 4096
-"""Steps above it are taken for it: no coefficient of an image is as large as half of it."""
 
 Geometry = tuple[int, int, int, int]
 """Of an MCU: its vertical and horizontal sampling factors, its true rows and columns of pixels."""

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.coefficients import Subsampling
-from kernels.triton_ops import KERNELS, descent, exact, noise
+from kernels.triton_ops import KERNELS, noise
 from kernels.triton_ops.launch import INTERPRETED
 
 CAPABILITIES = (80, 90, 100)
@@ -36,8 +36,8 @@ IMAGES = ("fp32", "bf16", "fp16")
 POINTERS = {
     **dict.fromkeys(("x", "out", "gradient"), "image"),
     **dict.fromkeys(("out32", "gradient32", "amplitude"), "fp32"),
-    **dict.fromkeys(("luma_plane", "blue_plane", "red_plane"), "i16"),
-    **dict.fromkeys(("tables", "mismatches", "unsettled", "wrongs", "attempts"), "i32"),
+    **dict.fromkeys(("luma_plane", "blue_plane", "red_plane", "ranges"), "i16"),
+    **dict.fromkeys(("tables", "mismatches", "listed", "bases", "draws"), "i32"),
     **dict.fromkeys(("seeds", "origins"), "i64"),
     "image8": "u8",
 }
@@ -45,11 +45,7 @@ POINTERS = {
 
 FLOATS = ("half", "limit")
 
-CONSTANTS: dict[str, dict[str, Any]] = {
-    "exact": exact.CONSTANTS,
-    "descent": descent.CONSTANTS,
-    "noise": noise.CONSTANTS,
-}
+CONSTANTS: dict[str, dict[str, Any]] = {"noise": noise.CONSTANTS}
 """Constants of a kernel that neither its sampling nor its configuration says, by the kernel's name."""
 
 Job = tuple[str, Subsampling, str, int]

@@ -155,38 +155,24 @@ def transpose(x):
 
 
 @triton.jit
-def dct_pass(x, INTEGER: tl.constexpr):
-    """The 8-point DCT across an octet, sqrt(8) times the orthonormal one (Loeffler, Ligtenberg and Moschytz 1989);
-    with INTEGER another 8192 times, its constants rounded to 13 bits as libjpeg's are."""
-    one: tl.constexpr = 8192 if INTEGER else 1.0
-    c0: tl.constexpr = 4433 if INTEGER else 0.5411961001461970
-    c1: tl.constexpr = 6270 if INTEGER else 0.7653668647301796
-    c2: tl.constexpr = 15137 if INTEGER else 1.8477590650225735
-    c3: tl.constexpr = 9633 if INTEGER else 1.1758756024193588
-    c4: tl.constexpr = 7373 if INTEGER else 0.8999762231364156
-    c5: tl.constexpr = 20995 if INTEGER else 2.5629154477415055
-    c6: tl.constexpr = 16069 if INTEGER else 1.9615705608064609
-    c7: tl.constexpr = 3196 if INTEGER else 0.3901806440322566
-    c8: tl.constexpr = 12299 if INTEGER else 1.5013211109953180
-    c9: tl.constexpr = 25172 if INTEGER else 3.0727110269167720
-    c10: tl.constexpr = 16819 if INTEGER else 2.0531198696600990
-    c11: tl.constexpr = 2446 if INTEGER else 0.2986313364127070
+def dct_pass(x):
+    """The 8-point DCT across an octet, sqrt(8) times the orthonormal one (Loeffler, Ligtenberg and Moschytz 1989)."""
     s0, s1, s2, s3 = x[0] + x[7], x[1] + x[6], x[2] + x[5], x[3] + x[4]
     d0, d1, d2, d3 = x[0] - x[7], x[1] - x[6], x[2] - x[5], x[3] - x[4]
     e0, e1, e2, e3 = s0 + s3, s1 + s2, s1 - s2, s0 - s3
-    z1 = (e2 + e3) * c0
-    z5 = (d0 + d1 + d2 + d3) * c3
-    y1, y2 = (d3 + d0) * c4, (d2 + d1) * c5
-    y3, y4 = z5 - (d3 + d1) * c6, z5 - (d2 + d0) * c7
+    z1 = (e2 + e3) * 0.5411961001461970
+    z5 = (d0 + d1 + d2 + d3) * 1.1758756024193588
+    y1, y2 = (d3 + d0) * 0.8999762231364156, (d2 + d1) * 2.5629154477415055
+    y3, y4 = z5 - (d3 + d1) * 1.9615705608064609, z5 - (d2 + d0) * 0.3901806440322566
     return (
-        (e0 + e1) * one,
-        d0 * c8 - y1 + y4,
-        z1 + e3 * c1,
-        d1 * c9 - y2 + y3,
-        (e0 - e1) * one,
-        d2 * c10 - y2 + y4,
-        z1 - e2 * c2,
-        d3 * c11 - y1 + y3,
+        e0 + e1,
+        d0 * 1.5013211109953180 - y1 + y4,
+        z1 + e3 * 0.7653668647301796,
+        d1 * 3.0727110269167720 - y2 + y3,
+        e0 - e1,
+        d2 * 2.0531198696600990 - y2 + y4,
+        z1 - e2 * 1.8477590650225735,
+        d3 * 0.2986313364127070 - y1 + y3,
     )
 
 
@@ -211,7 +197,7 @@ def idct_pass(f):
 @triton.jit
 def dct(x):
     """Eight rows of blocks [B, 8] → 8 times their DCT: eight columns, each [B, 8] down the row frequencies."""
-    return dct_pass(transpose(dct_pass(x, False)), False)
+    return dct_pass(transpose(dct_pass(x)))
 
 
 @triton.jit
@@ -263,85 +249,3 @@ def forward(x):
 def inverse(f):
     """Coefficients → 8 times their inverse DCT: pixels."""
     return from_rows(idct(unpack(f)))
-
-
-@triton.jit
-def luma_rows(luma, row, height, V: tl.constexpr):
-    """Luma, unlike chroma, repeats the very last row: where the rows below an even height alternate (`source_row`),
-    every other one is replaced."""
-    if V == 1:
-        return luma
-    octet = ()
-    for k in tl.static_range(8):
-        below = (row * 8 + k)[:, None] >= height
-        octet = octet + (tl.where(below, luma[k // 2 * 2 + 1], luma[k]),)
-    return octet
-
-
-@triton.jit
-def to_ycc(red, green, blue, C: tl.constexpr):
-    """`ycc` of octets."""
-    luma, blueness, redness = (), (), ()
-    for k in tl.static_range(8):
-        y, b, r = ycc(red[k], green[k], blue[k], C)
-        luma, blueness, redness = luma + (y,), blueness + (b,), redness + (r,)
-    return luma, blueness, redness
-
-
-@triton.jit
-def to_rgb(luma, blueness, redness):
-    """`rgb` of octets."""
-    red, green, blue = (), (), ()
-    for k in tl.static_range(8):
-        r, g, b = rgb(luma[k], blueness[k], redness[k])
-        red, green, blue = red + (r,), green + (g,), blue + (b,)
-    return red, green, blue
-
-
-@triton.jit
-def sum_under_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Full-size octets of luma's blocks [V G H, 8] → sums of the V x H values under each chroma sample, [G, 8]."""
-    if V == 2:
-        top, bottom = (), ()
-        for m in tl.static_range(4):
-            pair = tl.reshape(x[2 * m] + x[2 * m + 1], [2, G * H, 8])
-            upper, lower = tl.split(tl.permute(pair, (1, 2, 0)))
-            top = top + (upper,)
-            bottom = bottom + (lower,)
-        x = top + bottom
-    if H == 2:
-        narrow = ()
-        for k in tl.static_range(8):
-            left, right = tl.split(tl.reshape(x[k], [G, 8, 2]))
-            narrow = narrow + (left + right,)
-        x = narrow
-    return x
-
-
-@triton.jit
-def repeat_samples(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
-    """Chroma octets [G, 8] → each sample repeated over its V x H pixels, octets of luma's blocks [V G H, 8]."""
-    if H == 2:
-        wide = ()
-        for k in tl.static_range(8):
-            wide = wide + (tl.reshape(tl.join(x[k], x[k]), [2 * G, 8]),)
-        x = wide
-    if V == 2:
-        tall = ()
-        for m in tl.static_range(4):
-            both = tl.reshape(tl.permute(tl.join(x[m], x[4 + m]), (2, 0, 1)), [2 * G * H, 8])
-            tall = tall + (both, both)
-        x = tall
-    return x
-
-
-@triton.jit
-def load_coefficients(plane, image, row, column, valid, rows, columns):
-    """`load_blocks` as eight columns [B, 8]."""
-    return unpack(load_blocks(plane, image, row, column, valid, rows, columns))
-
-
-@triton.jit
-def load_steps(tables, image, valid, COMPONENT: tl.constexpr, COMPONENTS: tl.constexpr):
-    """`load_table` as eight columns [B, 8]."""
-    return unpack(load_table(tables, image, valid, COMPONENT, COMPONENTS))

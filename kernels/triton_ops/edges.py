@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.triton_ops.blocks import grow, source_row, to_rows
+from kernels.triton_ops.blocks import grow, source_row
 
 
 @triton.jit
@@ -103,29 +103,6 @@ def store_pixels(
     if C == 3:
         tl.store(where + stride_c, green.to(x.dtype.element_ty), mask=mask)
         tl.store(where + stride_c + stride_c, blue.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_rgb(
-    x,
-    image,
-    row,
-    column,
-    valid,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    C: tl.constexpr,
-    V: tl.constexpr,
-):
-    """`load_pixels` as octets of rows."""
-    red, green, blue = load_pixels(
-        x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
-    )
-    return to_rows(red), to_rows(green), to_rows(blue)
 
 
 @triton.jit

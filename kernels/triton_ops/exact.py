@@ -38,7 +38,7 @@ from kernels.triton_ops.mcus import (
     unpair,
 )
 from kernels.triton_ops.pixels import search_pixels
-from kernels.triton_ops.samples import any_of, expand, inside_slots, into_intervals, solve, total
+from kernels.triton_ops.samples import any_of, inside_slots, into_intervals, solve, total
 
 ALTERNATIONS = tl.constexpr(settings.ALTERNATIONS)
 PATIENCE = tl.constexpr(settings.PATIENCE)
@@ -197,7 +197,7 @@ def exact_kernel(
     tl.store(listed + place + 2, turns, mask=again)
 
 
-@configured(Configuration(4, 4), interpreted=16)
+@configured(Configuration(4, 8), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def mend_kernel(
     x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,

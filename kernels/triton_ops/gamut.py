@@ -78,7 +78,8 @@ def to_pixels(y, cb, cr, inside):
 
 @triton.jit
 def recount(y, cb, cr, size, both_sizes, luma_ends, chroma_ends, bases, V: tl.constexpr, H: tl.constexpr):
-    """[G V H] and [2 G]: how many coefficients of each block libjpeg-turbo would write otherwise. Ends: low and high."""
+    """How many coefficients of each block, [G V H] and [2 G], libjpeg-turbo would write otherwise. Ends: low and
+    high."""
     slots = luma_slots(size, V, H)
     samples = tl.where(inside_slots(slots), to_blocks(y, V, H), 0)
     luma = judge(transform(samples, bases, slots)[1], luma_ends[0], luma_ends[1])[1]

@@ -1,9 +1,9 @@
 """MCUs' geometry: their pixels and blocks, libjpeg's averages of chroma, and the ways from the image and from the file.
 The twin of numba_ops/mcu.py, to the bit.
 
-A program works on G MCUs, numbered by `mcus` [G], or as here `of` [K], where K entries are those of G MCUs in order:
-V H blocks of luma or two of chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row.
-`size` are an MCU's true rows and columns of pixels, [K] each: none where it is none.
+A program works on G MCUs, numbered `mcus` [G]. K entries are those of G MCUs in order: V H blocks of luma or two of
+chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row. `size` are an MCU's true
+rows and columns of pixels, [K] each, 0 where there is no MCU.
 """
 
 from __future__ import annotations
@@ -249,7 +249,8 @@ def share(wanted, there, low, high):
 
 @triton.jit
 def spread_chroma(samples, wanted, size, V: tl.constexpr, H: tl.constexpr):
-    """Full-resolution chroma [K, 8, 8, M] near the wanted pixels with libjpeg's averages the blocks' slots [K, 8, 8]."""
+    """Full-resolution chroma [K, 8, 8, M] near the wanted pixels, libjpeg's averages of it the blocks' slots
+    [K, 8, 8]."""
     if V * H == 1:
         return tl.reshape(samples, wanted.shape)
     else:

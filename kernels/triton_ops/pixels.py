@@ -47,7 +47,8 @@ def sample_pair(cb, cr, V: tl.constexpr, H: tl.constexpr):
 
 @triton.jit
 def weigh(samples, ends, bases):
-    """Whole blocks → [K] costs, [K] wrong coefficients, and what a step of each sample, up and down, adds to the cost."""
+    """Whole blocks → their costs [K], wrong coefficients [K], and what a step of each sample, up and down, adds to the
+    cost."""
     eight = tl.full([samples.shape[0]], 8, tl.int32)
     exact, found = transform(samples, bases, (eight, eight))
     cost, wrong = judge(found, ends[0], ends[1])
@@ -56,7 +57,9 @@ def weigh(samples, ends, bases):
 
 
 @triton.jit
-def best_steps(red, green, blue, triples, luma_gains, blue_gains, red_gains, free, enough, V: tl.constexpr, H: tl.constexpr):
+def best_steps(
+    red, green, blue, triples, luma_gains, blue_gains, red_gains, free, enough, V: tl.constexpr, H: tl.constexpr
+):
     """Of each pixel [G, 8, 8, M]: the least that a step adds to the cost, and the first such step, 0 to 26; of one that
     is not `free` only where that is less than `enough` [G]."""
     y, cb, cr = triples

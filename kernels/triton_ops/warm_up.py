@@ -1,7 +1,7 @@
 """Compiles kernels before they are needed, in several processes at once, into Triton's cache on disk.
 
-project_exact's two kernels take 20 seconds each, and without this they would be compiled one after another, where they
-are first used.
+project_exact's two kernels take half a minute and more each, and without this they would be compiled one after another,
+where they are first used.
 
 python -m kernels.triton_ops.warm_up            every kernel, for this machine's GPU (into TRITON_CACHE_DIR)
 
