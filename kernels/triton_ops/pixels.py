@@ -12,7 +12,7 @@ import triton.language as tl
 
 from kernels import exact as settings
 from kernels.triton_ops.gamut import limited, to_triples
-from kernels.triton_ops.mcus import bias, coordinates, from_blocks, pair, per_mcu, per_pixel, to_blocks, unpair
+from kernels.triton_ops.mcus import bias, coordinates, from_blocks, pair, per_mcu, per_pixel, repeat, to_blocks, unpair
 from kernels.triton_ops.samples import any_of, expand, judge, measure_steps, transform
 
 TURNS = tl.constexpr(settings.PIXEL_TURNS)
@@ -46,10 +46,9 @@ def sample_pair(cb, cr, V: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def weigh(samples, ends, bases):
+def weigh(samples, ends, bases, eight):
     """Whole blocks → their costs [K], wrong coefficients [K], and what a step of each sample, up and down, adds to the
-    cost."""
-    eight = tl.full([samples.shape[0]], 8, tl.int32)
+    cost. eight: the slots of each, [K]."""
     exact, found = transform(samples, bases, (eight, eight))
     cost, wrong = judge(found, ends[0], ends[1])
     up, down = measure_steps(exact, found, ends[0], ends[1], bases, (eight, eight))
@@ -94,8 +93,11 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
     while any_of(going):
         y, cb, cr = to_triples(red, green, blue)
-        luma_cost, luma_wrong, luma_up, luma_down = weigh(to_blocks(y, V, H), luma_ends, bases)
-        chroma_cost, chroma_wrong, up, down = weigh(sample_pair(cb, cr, V, H), chroma_ends, bases)
+        eight = 8 + tl.minimum(turn, 0)  # no constant, or the bases would stay in registers throughout
+        luma = weigh(to_blocks(y, V, H), luma_ends, bases, repeat(eight, V * H))
+        luma_cost, luma_wrong, luma_up, luma_down = luma
+        chroma = weigh(sample_pair(cb, cr, V, H), chroma_ends, bases, repeat(eight, 2))
+        chroma_cost, chroma_wrong, up, down = chroma
         cost = per_mcu(luma_cost, V * H) + per_mcu(chroma_cost, 2)
         better = going & (cost < best_cost)
         best_cost, fresh = tl.where(better, cost, best_cost), tl.where(better, turn, fresh)
