@@ -57,10 +57,10 @@ def weigh(samples, ends, bases, eight):
 
 @triton.jit
 def best_steps(
-    red, green, blue, triples, luma_gains, blue_gains, red_gains, free, enough, V: tl.constexpr, H: tl.constexpr
+    red, green, blue, triples, luma_gains, blue_gains, red_gains, free, enough, steps, V: tl.constexpr, H: tl.constexpr
 ):
-    """Of each pixel [G, 8, 8, M]: the least that a step adds to the cost, and the first such step, 0 to 26; of one that
-    is not `free` only where that is less than `enough` [G]."""
+    """Of each pixel [G, 8, 8, M]: the least that one of its 27 `steps` adds to the cost, and the first such step; of one
+    that is not `free` only where that is less than `enough` [G]."""
     y, cb, cr = triples
     shift: tl.constexpr = V * H >> 1
     offset = bias(V, H)
@@ -68,7 +68,7 @@ def best_steps(
     blueness, redness = (blue_sums >> shift)[:, :, :, None], (red_sums >> shift)[:, :, :, None]
     blue_sums, red_sums = blue_sums[:, :, :, None], red_sums[:, :, :, None]
     best, chosen = tl.full(y.shape, NOWHERE, tl.int32), tl.zeros_like(y)
-    for n in range(27):
+    for n in range(steps):
         r, g, b = red + n // 9 - 1, green + n // 3 % 3 - 1, blue + n % 3 - 1
         luma, new_blue, new_red = to_triples(r, g, b)
         luma -= y
@@ -93,7 +93,7 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
     while any_of(going):
         y, cb, cr = to_triples(red, green, blue)
-        eight = 8 + tl.minimum(turn, 0)  # no constant, or the bases would stay in registers throughout
+        eight = tl.full(turn.shape, 8, tl.int32)
         luma = weigh(to_blocks(y, V, H), luma_ends, bases, repeat(eight, V * H))
         luma_cost, luma_wrong, luma_up, luma_down = luma
         chroma = weigh(sample_pair(cb, cr, V, H), chroma_ends, bases, repeat(eight, 2))
@@ -108,9 +108,10 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
         going &= (fewest > 0) & (turn < TURNS) & (turn - fresh < STALE)
         luma_gains = from_blocks(luma_up, V, H), from_blocks(luma_down, V, H)
         (blue_up, red_up), (blue_down, red_down) = unpair(as_plane(up)), unpair(as_plane(down))
+        steps = 27 + tl.minimum(tl.max(turn, axis=0), 0)  # no constant, or the assembler would unroll the loop
         gain, step = best_steps(
             red, green, blue, (y, cb, cr), luma_gains, (blue_up, blue_down), (red_up, red_down),
-            free_from <= per_pixel(turn), best_cost - cost, V, H,
+            free_from <= per_pixel(turn), best_cost - cost, steps, V, H,
         )  # fmt: skip
         least = least_of(gain)
         going &= least < NOWHERE
