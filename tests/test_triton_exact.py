@@ -1,4 +1,4 @@
-"""project_exact in Triton gives the CPU's pixels and certificates, to the bit, and each part of its search the CPU's."""
+"""project_exact in Triton gives the CPU's pixels and certificates, to the bit, and so does each part of its search."""
 
 import subprocess
 import sys
@@ -206,7 +206,7 @@ def pixel_kernel(
 
 
 @numba.njit
-def search_mcus(  # noqa: PLR0917  # numba takes no keywords alone
+def search_mcus(  # numba takes no keywords alone
     image: np.ndarray, luma: np.ndarray, blue: np.ndarray, red: np.ndarray, tables: np.ndarray, vertical: int,
     horizontal: int, bases: np.ndarray, spread: np.ndarray,
 ) -> list[tuple[int, int]]:  # fmt: skip

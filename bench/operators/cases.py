@@ -73,7 +73,7 @@ def ours() -> Operators:
 
 
 def in_torch() -> Operators:
-    """In plain PyTorch on any device, but for project_exact, which on the CPU is numba's, and takes only its tensors."""
+    """In plain PyTorch on any device, but for project_exact, which is numba's and takes a CPU's tensors alone."""
     return Operators(
         torch_ops.encode, torch_ops.decode, torch_ops.roundtrip, torch_ops.project, numba_ops.project_exact
     )

@@ -48,8 +48,8 @@ def compare_exact(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], c: Co
 
 
 def disagreement(case: Case, operators: Operators, device: torch.device) -> str:
-    """What is wrong with `operators` on small images of an odd size, beside torch_ops (and numba_ops) on the CPU; empty if
-    nothing."""
+    """What is wrong with `operators` on small images of an odd size, beside torch_ops, or numba_ops, on the CPU; empty
+    if nothing."""
     case = replace(case, images=IMAGES, side=SIDE)
     inputs = make_inputs(case, device, seed=1)
     found = tuple(tensor.cpu() for tensor in run(operators, case, inputs))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import kernels
 from kernels import Subsampling, mcu, torch_ops
 from operators import kornia_jpeg
 from operators.cases import DTYPES, Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run

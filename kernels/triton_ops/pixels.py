@@ -59,8 +59,8 @@ def weigh(samples, ends, bases, eight):
 def best_steps(
     red, green, blue, triples, luma_gains, blue_gains, red_gains, free, enough, steps, V: tl.constexpr, H: tl.constexpr
 ):
-    """Of each pixel [G, 8, 8, M]: the least that one of its 27 `steps` adds to the cost, and the first such step; of one
-    that is not `free` only where that is less than `enough` [G]."""
+    """Of each pixel [G, 8, 8, M]: the least that one of its 27 `steps` adds to the cost, and the first such step; of
+    one that is not `free` only where that is less than `enough` [G]."""
     y, cb, cr = triples
     shift: tl.constexpr = V * H >> 1
     offset = bias(V, H)
