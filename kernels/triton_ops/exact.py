@@ -133,7 +133,7 @@ def alternate(
     """Brings wanted MCUs towards intervals and gamut, both of which are convex: von Neumann's alternating projections.
     Returns how far apart the two sets were in the end, too: [G], sixteenths of a gray level, all channels together."""
     slots, inside, beyond = luma_slots(size, V, H), inside_image(size, V, H), tl.zeros_like(size[0])
-    for _ in tl.range(0, ALTERNATIONS, disable_licm=True):
+    for _ in range(ALTERNATIONS):
         wanted = to_blocks(tl.where(inside, y, 0), V, H)
         moved = into_intervals(wanted, luma_ends[0], luma_ends[1], bases, slots, draw)
         y = tl.where(inside, from_blocks(moved, V, H), y)

@@ -64,7 +64,7 @@ def to_pixels(y, cb, cr, inside):
     missed = inside & ((luma != y) | (blueness != cb) | (redness != cr))
     if any_of(missed):
         r0, g0, b0 = red - NEAR, green - NEAR, blue - NEAR
-        for i in tl.range(0, SIDE, disable_licm=True):
+        for i in range(SIDE):
             for j in range(SIDE):
                 for k in range(SIDE):
                     r, g, b = r0 + i, g0 + j, b0 + k

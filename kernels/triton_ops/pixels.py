@@ -93,7 +93,7 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
     while any_of(going):
         y, cb, cr = to_triples(red, green, blue)
-        eight = tl.full(turn.shape, 8, tl.int32)
+        eight = 8 + tl.minimum(turn, 0)
         luma = weigh(to_blocks(y, V, H), luma_ends, bases, repeat(eight, V * H))
         luma_cost, luma_wrong, luma_up, luma_down = luma
         chroma = weigh(sample_pair(cb, cr, V, H), chroma_ends, bases, repeat(eight, 2))
@@ -108,7 +108,7 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
         going &= (fewest > 0) & (turn < TURNS) & (turn - fresh < STALE)
         luma_gains = from_blocks(luma_up, V, H), from_blocks(luma_down, V, H)
         (blue_up, red_up), (blue_down, red_down) = unpair(as_plane(up)), unpair(as_plane(down))
-        steps = 27 + tl.minimum(tl.max(turn, axis=0), 0)  # no constant, or the assembler would unroll the loop
+        steps = 27 + tl.minimum(tl.max(turn, axis=0), 0)  # as in `measure_steps`
         gain, step = best_steps(
             red, green, blue, (y, cb, cr), luma_gains, (blue_up, blue_down), (red_up, red_down),
             free_from <= per_pixel(turn), best_cost - cost, steps, V, H,

@@ -139,7 +139,8 @@ def measure_steps(exact, found, low, high, bases, slots):
     spread = tl.permute(load_basis(bases, slots[0], False), (2, 1, 0))[:, None, :, :, None]
     weights = bases + ((slots[1] + 9 * INTO) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
     up, down = exact * 0, exact * 0
-    for first in tl.range(0, 8, AT_ONCE, disable_licm=True):
+    end = 8 + tl.minimum(tl.max(slots[0], axis=0), 0)  # no constant, or the assembler would unroll the loop
+    for first in range(0, end, AT_ONCE):
         weight = tl.load(weights + first)[:, :, None, :]
         base = tl.permute(columns(exact, first), (2, 0, 1))[:, :, :, None] + 1024
         now = base >> 11
