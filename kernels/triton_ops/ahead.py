@@ -86,7 +86,7 @@ def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int
     vertical, horizontal = sampling.factors
     always = {"C": sampling.components, "V": vertical, "H": horizontal, "stride_w": 1, "gradient_stride_w": 1}
     for chosen in kernel.configurations:
-        source = source_of(kernel.fn, always | CONSTANTS.get(name, {}) | chosen.constants, dtype)
+        source = source_of(kernel.fn, always | CONSTANTS.get(name, {}) | chosen.constants(sampling), dtype)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen.options)
         taken = (*usage(compiled.asm["cubin"]), compiled.metadata.shared)
         yield Resources(name, sampling.label, dtype, capability, chosen.blocks, chosen.warps, *taken)

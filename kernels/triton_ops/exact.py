@@ -165,7 +165,7 @@ def load_file(
         return luma, chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C)
 
 
-@configured(Configuration(4, 4), interpreted=16)
+@configured(Configuration(4, 4, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def exact_kernel(
     x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,
@@ -197,7 +197,7 @@ def exact_kernel(
     tl.store(listed + place + 2, turns, mask=again)
 
 
-@configured(Configuration(4, 8), interpreted=16)
+@configured(Configuration(4, 8, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def mend_kernel(
     x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,

@@ -49,16 +49,22 @@ if INTERPRETED:
 
 @dataclass(frozen=True)
 class Configuration:
-    """How a kernel is launched: luma blocks of a program (0: not its own choice), warps of a program, and the most
-    registers of a thread (None: the assembler's choice)."""
+    """How a kernel is launched: luma blocks of a program (0: not its own choice), warps of a program, the most
+    registers of a thread (None: the assembler's choice), and whether a program has one MCU's blocks, however many."""
 
     blocks: int
     warps: int
     registers: int | None = None
+    single: bool = False
 
-    @property
-    def constants(self) -> dict[str, int]:
-        return {"BLOCKS": self.blocks} if self.blocks else {}
+    def mcus(self, sampling: Subsampling) -> int:
+        """MCUs of a program."""
+        vertical, horizontal = sampling.factors
+        return 1 if self.single else self.blocks // (vertical * horizontal)
+
+    def constants(self, sampling: Subsampling) -> dict[str, int]:
+        vertical, horizontal = sampling.factors
+        return {"BLOCKS": self.mcus(sampling) * vertical * horizontal} if self.blocks else {}
 
     @property
     def options(self) -> dict[str, int]:
@@ -90,7 +96,8 @@ def configured(*configurations: Configuration, interpreted: int = 128) -> Callab
     """A kernel with these configurations, the first of them in use. The interpreter takes `interpreted` blocks at a
     time, of those that programs share out."""
     if INTERPRETED:
-        configurations = tuple(replace(c, blocks=interpreted * (c.blocks > 0)) for c in configurations[:1])
+        first = replace(configurations[0], blocks=interpreted * (configurations[0].blocks > 0), single=False)
+        configurations = (first,)
     return lambda fn: Kernel(fn, configurations)
 
 
@@ -113,8 +120,8 @@ def launch(
     rows, columns = sampling.mcu_grid(size)
     vertical, horizontal = sampling.factors
     mcus, chosen = images * rows * columns, kernel.configuration
-    grid = (triton.cdiv(mcus, chosen.blocks // (vertical * horizontal)),)
-    constants = {"C": sampling.components, "V": vertical, "H": horizontal, **chosen.constants, **more}
+    grid = (triton.cdiv(mcus, chosen.mcus(sampling)),)
+    constants = {"C": sampling.components, "V": vertical, "H": horizontal, **chosen.constants(sampling), **more}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
         kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **chosen.options)
 
