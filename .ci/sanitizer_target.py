@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     device = torch.device(parser.parse_args().device)
     if device.type == "cpu":  # interpreted, for minutes if nothing were cut short
-        reached = [launch(Subsampling.GRAY, device, (8, 9), attempts=2)]
+        reached = [launch(Subsampling.GRAY, device, (8, 10), attempts=2)]
     else:
         reached = [launch(sampling, device, SIZE, len(DRAWS)) for sampling in Subsampling]
     if device.type == "cuda":
