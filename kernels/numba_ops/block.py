@@ -2,7 +2,9 @@
 
 A block over the image's edge repeats its last true row and column (libjpeg's own padding), so it has fewer unknowns:
 `rows` x `columns` slots, the last of which stand for all places that repeat them. Its transforms are those of
-`edge_bases`; with 8 x 8 slots they are libjpeg's `islow`.
+`edge_bases`; with 8 x 8 slots they are libjpeg's `islow`. Where places repeat *half* of a sum T, as chroma's of 4:2:0
+do, libjpeg has T >> 1 in even places and (T + 1) >> 1 in odd ones: the last two slots stand for these, and go together;
+such `columns` count PAIRED more.
 
 Samples are flat [64] int32 by row, less 128; `wanted` ones count sixteenths of a gray level. Intervals, low and high
 [64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds it, that
@@ -23,10 +25,14 @@ Ints = NDArray[np.int32]
 INTO_COLUMNS, INTO_ROWS, BACK_TO_COLUMNS, BACK_TO_ROWS = range(4)
 """Places in `edge_bases`."""
 
+PAIRED = 8
+"""Added to the count of columns of slots whose last two are the halves of one sum."""
+
 WORK = 32
 EXACT, ROUNDED, FOUND, BEST, FREE_FROM, COST_UP, COST_DOWN, STEP = range(8)
-UP, DOWN = 8, 16
-"""Rows of `work`; the last two are the first of eight."""
+UP, DOWN, SUMS = 8, 16, 24
+"""Rows of `work`; UP and DOWN are the first of eight. SUMS: the least of each row's sum of paired slots [8], and the
+largest."""
 
 CAPPED = 255
 """What a coefficient's distance from its interval counts for at most, so that sums of squares fit 24 bits."""
@@ -38,23 +44,23 @@ all before (Glover, "Tabu search", 1989)."""
 TURNS, STALE = 80, 32
 """Most turns of a search, and most without progress."""
 
-SIDEWAYS, NODES = 2, 20_000
-"""Of a search along a line: how far from the middle it goes, in gray levels, and how many values it tries."""
-
 NONE = 0x7FFFFFFF
 """In the place of a step's rank: it may not be taken."""
 
 
 def edge_bases() -> Ints:
-    """[4, 9, 8, 8], each for 1 to 8 slots along an axis, of which the last stands for all places that repeat it:
-    INTO_COLUMNS [column, frequency] and INTO_ROWS [frequency, row], for samples; BACK_TO_COLUMNS [frequency, column]
-    and BACK_TO_ROWS [row, frequency], for a change, of which the last slot gets the mean of its places."""
+    """[4, 17, 8, 8], each for 1 to 8 slots along an axis, of which the last stands for all places that repeat it, and
+    for 2 to 8, PAIRED more, of which the last two do: INTO_COLUMNS [column, frequency] and INTO_ROWS [frequency, row],
+    for samples; BACK_TO_COLUMNS [frequency, column] and BACK_TO_ROWS [row, frequency], for a change, of which a slot
+    gets the mean of its places."""
     basis = integer_basis().numpy()
-    bases = np.zeros((4, 9, 8, 8), np.int32)
+    bases = np.zeros((4, 2 * PAIRED + 1, 8, 8), np.int32)
     for n in range(1, 9):
-        forward = np.concatenate((basis[:, : n - 1], basis[:, n - 1 :].sum(1, keepdims=True)), 1)
-        back = np.concatenate((basis[:, : n - 1], basis[:, n - 1 :].mean(1, keepdims=True)), 1)
-        bases[INTO_ROWS, n, :, :n], bases[BACK_TO_COLUMNS, n, :, :n] = forward, np.rint(back)
+        for code, own, apart in ((n, n - 1, 1), (n + PAIRED, n - 2, 2)):
+            for slot in range(n if own >= 0 else 0):
+                places = basis[:, slot : slot + 1] if slot < own else basis[:, slot::apart]
+                bases[INTO_ROWS, code, :, slot] = places.sum(1)
+                bases[BACK_TO_COLUMNS, code, :, slot] = np.rint(places.mean(1))
     bases[INTO_COLUMNS], bases[BACK_TO_ROWS] = bases[INTO_ROWS].swapaxes(1, 2), bases[BACK_TO_COLUMNS].swapaxes(1, 2)
     return bases
 
@@ -200,6 +206,33 @@ def weigh_row(r: int, by_column: Ints, work: Ints) -> None:
 
 
 @jit
+def pair_of(columns: int) -> tuple[int, int]:
+    """Which of paired columns stand for T >> 1, and for (T + 1) >> 1."""
+    first = columns - PAIRED - 2
+    return first + (first & 1), first + 1 - (first & 1)
+
+
+@jit
+def halve(total: int, r: int, columns: int, samples: Ints) -> None:
+    """Puts the halves of a sum into a row's paired slots."""
+    even, odd = pair_of(columns)
+    samples[8 * r + even], samples[8 * r + odd] = total >> 1, (total + 1) >> 1
+
+
+@jit
+def bound_pairs(samples: Ints, least: Ints, most: Ints, rows: int, columns: int, work: Ints) -> None:
+    """Lets paired slots take only those steps after which they still are the halves of one sum."""
+    even, odd = pair_of(columns)
+    for r in range(rows):
+        total = samples[8 * r + even] + samples[8 * r + odd]
+        rise, fall = 8 * r + (even if total & 1 else odd), 8 * r + (odd if total & 1 else even)
+        least[rise] = samples[rise]
+        most[rise] = samples[rise] + int32(total < work[SUMS, 8 + r])
+        least[fall] = samples[fall] - int32(total > work[SUMS, r])
+        most[fall] = samples[fall]
+
+
+@jit
 def search(
     samples: Ints,
     least: Ints,
@@ -214,8 +247,9 @@ def search(
     work: Ints,
 ) -> tuple[int, int]:
     """Mends samples, each within `least` and `most`, until libjpeg's DCT of them lies in the intervals: a tabu search
-    by steps of one. spread: as `measure_steps` takes it. Returns how many coefficients are wrong at the best place
-    found, where it leaves the samples, and how many turns it took, at most `turns`."""
+    by steps of one. spread: as `measure_steps` takes it. Paired slots have their bounds in SUMS of `work`. Returns how
+    many coefficients are wrong at the best place found, where it leaves the samples, and how many turns it took, at
+    most `turns`."""
     transform(samples, bases, rows, columns, work)
     best_cost, fewest = judge(work[FOUND], low, high)
     if fewest == 0 or turns == 0:
@@ -228,9 +262,11 @@ def search(
     for r in range(8):
         weigh_row(r, by_column, work)
     margin = 4 if rows == 8 and columns == 8 else 1 << 20
-    tenure = min(TENURE, rows * columns // 4)
+    tenure = min(TENURE, rows * (columns - PAIRED if columns > PAIRED else columns) // 4)
     turn = fresh = 0
     while fewest > 0 and turn < turns and turn - fresh < STALE:
+        if columns > PAIRED:
+            bound_pairs(samples, least, most, rows, columns, work)
         measure_steps(low, high, spread, margin, work)
         chosen = best_step(samples, least, most, best_cost, turn, work)
         if chosen < 0:
@@ -247,56 +283,3 @@ def search(
     for p in range(64):
         samples[p] = best[p]
     return fewest, turn
-
-
-@jit
-def search_line(
-    samples: Ints, middle: Ints, least: Ints, most: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int
-) -> bool:
-    """For a block of a single row or column of slots, where one step moves many coefficients far. Its DCT is one of a
-    line, and what libjpeg makes of it is in the intervals where integer sums of the samples are within limits. All
-    integers up to SIDEWAYS from the intervals' middle, sixteenths [64], are tried, nearer ones first, but for those
-    whose rest cannot reach the limits (as in sphere decoding: Fincke and Pohst 1985, in Schnorr and Euchner's order);
-    at most NODES are. Finds samples of which no coefficient is wrong, or leaves them."""
-    slots, stride = rows * columns, 1 if rows == 1 else 8
-    weights, limits = np.empty((slots, 8), np.int64), np.empty((2, 8), np.int64)
-    reach, sums = np.zeros((slots + 1, 8), np.int64), np.zeros((slots + 1, 8), np.int64)
-    tried, found = np.zeros(slots + 1, np.int64), np.empty(slots, np.int64)
-    for i in range(64):  # all others are 0
-        if (i // stride >= 8 or i % stride > 0) and (low[i] > 0 or high[i] < 0):
-            return False
-    for k in range(8):
-        lowest, highest = low[k], high[k]  # of a row's line, twice the rounded frequency
-        limits[0, k], limits[1, k] = ((lowest + 1) // 2 << 11) - 1024, (highest // 2 << 11) + 1023
-        if rows > 1:
-            limits[0, k], limits[1, k] = (low[8 * k] << 10) - 512, (high[8 * k] << 10) + 511
-        for n in range(slots - 1, -1, -1):
-            weights[n, k] = bases[INTO_COLUMNS, columns, n, k] if rows == 1 else bases[INTO_ROWS, rows, k, n]
-            reach[n, k] = reach[n + 1, k] + abs(weights[n, k]) * (16 * SIDEWAYS + 8)
-            sums[0, k] += weights[n, k] * middle[n * stride]
-    level = nodes = 0
-    while level >= 0 and nodes < NODES:
-        n, p = tried[level], level * stride
-        tried[level] += 1
-        if n > 2 * SIDEWAYS:
-            level -= 1
-            continue
-        nodes += 1
-        nearest = (middle[p] + 8) >> 4
-        side = 1 if middle[p] > 16 * nearest else -1
-        found[level] = nearest + side * ((n + 1) // 2 if n % 2 else -(n // 2))
-        possible = least[p] <= found[level] <= most[p]
-        for k in range(8):
-            total = sums[level, k] + weights[level, k] * (16 * found[level] - middle[p])
-            sums[level + 1, k] = total
-            rest = reach[level + 1, k]
-            possible = possible and total - rest <= 16 * limits[1, k] and total + rest >= 16 * limits[0, k]
-        if not possible:
-            continue
-        level += 1
-        tried[level] = 0
-        if level == slots:
-            for m in range(slots):
-                samples[m * stride] = found[m]
-            return True
-    return False

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,27 +26,33 @@ from kernels.coefficients import Coefficients, check_images
 from kernels.numba_ops.block import (
     FOUND,
     INTO_ROWS,
+    PAIRED,
+    SUMS,
     TURNS,
     WORK,
     Ints,
     edge_bases,
+    halve,
     into_intervals,
     judge,
+    pair_of,
     search,
-    search_line,
     transform,
 )
 from kernels.numba_ops.compiler import compiling, jit, kernel
-from kernels.numba_ops.gamut import luma_ranges, to_pixels, to_triples
+from kernels.numba_ops.gamut import Gamut, chroma_range, gamut, luma_range, to_pixels, to_triples
 from kernels.numba_ops.joint import search_pixels
+from kernels.numba_ops.line import search_line
 from kernels.numba_ops.mcu import (
     Geometry,
     bias_of,
+    bound_slots,
     first_pixel,
     gather_block,
     intervals,
     load_mcu,
     move_chroma,
+    paired_columns,
     put_luma,
     slots_of,
     spread_chroma,
@@ -76,11 +83,24 @@ APART = 16
 LATE = 6
 """The first attempt after which pixels are searched."""
 
-PIXEL_TURN, LINE_TURNS = 4, 200
-"""What a turn of `search_pixels`, and a `search_line`, count for."""
+CHROMA_FIRST, BLUE_SECOND, RED_SECOND = range(3)
+"""Orders of an attempt's planes. At the image's edges, where blocks with few slots have few solutions or a single one,
+attempts take turns; elsewhere chroma always comes first."""
 
-BLOCK, SAMPLES, LEAST, MOST = range(24, 28)
+PIXEL_TURN, NODES_OF_A_TURN = 4, 64
+"""What a turn of `search_pixels` counts for, and how many values tried by `search_line` count for a turn."""
+
+BLOCK, SAMPLES, LEAST, MOST = range(25, 29)
 """Rows of `work` above those of block.py."""
+
+
+class Constants(NamedTuple):
+    """draws: DRAWS. bases: `edge_bases`. spreads: [9, 8, 64], as `search` takes one. gamut: of 8-bit pixels."""
+
+    draws: Ints
+    bases: Ints
+    spreads: Ints
+    gamut: Gamut
 
 
 @jit
@@ -110,7 +130,7 @@ def convert_back(ycc: Ints, rgb: Ints) -> int:
 
 
 @jit
-def bound_luma(out: Ints, n: int, geometry: Geometry, ranges: NDArray[np.int16], least: Ints, most: Ints) -> int:
+def bound_luma(out: Ints, n: int, geometry: Geometry, gamut: Gamut, least: Ints, most: Ints) -> int:
     """Which luma samples [64] of block n the chroma in `out` [3, P] leaves possible. Returns for how many pixels there
     is none; they may have any."""
     rows, columns = slots_of(n, geometry)
@@ -120,12 +140,39 @@ def bound_luma(out: Ints, n: int, geometry: Geometry, ranges: NDArray[np.int16],
         if (p >> 3) >= rows or (p & 7) >= columns:
             continue
         at = first + (p >> 3) * 8 * geometry[1] + (p & 7)
-        cb, cr = min(max(out[1, at] + 128, 0), 255), min(max(out[2, at] + 128, 0), 255)
-        least[p], most[p] = ranges[cb, cr, 0], ranges[cb, cr, 1]
-        if least[p] > most[p] or cb != out[1, at] + 128 or cr != out[2, at] + 128:
+        least[p], most[p] = luma_range(gamut, out[1, at], out[2, at])
+        if least[p] > most[p]:
             least[p], most[p] = -128, 127
             outside += 1
     return outside
+
+
+@jit
+def bound_chroma(out: Ints, component: int, other: bool, geometry: Geometry, gamut: Gamut, limits: Ints) -> None:
+    """Which values luma, or luma and the other chroma component, leave possible at each pixel: limits [2, P]; all,
+    where none."""
+    for y in range(geometry[2]):
+        for x in range(geometry[3]):
+            p = y * 8 * geometry[1] + x
+            luma = out[0, p]
+            least, most = gamut.chroma[component - 1, luma + 128, 0], gamut.chroma[component - 1, luma + 128, 1]
+            if other:
+                least, most = chroma_range(gamut, component, luma, out[3 - component, p])
+            limits[0, p], limits[1, p] = (least, most) if least <= most else (-128, 127)
+
+
+@jit
+def round_pairs(block: Ints, rows: int, slot_rows: int, shape: int, samples: Ints, work: Ints) -> None:
+    """Rounds the sums of paired slots within their bounds. One that stands for a single pixel twice, in the last of an
+    odd number of rows, stays as it is from then on."""
+    even, odd = pair_of(shape)
+    for r in range(slot_rows):
+        total = (block[8 * r + even] + block[8 * r + odd] + 8) >> 4
+        total = min(max(total, work[SUMS, r]), work[SUMS, 8 + r])
+        if 2 * r + 1 == rows:
+            total &= -2
+            work[SUMS, r] = work[SUMS, 8 + r] = total
+        halve(total, r, shape, samples)
 
 
 @jit
@@ -135,39 +182,50 @@ def attempt(
     high: Ints,
     geometry: Geometry,
     draw: int,
-    bases: Ints,
-    spreads: Ints,
-    ranges: NDArray[np.int16],
+    order: int,
+    constants: Constants,
     out: Ints,
+    limits: Ints,
     work: Ints,
 ) -> tuple[int, int, bool]:
-    """One attempt on an MCU: wanted [C, P] in sixteenths → out [C, P], its YCbCr in integers. Returns how many
-    coefficients are wrong, pixels outside the gamut counted too; the turns taken; and whether the gamut may be to blame
-    for what is wrong, or an edge."""
+    """One attempt on an MCU: wanted [C, P] in sixteenths → out [C, P], its YCbCr in integers. order: CHROMA_FIRST, when
+    it bounds luma, BLUE_SECOND or RED_SECOND, when luma bounds it. Returns how many coefficients are wrong, pixels outside the gamut counted too; the turns taken; and
+    whether the gamut may be to blame for what is wrong, or an edge. limits: [2, P], to work in."""
     vertical, horizontal, rows, columns = geometry
+    bases = constants.bases
     block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
     blocks, luma_blocks = low.shape[0], vertical * horizontal
     wrong, turns, tight, narrow = 0, 0, False, False
     for number in range(blocks):
-        n = (number + luma_blocks) % blocks  # chroma's blocks first
+        n = (number + luma_blocks) % blocks if order == CHROMA_FIRST else number
+        if order == RED_SECOND and n >= luma_blocks:
+            n = 2 * luma_blocks + 1 - n
         slot_rows, slot_columns = slots_of(n, geometry)
         if slot_rows == 0 or slot_columns == 0:
             continue
         component = max(n - luma_blocks + 1, 0)
+        shape = slot_columns + (PAIRED if component and paired_columns(geometry) else 0)
         gather_block(wanted, n, geometry, block)
         for p in range(64):
             inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
             least[p], most[p] = (-128, 127) if inside else (0, 0)
-        if component == 0 and blocks > 1:
-            outside = bound_luma(out, n, geometry, ranges, least, most)
+        for r in range(8):
+            work[SUMS, r], work[SUMS, 8 + r] = -256, 254
+        if component and order != CHROMA_FIRST:
+            bound_chroma(out, component, number == blocks - 1, geometry, constants.gamut, limits)
+            bound_slots(limits, geometry, least, most, work[SUMS])
+        elif component == 0 and blocks > 1 and order == CHROMA_FIRST:
+            outside = bound_luma(out, n, geometry, constants.gamut, least, most)
             wrong, tight = wrong + outside, tight or outside > 0
-        for _ in range(1 if slot_rows * slot_columns == 64 else EDGE_PASSES):
-            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
+        for _ in range(1 if slot_rows * slot_columns == 64 and shape == 8 else EDGE_PASSES):
+            into_intervals(block, low[n], high[n], bases, slot_rows, shape, draw, work)
         held = 0
         for p in range(64):
             sample = (block[p] + 8) >> 4
             samples[p] = min(max(sample, least[p]), most[p])
             held += abs(sample - samples[p])
+        if shape > PAIRED:
+            round_pairs(block, rows, slot_rows, shape, samples, work)
         missed, took = search(
             samples,
             least,
@@ -175,21 +233,20 @@ def attempt(
             low[n],
             high[n],
             bases,
-            spreads[slot_rows],
+            constants.spreads[slot_rows],
             slot_rows,
-            slot_columns,
+            shape,
             0 if held > HELD else TURNS,
             work,
         )
-        if missed > 0 and min(slot_rows, slot_columns) == 1:
-            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, TO_THE_MIDDLE, work)
-            took += LINE_TURNS
-            if search_line(samples, block, least, most, low[n], high[n], bases, slot_rows, slot_columns):
-                missed = 0
+        if missed > 0 and (min(slot_rows, slot_columns) == 1 or shape == PAIRED + 2):
+            into_intervals(block, low[n], high[n], bases, slot_rows, shape, TO_THE_MIDDLE, work)
+            success, nodes = search_line(samples, block, least, most, low[n], high[n], bases, slot_rows, shape, work)
+            missed, took = 0 if success else missed, took + nodes // NODES_OF_A_TURN
         wrong, turns, tight = wrong + missed, turns + took, tight or (missed > 0 and slot_rows * slot_columns < 64)
         narrow = narrow or (missed > 0 and component > 0 and slot_rows * slot_columns == 64)
         if component:
-            spread_chroma(samples, wanted[component], vertical, horizontal, rows, columns, out[component])
+            spread_chroma(samples, wanted[component], geometry, limits, order != CHROMA_FIRST, out[component])
             continue
         put_luma(samples, n, geometry, out[0])
         for p in range(64):
@@ -213,7 +270,8 @@ def alternate(
             gather_block(ycc, n, geometry, block)
             for p in range(64):
                 before[p] = block[p]
-            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
+            shape = slot_columns + (PAIRED if n >= luma_blocks and paired_columns(geometry) else 0)
+            into_intervals(block, low[n], high[n], bases, slot_rows, shape, draw, work)
             if n < luma_blocks:
                 put_luma(block, n, geometry, ycc[0])
                 continue
@@ -265,10 +323,7 @@ def project_mcu(
     low: Ints,
     high: Ints,
     geometry: Geometry,
-    draws: Ints,
-    bases: Ints,
-    spreads: Ints,
-    ranges: NDArray[np.int16],
+    constants: Constants,
     space: Ints,
     works: Ints,
     best: Ints,
@@ -276,6 +331,8 @@ def project_mcu(
     """A wanted MCU [C, P] in sixteenths → its pixels [C, P]. Returns how many coefficients are wrong. space: [3, C, P],
     and works: [blocks, WORK, 64], to work in."""
     vertical, horizontal, rows, columns = geometry
+    draws, bases = constants.draws, constants.bases
+    whole = rows == 8 * vertical and columns == 8 * horizontal
     components, pixels, blocks = wanted.shape[0], wanted.shape[1], low.shape[0]
     ycc, found, candidate = space[0], space[1], space[2]
     if components == 3:
@@ -289,7 +346,8 @@ def project_mcu(
             break
         if n and alternate(wanted, ycc, low, high, geometry, draws[n], bases, works[0]) > APART * components * pixels:
             break
-        wrong, took, tight = attempt(ycc, low, high, geometry, draws[n], bases, spreads, ranges, found, works[0])
+        order = CHROMA_FIRST if whole or components == 1 else n % 3
+        wrong, took, tight = attempt(ycc, low, high, geometry, draws[n], order, constants, found, candidate, works[0])
         turns += took
         if components == 1:
             for p in range(pixels):
@@ -297,8 +355,8 @@ def project_mcu(
         elif to_pixels(found, candidate) > 0:  # what the search has counted is not what the pixels are
             to_triples(candidate, found)
             wrong = recount(found, low, high, geometry, bases, works[0])
-        if n >= LATE and wrong > 0 and tight and components == 3 and rows == 8 * vertical and columns == 8 * horizontal:
-            wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, spreads[8], works)
+        if n >= LATE and wrong > 0 and tight and components == 3 and whole:
+            wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, constants.spreads[8], works)
             turns += PIXEL_TURN * took
         if wrong < fewest:
             fewest = wrong
@@ -317,10 +375,7 @@ def project_image(
     tables: Ints,
     vertical: int,
     horizontal: int,
-    draws: Ints,
-    bases: Ints,
-    spreads: Ints,
-    ranges: NDArray[np.int16],
+    constants: Constants,
     out: NDArray[np.uint8],
 ) -> int:
     """x [C, H, W] → out, of which it returns how many coefficients are wrong. Planes [rows, columns, 64] (gray has its
@@ -344,7 +399,7 @@ def project_image(
                 intervals(red[row, column], tables[2], low[luma_blocks + 1], high[luma_blocks + 1])
             load_mcu(x, top, left, rows, columns, wide, wanted)
             geometry = (vertical, horizontal, rows, columns)
-            mismatches += project_mcu(wanted, low, high, geometry, draws, bases, spreads, ranges, space, works, best)
+            mismatches += project_mcu(wanted, low, high, geometry, constants, space, works, best)
             for component in range(components):
                 for r in range(rows):
                     for c in range(columns):
@@ -353,9 +408,9 @@ def project_image(
 
 
 @cache
-def _constants() -> tuple[Ints, Ints, Ints, NDArray[np.int16]]:
+def _constants() -> Constants:
     bases = edge_bases()
-    return np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges()
+    return Constants(np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), gamut())
 
 
 @cache
@@ -373,7 +428,7 @@ def _project(
     out = np.empty(images.shape, np.uint8)
     luma, blue, red = planes
     mismatches: list[int] = [
-        project_image(x, luma[n], blue[n], red[n], tables[n], *factors, *_constants(), out[n])
+        project_image(x, luma[n], blue[n], red[n], tables[n], *factors, _constants(), out[n])
         for n, x in enumerate(images)
     ]
     return out, mismatches
