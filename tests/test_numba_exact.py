@@ -11,7 +11,7 @@ from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
 
 from kernels import Coefficients, Subsampling, project_exact
 from kernels.libjpeg import integer_dct, integer_ycc
-from kernels.numba_ops import block, compile_kernels, exact, gamut
+from kernels.numba_ops import block, compile_kernels, exact, gamut, line
 from kernels.numba_ops.compiler import FOLDER
 
 REACHED = 4_007_200
@@ -65,7 +65,7 @@ def found_on_a_line(  # noqa: PLR0917
 ) -> tuple[bool, int]:
     least, most = np.full(64, -128, np.int32), np.full(64, 127, np.int32)
     work = np.zeros((block.WORK, 64), np.int32)
-    found = block.search_line(samples, middle, least, most, low, high, bases, rows, columns)
+    found, _ = line.search_line(samples, middle, least, most, low, high, bases, rows, columns, work)
     block.transform(samples, bases, rows, columns, work)
     return found, block.judge(work[block.FOUND], low, high)[1]
 

@@ -206,6 +206,12 @@ def weigh_row(r: int, by_column: Ints, work: Ints) -> None:
 
 
 @jit
+def count_of(columns: int) -> int:
+    """How many slots so many columns are, pairs or not."""
+    return columns - PAIRED if columns > PAIRED else columns
+
+
+@jit
 def pair_of(columns: int) -> tuple[int, int]:
     """Which of paired columns stand for T >> 1, and for (T + 1) >> 1."""
     first = columns - PAIRED - 2
@@ -262,7 +268,7 @@ def search(
     for r in range(8):
         weigh_row(r, by_column, work)
     margin = 4 if rows == 8 and columns == 8 else 1 << 20
-    tenure = min(TENURE, rows * (columns - PAIRED if columns > PAIRED else columns) // 4)
+    tenure = min(TENURE, rows * count_of(columns) // 4)
     turn = fresh = 0
     while fewest > 0 and turn < turns and turn - fresh < STALE:
         if columns > PAIRED:

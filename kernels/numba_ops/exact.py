@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,40 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, check_images
-from kernels.numba_ops.block import (
-    FOUND,
-    INTO_ROWS,
-    PAIRED,
-    SUMS,
-    TURNS,
-    WORK,
-    Ints,
-    edge_bases,
-    halve,
-    into_intervals,
-    judge,
-    pair_of,
-    search,
-    transform,
-)
+from kernels.numba_ops.block import FOUND, INTO_ROWS, WORK, Ints, edge_bases, into_intervals, judge, transform
 from kernels.numba_ops.compiler import compiling, jit, kernel
-from kernels.numba_ops.gamut import Gamut, chroma_range, gamut, luma_range, to_pixels, to_triples
+from kernels.numba_ops.gamut import luma_ranges, to_pixels, to_triples
 from kernels.numba_ops.joint import search_pixels
-from kernels.numba_ops.line import search_line
-from kernels.numba_ops.mcu import (
-    Geometry,
-    bias_of,
-    bound_slots,
-    first_pixel,
-    gather_block,
-    intervals,
-    load_mcu,
-    move_chroma,
-    paired_columns,
-    put_luma,
-    slots_of,
-    spread_chroma,
-)
+from kernels.numba_ops.mcu import Geometry, bias_of, gather_block, intervals, load_mcu, move_chroma, put_luma, slots_of
+from kernels.numba_ops.planes import BLOCK, CHROMA_FIRST, SAMPLES, Constants, attempt
 
 DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192)
 """How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit."""
@@ -67,40 +38,14 @@ ALTERNATIONS = 20
 PATIENCE = 256
 """Turns for each block of an MCU, all together, after which it is given no further attempt."""
 
-EDGE_PASSES = 16
-"""Over a block at an edge, whose repeated places one projection does not bring to the nearest point."""
-
-TO_THE_MIDDLE = 1 << 20
-"""A draw that leaves no interval any width."""
-
-HELD = 256
-"""Gray levels, all samples together, by which luma's limits may hold back the rounded samples of a block that is
-searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
-
 APART = 16
 """Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
 
 LATE = 6
 """The first attempt after which pixels are searched."""
 
-CHROMA_FIRST, BLUE_SECOND, RED_SECOND = range(3)
-"""Orders of an attempt's planes. At the image's edges, where blocks with few slots have few solutions or a single one,
-attempts take turns; elsewhere chroma always comes first."""
-
-PIXEL_TURN, NODES_OF_A_TURN = 4, 64
-"""What a turn of `search_pixels` counts for, and how many values tried by `search_line` count for a turn."""
-
-BLOCK, SAMPLES, LEAST, MOST = range(25, 29)
-"""Rows of `work` above those of block.py."""
-
-
-class Constants(NamedTuple):
-    """draws: DRAWS. bases: `edge_bases`. spreads: [9, 8, 64], as `search` takes one. gamut: of 8-bit pixels."""
-
-    draws: Ints
-    bases: Ints
-    spreads: Ints
-    gamut: Gamut
+PIXEL_TURN = 4
+"""What a turn of `search_pixels` counts for."""
 
 
 @jit
@@ -130,132 +75,6 @@ def convert_back(ycc: Ints, rgb: Ints) -> int:
 
 
 @jit
-def bound_luma(out: Ints, n: int, geometry: Geometry, gamut: Gamut, least: Ints, most: Ints) -> int:
-    """Which luma samples [64] of block n the chroma in `out` [3, P] leaves possible. Returns for how many pixels there
-    is none; they may have any."""
-    rows, columns = slots_of(n, geometry)
-    first = first_pixel(n, geometry[1])
-    outside = 0
-    for p in range(64):
-        if (p >> 3) >= rows or (p & 7) >= columns:
-            continue
-        at = first + (p >> 3) * 8 * geometry[1] + (p & 7)
-        least[p], most[p] = luma_range(gamut, out[1, at], out[2, at])
-        if least[p] > most[p]:
-            least[p], most[p] = -128, 127
-            outside += 1
-    return outside
-
-
-@jit
-def bound_chroma(out: Ints, component: int, other: bool, geometry: Geometry, gamut: Gamut, limits: Ints) -> None:
-    """Which values luma, or luma and the other chroma component, leave possible at each pixel: limits [2, P]; all,
-    where none."""
-    for y in range(geometry[2]):
-        for x in range(geometry[3]):
-            p = y * 8 * geometry[1] + x
-            luma = out[0, p]
-            least, most = gamut.chroma[component - 1, luma + 128, 0], gamut.chroma[component - 1, luma + 128, 1]
-            if other:
-                least, most = chroma_range(gamut, component, luma, out[3 - component, p])
-            limits[0, p], limits[1, p] = (least, most) if least <= most else (-128, 127)
-
-
-@jit
-def round_pairs(block: Ints, rows: int, slot_rows: int, shape: int, samples: Ints, work: Ints) -> None:
-    """Rounds the sums of paired slots within their bounds. One that stands for a single pixel twice, in the last of an
-    odd number of rows, stays as it is from then on."""
-    even, odd = pair_of(shape)
-    for r in range(slot_rows):
-        total = (block[8 * r + even] + block[8 * r + odd] + 8) >> 4
-        total = min(max(total, work[SUMS, r]), work[SUMS, 8 + r])
-        if 2 * r + 1 == rows:
-            total &= -2
-            work[SUMS, r] = work[SUMS, 8 + r] = total
-        halve(total, r, shape, samples)
-
-
-@jit
-def attempt(
-    wanted: Ints,
-    low: Ints,
-    high: Ints,
-    geometry: Geometry,
-    draw: int,
-    order: int,
-    constants: Constants,
-    out: Ints,
-    limits: Ints,
-    work: Ints,
-) -> tuple[int, int, bool]:
-    """One attempt on an MCU: wanted [C, P] in sixteenths → out [C, P], its YCbCr in integers. order: CHROMA_FIRST, when
-    it bounds luma, BLUE_SECOND or RED_SECOND, when luma bounds it. Returns how many coefficients are wrong, pixels outside the gamut counted too; the turns taken; and
-    whether the gamut may be to blame for what is wrong, or an edge. limits: [2, P], to work in."""
-    vertical, horizontal, rows, columns = geometry
-    bases = constants.bases
-    block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
-    blocks, luma_blocks = low.shape[0], vertical * horizontal
-    wrong, turns, tight, narrow = 0, 0, False, False
-    for number in range(blocks):
-        n = (number + luma_blocks) % blocks if order == CHROMA_FIRST else number
-        if order == RED_SECOND and n >= luma_blocks:
-            n = 2 * luma_blocks + 1 - n
-        slot_rows, slot_columns = slots_of(n, geometry)
-        if slot_rows == 0 or slot_columns == 0:
-            continue
-        component = max(n - luma_blocks + 1, 0)
-        shape = slot_columns + (PAIRED if component and paired_columns(geometry) else 0)
-        gather_block(wanted, n, geometry, block)
-        for p in range(64):
-            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-            least[p], most[p] = (-128, 127) if inside else (0, 0)
-        for r in range(8):
-            work[SUMS, r], work[SUMS, 8 + r] = -256, 254
-        if component and order != CHROMA_FIRST:
-            bound_chroma(out, component, number == blocks - 1, geometry, constants.gamut, limits)
-            bound_slots(limits, geometry, least, most, work[SUMS])
-        elif component == 0 and blocks > 1 and order == CHROMA_FIRST:
-            outside = bound_luma(out, n, geometry, constants.gamut, least, most)
-            wrong, tight = wrong + outside, tight or outside > 0
-        for _ in range(1 if slot_rows * slot_columns == 64 and shape == 8 else EDGE_PASSES):
-            into_intervals(block, low[n], high[n], bases, slot_rows, shape, draw, work)
-        held = 0
-        for p in range(64):
-            sample = (block[p] + 8) >> 4
-            samples[p] = min(max(sample, least[p]), most[p])
-            held += abs(sample - samples[p])
-        if shape > PAIRED:
-            round_pairs(block, rows, slot_rows, shape, samples, work)
-        missed, took = search(
-            samples,
-            least,
-            most,
-            low[n],
-            high[n],
-            bases,
-            constants.spreads[slot_rows],
-            slot_rows,
-            shape,
-            0 if held > HELD else TURNS,
-            work,
-        )
-        if missed > 0 and (min(slot_rows, slot_columns) == 1 or shape == PAIRED + 2):
-            into_intervals(block, low[n], high[n], bases, slot_rows, shape, TO_THE_MIDDLE, work)
-            success, nodes = search_line(samples, block, least, most, low[n], high[n], bases, slot_rows, shape, work)
-            missed, took = 0 if success else missed, took + nodes // NODES_OF_A_TURN
-        wrong, turns, tight = wrong + missed, turns + took, tight or (missed > 0 and slot_rows * slot_columns < 64)
-        narrow = narrow or (missed > 0 and component > 0 and slot_rows * slot_columns == 64)
-        if component:
-            spread_chroma(samples, wanted[component], geometry, limits, order != CHROMA_FIRST, out[component])
-            continue
-        put_luma(samples, n, geometry, out[0])
-        for p in range(64):
-            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-            tight = tight or (missed > 0 and inside and (samples[p] == least[p] or samples[p] == most[p]))
-    return wrong, turns, tight and not narrow
-
-
-@jit
 def alternate(
     rgb: Ints, ycc: Ints, low: Ints, high: Ints, geometry: Geometry, draw: int, bases: Ints, work: Ints
 ) -> int:
@@ -270,8 +89,7 @@ def alternate(
             gather_block(ycc, n, geometry, block)
             for p in range(64):
                 before[p] = block[p]
-            shape = slot_columns + (PAIRED if n >= luma_blocks and paired_columns(geometry) else 0)
-            into_intervals(block, low[n], high[n], bases, slot_rows, shape, draw, work)
+            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
             if n < luma_blocks:
                 put_luma(block, n, geometry, ycc[0])
                 continue
@@ -354,7 +172,7 @@ def project_mcu(
                 candidate[0, p] = found[0, p] + 128
         elif to_pixels(found, candidate) > 0:  # what the search has counted is not what the pixels are
             to_triples(candidate, found)
-            wrong = recount(found, low, high, geometry, bases, works[0])
+            wrong, tight = recount(found, low, high, geometry, bases, works[0]), tight or not whole
         if n >= LATE and wrong > 0 and tight and components == 3 and whole:
             wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, constants.spreads[8], works)
             turns += PIXEL_TURN * took
@@ -410,7 +228,7 @@ def project_image(
 @cache
 def _constants() -> Constants:
     bases = edge_bases()
-    return Constants(np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), gamut())
+    return Constants(np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges())
 
 
 @cache

@@ -8,7 +8,6 @@ own as long as each luma sample stays in its interval. All three are less 128 he
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
 import numpy as np
 from numba import int32
@@ -36,54 +35,41 @@ def red_of(red: int, green: int, blue: int) -> int:
     return int32(32768 * red - 27439 * green - 5329 * blue + 32767) >> 16
 
 
-class Gamut(NamedTuple):
-    """The triples of 8-bit pixels; the least value lies above the largest where there is none.
-
-    luma: [256, 256, 2], at [Cb, Cr], each plus 128: the least and the largest Y. chroma: [2, 256, 2], at Y plus 128:
-    the least and the largest Cb, whatever Cr, and the least and the largest Cr, whatever Cb."""
-
-    luma: NDArray[np.int16]
-    chroma: NDArray[np.int16]
-
-
 @cache
-def gamut() -> Gamut:
-    luma, chroma = np.empty((256, 256, 2), np.int16), np.empty((2, 256, 2), np.int16)
-    luma[..., 0], luma[..., 1] = 127, -128
-    chroma[..., 0], chroma[..., 1] = 127, -128
-    _fill(luma, chroma)
-    return Gamut(luma, chroma)
+def luma_ranges() -> NDArray[np.int16]:
+    """[256, 256, 2], at [Cb, Cr], each plus 128: the least and the largest Y of such a pixel; the least above the
+    largest where there is none."""
+    ranges = np.empty((256, 256, 2), np.int16)
+    ranges[..., 0], ranges[..., 1] = 127, -128
+    _fill(ranges)
+    return ranges
 
 
 @kernel
-def _fill(luma: NDArray[np.int16], chroma: NDArray[np.int16]) -> None:
+def _fill(ranges: NDArray[np.int16]) -> None:
     for red in range(256):
         for green in range(256):
             for blue in range(256):
-                y, cb, cr = luma_of(red, green, blue), blue_of(red, green, blue), red_of(red, green, blue)
-                found = luma[cb + 128, cr + 128]
+                y = luma_of(red, green, blue)
+                found = ranges[blue_of(red, green, blue) + 128, red_of(red, green, blue) + 128]
                 found[0], found[1] = min(found[0], y), max(found[1], y)
-                found = chroma[0, y + 128]
-                found[0], found[1] = min(found[0], cb), max(found[1], cb)
-                found = chroma[1, y + 128]
-                found[0], found[1] = min(found[0], cr), max(found[1], cr)
 
 
 @jit
-def luma_range(gamut: Gamut, cb: int, cr: int) -> tuple[int, int]:
+def luma_range(ranges: NDArray[np.int16], cb: int, cr: int) -> tuple[int, int]:
     """Which Y go with a Cb and a Cr; the least above the largest where none does."""
     if min(cb, cr) < -128 or max(cb, cr) > 127:
         return 127, -128
-    return gamut.luma[cb + 128, cr + 128, 0], gamut.luma[cb + 128, cr + 128, 1]
+    return ranges[cb + 128, cr + 128, 0], ranges[cb + 128, cr + 128, 1]
 
 
 @jit
-def chroma_range(gamut: Gamut, component: int, y: int, other: int) -> tuple[int, int]:
+def chroma_range(ranges: NDArray[np.int16], component: int, y: int, other: int) -> tuple[int, int]:
     """Which Cb (component 1) go with a Y and a Cr, or which Cr (component 2) with a Y and a Cb."""
     least, most = 127, -128
     for value in range(256):
         cb, cr = (value, other + 128) if component == 1 else (other + 128, value)
-        if gamut.luma[cb, cr, 0] <= y <= gamut.luma[cb, cr, 1]:
+        if ranges[cb, cr, 0] <= y <= ranges[cb, cr, 1]:
             least, most = min(least, value - 128), max(most, value - 128)
     return least, most
 

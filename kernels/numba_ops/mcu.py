@@ -7,7 +7,7 @@ import numpy as np
 from numba import int32
 from numpy.typing import NDArray
 
-from kernels.numba_ops.block import Ints
+from kernels.numba_ops.block import PAIRED, Ints
 from kernels.numba_ops.compiler import jit
 
 FARTHEST = 4096
@@ -68,32 +68,25 @@ def first_pixel(n: int, horizontal: int) -> int:
 @jit
 def chroma_slots(geometry: Geometry) -> tuple[int, int, int]:
     """Of an MCU's chroma blocks: how many rows and columns of slots they have, and how many of the columns average
-    pixels of their own. Beyond these, if chroma is halved across, all samples average the last true column alone. Where
-    each averages two of its pixels, of a sum T, those in even places are T >> 1 and those in odd ones (T + 1) >> 1,
-    which takes a slot for each; else one slot does for all."""
+    pixels of their own. Beyond these, if chroma is halved across, all samples average the last true column alone: one
+    slot stands for them. But where they are the halves of a sum T of two of its pixels there are two, as block.py says;
+    not if there is one such sample, nor in a single row, which has no odd sums."""
     vertical, horizontal, rows, columns = geometry
     inner = columns // horizontal
     outer = 1 if horizontal == 2 and columns < 16 else 0
-    if paired_columns(geometry):
+    if outer and vertical == 2 and inner < 7 and rows > 1:
         outer = 2
     return (rows + vertical - 1) // vertical, inner + outer, inner
 
 
 @jit
-def paired_columns(geometry: Geometry) -> bool:
-    """Whether the last two columns of an MCU's chroma slots are the halves of one sum, as block.PAIRED says. An MCU of
-    a single row has no odd sums, and of a single such column libjpeg's rounding is all there is."""
-    vertical, horizontal, rows, columns = geometry
-    return vertical == 2 and horizontal == 2 and columns < 14 and rows > 1
-
-
-@jit
 def slots_of(n: int, geometry: Geometry) -> tuple[int, int]:
-    """How many rows and columns of slots block n of an MCU has, luma's first; none of a block of padding."""
+    """How many rows and columns of slots block n of an MCU has, luma's first, as block.py counts them; none of a block
+    of padding."""
     vertical, horizontal, rows, columns = geometry
     if n >= vertical * horizontal:
-        slot_rows, slot_columns, _ = chroma_slots(geometry)
-        return slot_rows, slot_columns
+        slot_rows, slot_columns, inner = chroma_slots(geometry)
+        return slot_rows, slot_columns + (PAIRED if slot_columns == inner + 2 else 0)
     top, left = 8 * (n // horizontal), 8 * (n % horizontal)
     return min(max(rows - top, 0), 8), min(max(columns - left, 0), 8)
 
@@ -120,16 +113,15 @@ def average(plane: Ints, geometry: Geometry, wanted: Ints) -> None:
 @jit
 def gather_block(planes: Ints, n: int, geometry: Geometry, block: Ints) -> None:
     """The slots [64] of block n of wanted planes [C, P], luma's blocks first; 0 where there are none."""
-    vertical, horizontal, rows, columns = geometry
-    component = max(n - vertical * horizontal + 1, 0)
+    component = max(n - geometry[0] * geometry[1] + 1, 0)
     if component:
         average(planes[component], geometry, block)
         return
     slot_rows, slot_columns = slots_of(n, geometry)
-    first = first_pixel(n, horizontal)
+    first = first_pixel(n, geometry[1])
     for p in range(64):
         inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-        block[p] = planes[0, first + (p >> 3) * 8 * horizontal + (p & 7)] if inside else 0
+        block[p] = planes[0, first + (p >> 3) * 8 * geometry[1] + (p & 7)] if inside else 0
 
 
 @jit
