@@ -173,13 +173,16 @@ def attempt(
             outside = bound_luma(out, n, geometry, constants.ranges, least, most)
             wrong, tight = wrong + outside, tight or outside > 0
         missed, took = settle(low[n], high[n], geometry[2], slot_rows, slot_columns, draw, constants, work)
-        wrong, turns, tight = wrong + missed, turns + took, tight or (missed > 0 and not whole)
-        narrow = narrow or (missed > 0 and component > 0 and whole)
+        wrong, turns = wrong + missed, turns + took
+        if missed > 0:
+            limited = False
+            for p in range(64):
+                inside = (p >> 3) < slot_rows and (p & 7) < count_of(slot_columns)
+                limited = limited or (inside and (samples[p] == least[p] or samples[p] == most[p]))
+            tight = tight or limited or not whole
+            narrow = narrow or (component > 0 and whole and not limited)
         if component:
             spread_chroma(samples, wanted[component], geometry, limits, order != CHROMA_FIRST, out[component])
-            continue
-        put_luma(samples, n, geometry, out[0])
-        for p in range(64):
-            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-            tight = tight or (missed > 0 and inside and (samples[p] == least[p] or samples[p] == most[p]))
+        else:
+            put_luma(samples, n, geometry, out[0])
     return wrong, turns, tight and not narrow
