@@ -78,16 +78,23 @@ def chroma_range(ranges: NDArray[np.int16], component: int, y: int, other: int) 
 def to_pixels(ycc: Ints, rgb: Ints) -> int:
     """Triples [3, P] → pixels [3, P] that have them, each near the decoder's formulas. Returns for how many there is
     none: these are left as the formulas have them, limited."""
+    luma, blueness, redness = ycc[0], ycc[1], ycc[2]
+    red, green, blue = rgb[0], rgb[1], rgb[2]
     missed = int32(0)
-    for p in range(ycc.shape[1]):
-        y, cb, cr = ycc[0, p], ycc[1, p], ycc[2, p]
-        red = min(max(int32(y + int32(128)) + (int32(91881 * cr + 32768) >> int32(16)), int32(0)), int32(255))
-        green = int32(y + int32(128)) + (int32(-22554 * cb - 46802 * cr + 32768) >> int32(16))
-        green = min(max(green, int32(0)), int32(255))
-        blue = min(max(int32(y + int32(128)) + (int32(116130 * cb + 32768) >> int32(16)), int32(0)), int32(255))
-        rgb[0, p], rgb[1, p], rgb[2, p] = red, green, blue
-        same = (luma_of(red, green, blue) == y) & (blue_of(red, green, blue) == cb) & (red_of(red, green, blue) == cr)
-        missed = int32(missed + int32(not same))
+    for p in range(len(luma)):  # one channel at a time: the compiler makes vectors of what writes one array
+        value = int32(luma[p] + int32(128)) + (int32(91881 * redness[p] + 32768) >> int32(16))
+        red[p] = min(max(value, int32(0)), int32(255))
+    for p in range(len(luma)):
+        value = int32(-22554 * blueness[p] - 46802 * redness[p] + 32768) >> int32(16)
+        green[p] = min(max(int32(luma[p] + int32(128)) + value, int32(0)), int32(255))
+    for p in range(len(luma)):
+        value = int32(luma[p] + int32(128)) + (int32(116130 * blueness[p] + 32768) >> int32(16))
+        blue[p] = min(max(value, int32(0)), int32(255))
+    for p in range(len(luma)):
+        r, g, b = red[p], green[p], blue[p]
+        other = int32(luma_of(r, g, b)) ^ luma[p]
+        other |= (int32(blue_of(r, g, b)) ^ blueness[p]) | (int32(red_of(r, g, b)) ^ redness[p])
+        missed = int32(missed + int32(other != 0))
     if missed == 0:
         return 0
     missed = 0

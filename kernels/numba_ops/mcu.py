@@ -168,6 +168,31 @@ def share(wanted: Ints, there: Ints, low: Ints, high: Ints, out: Ints) -> None:
 
 
 @jit
+def spread_whole(samples: Ints, plane: Ints, vertical: int, horizontal: int, out: Ints) -> None:
+    """`spread_chroma` of an MCU without edges, and without bounds."""
+    width, count = 8 * horizontal, vertical * horizontal
+    if count == 1:
+        for p in range(64):
+            out[p] = samples[p]
+        return
+    wanted, found, there = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32), np.zeros((4, 64), np.int32)
+    low, high = np.empty(64, np.int32), np.empty(64, np.int32)
+    for g in range(64):
+        low[g] = count * samples[g] - bias_of(vertical, horizontal, g & 7)
+        high[g] = low[g] + count - 1
+    for m in range(count):
+        first = m // horizontal * width + m % horizontal
+        for g in range(64):
+            there[m, g] = 1
+            wanted[m, g] = plane[first + (g >> 3) * vertical * width + (g & 7) * horizontal]
+    share(wanted, there, low, high, found)
+    for m in range(count):
+        first = m // horizontal * width + m % horizontal
+        for g in range(64):
+            out[first + (g >> 3) * vertical * width + (g & 7) * horizontal] = found[m, g]
+
+
+@jit
 def mend_groups(there: Ints, low: Ints, high: Ints, least: Ints, most: Ints, out: Ints) -> None:
     """Brings the members that are there, [4, 64], each within its bounds, and then as near as these allow to a sum of
     low to high: by steps of one of the member that has most room; ties to the first."""
@@ -195,12 +220,11 @@ def spread_chroma(samples: Ints, plane: Ints, geometry: Geometry, limits: Ints, 
     bounded, within its limits [2, P] as long as there is such a one."""
     vertical, horizontal, rows, columns = geometry
     width, count = 8 * horizontal, vertical * horizontal
+    if rows == 8 * vertical and columns == width:
+        spread_whole(samples, plane, vertical, horizontal, out)
+        return
     _, slot_columns, inner = chroma_slots(geometry)
     outer = slot_columns > inner
-    if count == 1:
-        for p in range(64):
-            out[p] = samples[p]
-        return
     wanted, found, there = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32), np.zeros((4, 64), np.int32)
     least, most = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32)
     low, high = np.empty(64, np.int32), np.empty(64, np.int32)

@@ -60,16 +60,15 @@ def bound_luma(out: Ints, n: int, geometry: Geometry, ranges: NDArray[np.int16],
     """Which luma samples [64] of block n the chroma in `out` [3, P] leaves possible. Returns for how many pixels there
     is none; they may have any."""
     rows, columns = slots_of(n, geometry)
-    first = first_pixel(n, geometry[1])
     outside = 0
-    for p in range(64):
-        if (p >> 3) >= rows or (p & 7) >= columns:
-            continue
-        at = first + (p >> 3) * 8 * geometry[1] + (p & 7)
-        least[p], most[p] = luma_range(ranges, out[1, at], out[2, at])
-        if least[p] > most[p]:
-            least[p], most[p] = -128, 127
-            outside += 1
+    for r in range(rows):
+        first = first_pixel(n, geometry[1]) + r * 8 * geometry[1]
+        for c in range(columns):
+            lowest, highest = luma_range(ranges, out[1, first + c], out[2, first + c])
+            if lowest > highest:
+                lowest, highest = -128, 127
+                outside += 1
+            least[8 * r + c], most[8 * r + c] = lowest, highest
     return outside
 
 
