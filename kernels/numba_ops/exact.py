@@ -41,6 +41,9 @@ PATIENCE = 256
 APART = 16
 """Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
 
+SOON, FAR = 3, 4
+"""After so few projections already, so many times as far."""
+
 LATE = 6
 """The first attempt after which pixels are searched."""
 
@@ -83,7 +86,9 @@ def alternate(
     sixteenths of a gray level, all channels together."""
     luma_blocks, block, before = geometry[0] * geometry[1], work[BLOCK], work[SAMPLES]
     beyond = 0
-    for _ in range(ALTERNATIONS):
+    for done in range(ALTERNATIONS):
+        if done == SOON and beyond > FAR * APART * ycc.size:
+            break
         for n in range(low.shape[0]):
             slot_rows, slot_columns = slots_of(n, geometry)
             gather_block(ycc, n, geometry, block)
