@@ -88,9 +88,9 @@ def along_columns(v: Ints, m: Ints, out: Ints) -> None:
 @jit
 def into_intervals(
     wanted: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int, draw: int, work: Ints
-) -> None:
+) -> bool:
     """Moves wanted samples to the nearest point of the intervals (of the slots there are: about the nearest), their
-    ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones."""
+    ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones. Whether it has moved any."""
     first, second = work[EXACT], work[FOUND]
     along_rows(wanted, bases[INTO_COLUMNS, columns], first)
     for i in range(64):
@@ -105,13 +105,17 @@ def into_intervals(
         second[i] = min(max(int32(nearest - value + 4) >> 3, -15000), 15000)
         moved |= second[i]
     if moved == 0:
-        return
+        return False
     along_rows(second, bases[BACK_TO_COLUMNS, columns], first)
     for i in range(64):
         first[i] = int32(first[i] + int32(16384)) >> 15
     along_columns(first, bases[BACK_TO_ROWS, rows], second)
+    moved = 0
     for i in range(64):
-        wanted[i] += int32(second[i] + int32(8192)) >> 14
+        change = int32(second[i] + int32(8192)) >> 14
+        wanted[i] += change
+        moved |= change
+    return moved != 0
 
 
 @jit

@@ -114,7 +114,8 @@ def settle(
     bases, spread = constants.bases, constants.spreads[slot_rows]
     block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
     for _ in range(1 if slot_rows == 8 and slot_columns == 8 else EDGE_PASSES):
-        into_intervals(block, low, high, bases, slot_rows, slot_columns, draw, work)
+        if not into_intervals(block, low, high, bases, slot_rows, slot_columns, draw, work):
+            break
     held = 0
     for p in range(64):
         sample = (block[p] + 8) >> 4
