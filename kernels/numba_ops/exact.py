@@ -29,13 +29,13 @@ from kernels.numba_ops.joint import search_pixels
 from kernels.numba_ops.mcu import Geometry, bias_of, gather_block, intervals, load_mcu, move_chroma, put_luma, slots_of
 from kernels.numba_ops.planes import BLOCK, CHROMA_FIRST, SAMPLES, Constants, attempt
 
-DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192)
+DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192, 64, 96)
 """How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit."""
 
 ALTERNATIONS = 20
 """Projections onto the gamut and the intervals before each further attempt."""
 
-PATIENCE = 256
+PATIENCE = 384
 """Turns for each block of an MCU, all together, after which it is given no further attempt."""
 
 APART = 16
@@ -169,7 +169,8 @@ def project_mcu(
             break
         if n and alternate(wanted, ycc, low, high, geometry, draws[n], bases, works[0]) > APART * components * pixels:
             break
-        order = CHROMA_FIRST if whole or components == 1 else n % 3
+        in_turns = components == 3 and (LATE < n <= LATE + 2 or not whole)
+        order = n % 3 if in_turns else CHROMA_FIRST
         wrong, took, tight = attempt(ycc, low, high, geometry, draws[n], order, constants, found, candidate, works[0])
         turns += took
         if components == 1:
@@ -178,7 +179,7 @@ def project_mcu(
         elif to_pixels(found, candidate) > 0:  # what the search has counted is not what the pixels are
             to_triples(candidate, found)
             wrong, tight = recount(found, low, high, geometry, bases, works[0]), tight or not whole
-        if n >= LATE and wrong > 0 and tight and components == 3 and whole:
+        if n >= LATE and order == CHROMA_FIRST and wrong > 0 and tight and components == 3 and whole:
             wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, constants.spreads[8], works)
             turns += PIXEL_TURN * took
         if wrong < fewest:

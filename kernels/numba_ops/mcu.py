@@ -220,7 +220,7 @@ def spread_chroma(samples: Ints, plane: Ints, geometry: Geometry, limits: Ints, 
     bounded, within its limits [2, P] as long as there is such a one."""
     vertical, horizontal, rows, columns = geometry
     width, count = 8 * horizontal, vertical * horizontal
-    if rows == 8 * vertical and columns == width:
+    if rows == 8 * vertical and columns == width and not bounded:
         spread_whole(samples, plane, vertical, horizontal, out)
         return
     _, slot_columns, inner = chroma_slots(geometry)

@@ -36,8 +36,8 @@ DOUBT = 1
 """Gray levels by which a chroma component may end up beside what is wanted, when it bounds the other one."""
 
 CHROMA_FIRST, BLUE_SECOND, RED_SECOND = range(3)
-"""Orders of an attempt's planes. At the image's edges, where blocks with few slots have few solutions or a single one,
-attempts take turns; elsewhere chroma always comes first."""
+"""Orders of an attempt's planes. Chroma comes first as a rule, as its blocks have more ways. Attempts take turns at the
+image's edges, where blocks with few slots have few solutions or a single one, and once elsewhere."""
 
 NODES_OF_A_TURN = 64
 """How many values tried by `search_line` count for a turn."""
@@ -179,8 +179,8 @@ def attempt(
             for p in range(64):
                 inside = (p >> 3) < slot_rows and (p & 7) < count_of(slot_columns)
                 limited = limited or (inside and (samples[p] == least[p] or samples[p] == most[p]))
-            tight = tight or limited or not whole
-            narrow = narrow or (component > 0 and whole and not limited)
+            bounded = limited or not whole or order != CHROMA_FIRST
+            tight, narrow = tight or bounded, narrow or (component > 0 and not bounded)
         if component:
             spread_chroma(samples, wanted[component], geometry, limits, order != CHROMA_FIRST, out[component])
         else:
