@@ -14,7 +14,7 @@ gives the file's coefficient. `work` is [WORK, 64] int32 for what lives no longe
 from __future__ import annotations
 
 import numpy as np
-from numba import int32
+from numba import int32, int64
 from numpy.typing import NDArray
 
 from kernels.libjpeg import integer_basis
@@ -43,6 +43,9 @@ all before (Glover, "Tabu search", 1989)."""
 
 TURNS, STALE = 80, 32
 """Most turns of a search, and most without progress."""
+
+MARGIN = 4
+"""How far inside its interval a coefficient lies that no single step of a sample brings out, with 8 x 8 slots."""
 
 NONE = 0x7FFFFFFF
 """In the place of a step's rank: it may not be taken."""
@@ -271,9 +274,9 @@ def search(
         free_from[p] = 0
     for r in range(8):
         weigh_row(r, by_column, work)
-    margin = 4 if rows == 8 and columns == 8 else 1 << 20
+    margin = MARGIN if rows == 8 and columns == 8 else 1 << 20
     tenure = min(TENURE, rows * count_of(columns) // 4)
-    turn = fresh = 0
+    turn, fresh = int64(0), int64(0)
     while fewest > 0 and turn < turns and turn - fresh < STALE:
         if columns > PAIRED:
             bound_pairs(samples, least, most, rows, columns, work)

@@ -17,7 +17,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from numba import int32
+from numba import int32, int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -135,7 +135,7 @@ def recount(ycc: Ints, low: Ints, high: Ints, geometry: Geometry, bases: Ints, w
                 for x in range(c * horizontal, (c + 1) * horizontal):
                     total += ycc[plane, min(y, rows - 1) * width + min(x, columns - 1)]
             samples[p] = (total + bias_of(vertical, horizontal, c)) // luma_blocks
-        transform(samples, bases, 8, 8, work)
+        transform(samples, bases, int64(8), int64(8), work)
         wrong += judge(work[FOUND], low[number], high[number])[1]
     return wrong
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba import int32
 from numpy.typing import NDArray
 
 from kernels.numba_ops.block import PAIRED, SUMS, TURNS, Ints, count_of, halve, into_intervals, pair_of, search
@@ -126,7 +127,7 @@ def settle(
     turns = 0 if held > HELD else TURNS
     missed, took = search(samples, least, most, low, high, bases, spread, slot_rows, slot_columns, turns, work)
     if missed > 0 and (min(slot_rows, slot_columns) == 1 or slot_columns == PAIRED + 2):
-        into_intervals(block, low, high, bases, slot_rows, slot_columns, TO_THE_MIDDLE, work)
+        into_intervals(block, low, high, bases, slot_rows, slot_columns, int32(TO_THE_MIDDLE), work)
         found, nodes = search_line(samples, block, least, most, low, high, bases, slot_rows, slot_columns, work)
         missed, took = 0 if found else missed, took + nodes // NODES_OF_A_TURN
     return missed, took
