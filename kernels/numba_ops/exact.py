@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels.coefficients import Coefficients, check_images
 from kernels.numba_ops.block import FOUND, INTO_ROWS, WORK, Ints, edge_bases, into_intervals, judge, transform
-from kernels.numba_ops.compiler import compiling, jit, kernel
+from kernels.numba_ops.compiler import compiling, inlined, jit, kernel
 from kernels.numba_ops.gamut import luma_ranges, to_pixels, to_triples
 from kernels.numba_ops.joint import search_pixels
 from kernels.numba_ops.mcu import Geometry, bias_of, gather_block, intervals, load_mcu, move_chroma, put_luma, slots_of
@@ -140,7 +140,7 @@ def recount(ycc: Ints, low: Ints, high: Ints, geometry: Geometry, bases: Ints, w
     return wrong
 
 
-@jit
+@inlined
 def project_mcu(
     wanted: Ints,
     low: Ints,

@@ -10,7 +10,7 @@ from numba import int32
 from numpy.typing import NDArray
 
 from kernels.numba_ops.block import PAIRED, SUMS, TURNS, Ints, count_of, halve, into_intervals, pair_of, search
-from kernels.numba_ops.compiler import jit
+from kernels.numba_ops.compiler import inlined, jit
 from kernels.numba_ops.gamut import chroma_range, luma_range
 from kernels.numba_ops.line import search_line
 from kernels.numba_ops.mcu import (
@@ -105,7 +105,7 @@ def round_pairs(block: Ints, rows: int, slot_rows: int, shape: int, samples: Int
         halve(total, r, shape, samples)
 
 
-@jit
+@inlined
 def settle(
     low: Ints, high: Ints, rows: int, slot_rows: int, slot_columns: int, draw: int, constants: Constants, work: Ints
 ) -> tuple[int, int]:
@@ -133,7 +133,7 @@ def settle(
     return missed, took
 
 
-@jit
+@inlined
 def attempt(
     wanted: Ints,
     low: Ints,
