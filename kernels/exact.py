@@ -7,6 +7,10 @@ of that chroma can have; and the pixels. Where the gamut leaves luma no way, the
 and the intervals by alternating projections, and all is tried again with the intervals drawn in further; in the end the
 pixels themselves are searched. What libjpeg's integers make of the pixels is counted.
 
+Blocks over the image's edge repeat its last true row and column: they have fewer unknowns, and often a single solution.
+There attempts take turns in whether chroma or luma comes first and bounds the other, and where the unknowns are one row
+or one column, all integers in an ellipsoid around the intervals are tried.
+
 All is in integers, so that every device finds the same pixels: wanted values in sixteenths of a gray level. The CPU's
 code is in numba_ops/, the GPU's in triton_ops/; here are the settings and tables of both.
 """
@@ -19,13 +23,13 @@ from torch import Tensor
 from kernels.libjpeg import integer_basis
 from kernels.tables import constant
 
-DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192)
+DRAWS = (48, 64, 96, 128, 192, 256, 64, 96, 128, 192, 64, 96)
 """How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit."""
 
 ALTERNATIONS = 20
 """Projections onto the gamut and the intervals before each further attempt."""
 
-PATIENCE = 256
+PATIENCE = 384
 """Turns for each block of an MCU, all together, after which it is given no further attempt."""
 
 EDGE_PASSES = 16
@@ -40,6 +44,9 @@ searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
 
 APART = 16
 """Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
+
+SOON, FAR = 3, 4
+"""After so few projections already, so many times as far."""
 
 FARTHEST = 4096
 """Steps above it are taken for it: no coefficient of an image is as large as half of it."""
@@ -58,11 +65,23 @@ PIXEL_TURNS, PIXEL_STALE, PIXEL_TENURE = 100, 40, 20
 LATE = 6
 """The first attempt after which pixels are searched."""
 
-PIXEL_TURN, LINE_TURNS = 4, 200
-"""What a turn over pixels, and a search along a line, count for."""
+PIXEL_TURN = 4
+"""What a turn over pixels counts for."""
 
-SIDEWAYS, NODES = 2, 20_000
-"""Of a search along a line: how far from the middle it goes, in gray levels, and how many values it tries."""
+NODES, NODES_OF_A_TURN = 20_000, 64
+"""Of a search along a line: how many values of samples it tries, and how many of them count for a turn."""
+
+RADIUS = 9 << 40
+"""Of the ellipsoid in which a line is searched: the squared distance from the box's middle to a corner of it, with its
+8 half sides for units, 2^-40 of them for scale, and for roundings a little more."""
+
+CHROMA_FIRST, BLUE_SECOND, RED_SECOND = range(3)
+"""Orders of an attempt's planes. Chroma comes first as a rule, as its blocks have more ways, and bounds luma; in the
+other two luma bounds chroma. Attempts take turns at the image's edges, where blocks with few slots have few solutions
+or a single one, and once elsewhere."""
+
+DOUBT = 1
+"""Gray levels by which a chroma component may end up beside what is wanted, when it bounds the other one."""
 
 NEAR = 2
 """How far, in each channel, the pixel of a triple (Y, Cb, Cr) lies from the decoder's formulas at most."""
@@ -70,18 +89,24 @@ NEAR = 2
 INTO_COLUMNS, INTO_ROWS, BACK_TO_COLUMNS, BACK_TO_ROWS = range(4)
 """Places in `edge_bases`."""
 
+PAIRED = 8
+"""Added to the count of columns of slots whose last two are the halves of one sum."""
+
 
 @constant
 def edge_bases(device: torch.device | str = "cpu") -> Tensor:
-    """[4, 9, 8, 8] int32, each for 1 to 8 slots along an axis, of which the last stands for all places that repeat it:
-    INTO_COLUMNS [column, frequency] and INTO_ROWS [frequency, row], for samples; BACK_TO_COLUMNS [frequency, column]
-    and BACK_TO_ROWS [row, frequency], for a change, of which the last slot gets the mean of its places."""
+    """[4, 17, 8, 8] int32, each for 1 to 8 slots along an axis, of which the last stands for all places that repeat it,
+    and for 2 to 8, PAIRED more, of which the last two do, one for the even places and one for the odd: INTO_COLUMNS
+    [column, frequency] and INTO_ROWS [frequency, row], for samples; BACK_TO_COLUMNS [frequency, column] and
+    BACK_TO_ROWS [row, frequency], for a change, of which a slot gets the mean of its places."""
     basis = integer_basis()
-    bases = torch.zeros(4, 9, 8, 8, dtype=torch.int32)
+    bases = torch.zeros(4, 2 * PAIRED + 1, 8, 8, dtype=torch.int32)
     for n in range(1, 9):
-        inner, outer = basis[:, : n - 1], basis[:, n - 1 :]
-        bases[INTO_ROWS, n, :, :n] = torch.cat((inner, outer.sum(1, keepdim=True)), 1).int()
-        bases[BACK_TO_COLUMNS, n, :, :n] = torch.cat((inner, outer.mean(1, keepdim=True)), 1).round().int()
+        for code, own, apart in ((n, n - 1, 1), (n + PAIRED, n - 2, 2)):
+            for slot in range(n if own >= 0 else 0):
+                places = basis[:, slot : slot + 1] if slot < own else basis[:, slot::apart]
+                bases[INTO_ROWS, code, :, slot] = places.sum(1).int()
+                bases[BACK_TO_COLUMNS, code, :, slot] = places.mean(1).round().int()
     bases[INTO_COLUMNS], bases[BACK_TO_ROWS] = bases[INTO_ROWS].mT, bases[BACK_TO_COLUMNS].mT
     return bases.to(device)
 

@@ -5,6 +5,8 @@ import io
 import resource
 import subprocess
 import tarfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import jpegs
@@ -16,7 +18,9 @@ from PIL import Image
 from runs import command, fill, images, in_a_child, lines, outputs, run, tiny_weights
 
 from pipeline import restore
+from pipeline.bitstream import JpegError
 from pipeline.manifest import MANIFEST
+from pipeline.restorer import Restorer
 
 GOOD = encode(photograph(48, 40))
 LARGER = encode(photograph(160, 120))
@@ -148,6 +152,30 @@ def test_a_thousand_mutated_files(tmp_path, weights, seed):
         assert (fates[name] != "failed") == pillow_loads(data), (name, reason)
         assert bool(reason) == (fates[name] != "restored")
     assert len(images(tmp_path / "out")) == sum(fate != "failed" for fate in fates.values())
+
+
+@pytest.mark.parametrize("sampling", ["4:2:0", "4:4:4"])
+def test_flipped_bits_cost_no_file_much_more_time_than_its_like(weights, seed, sampling):
+    """CPU time of this process: up to 13 times a sound file's have been seen, hundreds before work was bounded."""
+    generator, restorer = np.random.default_rng(seed), Restorer.from_pretrained(str(weights), device="cpu")
+    sound = [encode(photograph(150, 200, n), sampling, 50) for n in range(10)]
+
+    def seconds(data: bytes) -> float:
+        started = time.process_time()
+        with suppress(JpegError):
+            restorer.restore(data)
+        return time.process_time() - started
+
+    def flipped(data: bytes) -> bytes:
+        damaged = bytearray(data)
+        for place in generator.integers(data.rindex(b"\xff\xda") + 14, len(data) - 2, 20):
+            damaged[place] ^= 1 << generator.integers(8)
+        return bytes(damaged)
+
+    seconds(sound[0])  # compiles what has to be
+    usual = np.median([seconds(data) for data in sound])
+    worst = max(min(seconds(data) for _ in range(2)) for data in map(flipped, sound))
+    assert worst <= 60 * usual
 
 
 @pytest.mark.parametrize("data", [GOOD, encode(photograph(48, 40), "gray"), cmyk()], ids=["colour", "gray", "cmyk"])

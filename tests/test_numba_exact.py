@@ -12,7 +12,7 @@ from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
 from kernels import Coefficients, Subsampling, project_exact
 from kernels.exact import INTO_ROWS, TURNS, edge_bases, luma_ranges
 from kernels.libjpeg import integer_dct, integer_ycc
-from kernels.numba_ops import block, compile_kernels, exact, gamut
+from kernels.numba_ops import block, compile_kernels, exact, gamut, line, mcu, planes
 from kernels.numba_ops.compiler import FOLDER
 
 REACHED = 4_007_200
@@ -66,9 +66,27 @@ def found_on_a_line(  # noqa: PLR0917
 ) -> tuple[bool, int]:
     least, most = np.full(64, -128, np.int32), np.full(64, 127, np.int32)
     work = np.zeros((block.WORK, 64), np.int32)
-    found = block.search_line(samples, middle, least, most, low, high, bases, rows, columns)
+    found, _ = line.search_line(samples, middle, least, most, low, high, bases, rows, columns, work)
     block.transform(samples, bases, rows, columns, work)
     return found, block.judge(work[block.FOUND], low, high)[1]
+
+
+@numba.njit
+def spread(plane: np.ndarray, geometry: tuple, bounded: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Slots near those of a wanted plane, and the plane that `spread_chroma` makes of them."""
+    block_of, samples, work = np.zeros(64, np.int32), np.zeros(64, np.int32), np.zeros((block.WORK, 64), np.int32)
+    out, limits = np.zeros_like(plane), np.empty((2, len(plane)), np.int32)
+    limits[0], limits[1] = -128, 127
+    n = geometry[0] * geometry[1]
+    mcu.gather_block(np.stack((plane, plane, plane)), n, geometry, block_of)
+    rows, columns = mcu.slots_of(n, geometry)
+    for p in range(64):
+        samples[p] = (block_of[p] + 8) >> 4
+    work[block.SUMS, :8], work[block.SUMS, 8:16] = -256, 254
+    if columns > block.PAIRED:
+        planes.round_pairs(block_of, geometry[2], rows, columns, samples, work)
+    mcu.spread_chroma(samples, plane, geometry, limits, bounded, out)
+    return samples, out
 
 
 def bounds_of(found: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +163,31 @@ def test_a_line_is_found(rows, columns, seed):
         success, wrong = found_on_a_line(start, middle, low, high, bases, rows, columns)
         assert not success or wrong == 0
         found += success
-    assert found >= 40
+    assert found == 50
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("factors", [(2, 2), (1, 2), (2, 1)])
+def test_chroma_at_full_resolution_has_the_averages_that_its_slots_say(factors, bounded, seed):
+    """All sizes that an MCU can have, with libjpeg's averages of the repeated columns and rows."""
+    random, (vertical, horizontal) = np.random.default_rng(seed), factors
+    for rows in range(1, 8 * vertical + 1):
+        for columns in range(1, 8 * horizontal + 1):
+            wide = random.integers(-1500, 1500, (8 * vertical, 8 * horizontal)).astype(np.int32)
+            geometry = (vertical, horizontal, rows, columns)
+            slots, out = spread(wide.reshape(-1), geometry, bounded)
+            true = out.reshape(wide.shape)[:rows, :columns]
+            padded = np.pad(true, ((0, rows % vertical), (0, 8 * horizontal - columns)), mode="edge")
+            sums = padded.reshape(-1, vertical, 8, horizontal).sum((1, 3))
+            bias = np.array([[0, 0], [0, 1]] if vertical == 1 else [[1, 1], [1, 2]])[horizontal - 1][np.arange(8) % 2]
+            found = (sums + bias) >> (vertical * horizontal // 2)
+            slot_rows, inner = len(found), columns // horizontal
+            last = inner + (horizontal == 2 and inner < 8)
+            expected = slots.reshape(8, 8)[:slot_rows]
+            assert np.array_equal(found[:, :last], expected[:, :last])
+            for c in range(last, 8):  # even places have one half of the last column's sum, odd ones the other
+                paired = factors == (2, 2) and rows > 1
+                assert np.array_equal(found[:, c], expected[:, inner + (c - inner) % 2 if paired else last - 1])
 
 
 def test_no_float_is_too_strange():
@@ -179,8 +221,8 @@ def test_coefficients_that_no_image_has_take_bounded_work(size, seed, monkeypatc
     x = torch.rand(1, 3, *size, generator=random) * 255
     expected, mismatches = project_exact(x, damaged)
     assert int(mismatches) > 100
-    draws, *others = exact._constants()
-    monkeypatch.setattr(exact, "_constants", lambda: (draws[:2].copy(), *others))
+    constants = exact._constants()
+    monkeypatch.setattr(exact, "_constants", lambda: constants._replace(draws=constants.draws[:2].copy()))
     assert torch.equal(project_exact(x, damaged)[0], expected)
 
 

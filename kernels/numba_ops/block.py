@@ -2,7 +2,9 @@
 
 A block over the image's edge repeats its last true row and column (libjpeg's own padding), so it has fewer unknowns:
 `rows` x `columns` slots, the last of which stand for all places that repeat them. Its transforms are those of
-`kernels.exact.edge_bases`; with 8 x 8 slots they are libjpeg's `islow`.
+`kernels.exact.edge_bases`; with 8 x 8 slots they are libjpeg's `islow`. Where places repeat *half* of a sum T, as
+chroma's of 4:2:0 do, libjpeg has T >> 1 in even places and (T + 1) >> 1 in odd ones: the last two slots stand for
+these, and go together; such `columns` count PAIRED more.
 
 Samples are flat [64] int32 by row, less 128; `wanted` ones count sixteenths of a gray level. Intervals, low and high
 [64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds it, that
@@ -12,7 +14,7 @@ gives the file's coefficient. `work` is [WORK, 64] int32 for what lives no longe
 from __future__ import annotations
 
 import numpy as np
-from numba import int32
+from numba import int32, int64
 from numpy.typing import NDArray
 
 from kernels.exact import (
@@ -21,8 +23,7 @@ from kernels.exact import (
     CAPPED,
     INTO_COLUMNS,
     INTO_ROWS,
-    NODES,
-    SIDEWAYS,
+    PAIRED,
     STALE,
     TENURE,
 )
@@ -32,8 +33,12 @@ Ints = NDArray[np.int32]
 
 WORK = 32
 EXACT, ROUNDED, FOUND, BEST, FREE_FROM, COST_UP, COST_DOWN, STEP = range(8)
-UP, DOWN = 8, 16
-"""Rows of `work`; the last two are the first of eight."""
+UP, DOWN, SUMS = 8, 16, 24
+"""Rows of `work`; UP and DOWN are the first of eight. SUMS: the least of each row's sum of paired slots [8], and the
+largest."""
+
+MARGIN = 4
+"""How far inside its interval a coefficient lies that no single step of a sample brings out, with 8 x 8 slots."""
 
 NONE = 0x7FFFFFFF
 """In the place of a step's rank: it may not be taken."""
@@ -62,9 +67,9 @@ def along_columns(v: Ints, m: Ints, out: Ints) -> None:
 @jit
 def into_intervals(
     wanted: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int, draw: int, work: Ints
-) -> None:
+) -> bool:
     """Moves wanted samples to the nearest point of the intervals (of the slots there are: about the nearest), their
-    ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones."""
+    ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones. Whether it has moved any."""
     first, second = work[EXACT], work[FOUND]
     along_rows(wanted, bases[INTO_COLUMNS, columns], first)
     for i in range(64):
@@ -79,13 +84,17 @@ def into_intervals(
         second[i] = min(max(int32(nearest - value + 4) >> 3, -15000), 15000)
         moved |= second[i]
     if moved == 0:
-        return
+        return False
     along_rows(second, bases[BACK_TO_COLUMNS, columns], first)
     for i in range(64):
         first[i] = int32(first[i] + int32(16384)) >> 15
     along_columns(first, bases[BACK_TO_ROWS, rows], second)
+    moved = 0
     for i in range(64):
-        wanted[i] += int32(second[i] + int32(8192)) >> 14
+        change = int32(second[i] + int32(8192)) >> 14
+        wanted[i] += change
+        moved |= change
+    return moved != 0
 
 
 @jit
@@ -180,6 +189,39 @@ def weigh_row(r: int, by_column: Ints, work: Ints) -> None:
 
 
 @jit
+def count_of(columns: int) -> int:
+    """How many slots so many columns are, pairs or not."""
+    return columns - PAIRED if columns > PAIRED else columns
+
+
+@jit
+def pair_of(columns: int) -> tuple[int, int]:
+    """Which of paired columns stand for T >> 1, and for (T + 1) >> 1."""
+    first = columns - PAIRED - 2
+    return first + (first & 1), first + 1 - (first & 1)
+
+
+@jit
+def halve(total: int, r: int, columns: int, samples: Ints) -> None:
+    """Puts the halves of a sum into a row's paired slots."""
+    even, odd = pair_of(columns)
+    samples[8 * r + even], samples[8 * r + odd] = total >> 1, (total + 1) >> 1
+
+
+@jit
+def bound_pairs(samples: Ints, least: Ints, most: Ints, rows: int, columns: int, work: Ints) -> None:
+    """Lets paired slots take only those steps after which they still are the halves of one sum."""
+    even, odd = pair_of(columns)
+    for r in range(rows):
+        total = samples[8 * r + even] + samples[8 * r + odd]
+        rise, fall = 8 * r + (even if total & 1 else odd), 8 * r + (odd if total & 1 else even)
+        least[rise] = samples[rise]
+        most[rise] = samples[rise] + int32(total < work[SUMS, 8 + r])
+        least[fall] = samples[fall] - int32(total > work[SUMS, r])
+        most[fall] = samples[fall]
+
+
+@jit
 def search(
     samples: Ints,
     least: Ints,
@@ -194,8 +236,9 @@ def search(
     work: Ints,
 ) -> tuple[int, int]:
     """Mends samples, each within `least` and `most`, until libjpeg's DCT of them lies in the intervals: a tabu search
-    by steps of one. spread: as `measure_steps` takes it. Returns how many coefficients are wrong at the best place
-    found, where it leaves the samples, and how many turns it took, at most `turns`."""
+    by steps of one. spread: as `measure_steps` takes it. Paired slots have their bounds in SUMS of `work`. Returns how
+    many coefficients are wrong at the best place found, where it leaves the samples, and how many turns it took, at
+    most `turns`."""
     transform(samples, bases, rows, columns, work)
     best_cost, fewest = judge(work[FOUND], low, high)
     if fewest == 0 or turns == 0:
@@ -207,10 +250,12 @@ def search(
         free_from[p] = 0
     for r in range(8):
         weigh_row(r, by_column, work)
-    margin = 4 if rows == 8 and columns == 8 else 1 << 20
-    tenure = min(TENURE, rows * columns // 4)
-    turn = fresh = 0
+    margin = MARGIN if rows == 8 and columns == 8 else 1 << 20
+    tenure = min(TENURE, rows * count_of(columns) // 4)
+    turn, fresh = int64(0), int64(0)
     while fewest > 0 and turn < turns and turn - fresh < STALE:
+        if columns > PAIRED:
+            bound_pairs(samples, least, most, rows, columns, work)
         measure_steps(low, high, spread, margin, work)
         chosen = best_step(samples, least, most, best_cost, turn, work)
         if chosen < 0:
@@ -227,56 +272,3 @@ def search(
     for p in range(64):
         samples[p] = best[p]
     return fewest, turn
-
-
-@jit
-def search_line(
-    samples: Ints, middle: Ints, least: Ints, most: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int
-) -> bool:
-    """For a block of a single row or column of slots, where one step moves many coefficients far. Its DCT is one of a
-    line, and what libjpeg makes of it is in the intervals where integer sums of the samples are within limits. All
-    integers up to SIDEWAYS from the intervals' middle, sixteenths [64], are tried, nearer ones first, but for those
-    whose rest cannot reach the limits (as in sphere decoding: Fincke and Pohst 1985, in Schnorr and Euchner's order);
-    at most NODES are. Finds samples of which no coefficient is wrong, or leaves them."""
-    slots, stride = rows * columns, 1 if rows == 1 else 8
-    weights, limits = np.empty((slots, 8), np.int64), np.empty((2, 8), np.int64)
-    reach, sums = np.zeros((slots + 1, 8), np.int64), np.zeros((slots + 1, 8), np.int64)
-    tried, found = np.zeros(slots + 1, np.int64), np.empty(slots, np.int64)
-    for i in range(64):  # all others are 0
-        if (i // stride >= 8 or i % stride > 0) and (low[i] > 0 or high[i] < 0):
-            return False
-    for k in range(8):
-        lowest, highest = low[k], high[k]  # of a row's line, twice the rounded frequency
-        limits[0, k], limits[1, k] = ((lowest + 1) // 2 << 11) - 1024, (highest // 2 << 11) + 1023
-        if rows > 1:
-            limits[0, k], limits[1, k] = (low[8 * k] << 10) - 512, (high[8 * k] << 10) + 511
-        for n in range(slots - 1, -1, -1):
-            weights[n, k] = bases[INTO_COLUMNS, columns, n, k] if rows == 1 else bases[INTO_ROWS, rows, k, n]
-            reach[n, k] = reach[n + 1, k] + abs(weights[n, k]) * (16 * SIDEWAYS + 8)
-            sums[0, k] += weights[n, k] * middle[n * stride]
-    level = nodes = 0
-    while level >= 0 and nodes < NODES:
-        n, p = tried[level], level * stride
-        tried[level] += 1
-        if n > 2 * SIDEWAYS:
-            level -= 1
-            continue
-        nodes += 1
-        nearest = (middle[p] + 8) >> 4
-        side = 1 if middle[p] > 16 * nearest else -1
-        found[level] = nearest + side * ((n + 1) // 2 if n % 2 else -(n // 2))
-        possible = least[p] <= found[level] <= most[p]
-        for k in range(8):
-            total = sums[level, k] + weights[level, k] * (16 * found[level] - middle[p])
-            sums[level + 1, k] = total
-            rest = reach[level + 1, k]
-            possible = possible and total - rest <= 16 * limits[1, k] and total + rest >= 16 * limits[0, k]
-        if not possible:
-            continue
-        level += 1
-        tried[level] = 0
-        if level == slots:
-            for m in range(slots):
-                samples[m * stride] = found[m]
-            return True
-    return False

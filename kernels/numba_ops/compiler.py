@@ -75,5 +75,5 @@ def compiling(entry: str, quiet: bool) -> Iterator[None]:
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not quiet and not any(FOLDER.rglob(f"*.{entry}-*.nbi")):
-            print(f"compiling {entry} for this CPU, once: about 20 seconds", file=sys.stderr, flush=True)
+            print(f"compiling {entry} for this CPU, once: up to a minute", file=sys.stderr, flush=True)
         yield

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from numba import int32
+from numba import int32, int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,47 +15,23 @@ from kernels.coefficients import Coefficients, check_images
 from kernels.exact import (
     ALTERNATIONS,
     APART,
+    CHROMA_FIRST,
     DRAWS,
-    EDGE_PASSES,
-    HELD,
+    FAR,
     INTO_ROWS,
     LATE,
-    LINE_TURNS,
     PATIENCE,
     PIXEL_TURN,
-    TO_THE_MIDDLE,
-    TURNS,
+    SOON,
     edge_bases,
     luma_ranges,
 )
-from kernels.numba_ops.block import (
-    FOUND,
-    WORK,
-    Ints,
-    into_intervals,
-    judge,
-    search,
-    search_line,
-    transform,
-)
-from kernels.numba_ops.compiler import compiling, jit, kernel
+from kernels.numba_ops.block import FOUND, WORK, Ints, into_intervals, judge, transform
+from kernels.numba_ops.compiler import compiling, inlined, jit, kernel
 from kernels.numba_ops.gamut import to_pixels, to_triples
 from kernels.numba_ops.joint import search_pixels
-from kernels.numba_ops.mcu import (
-    Geometry,
-    bias_of,
-    first_pixel,
-    gather_block,
-    intervals,
-    load_mcu,
-    move_chroma,
-    put_luma,
-    slots_of,
-    spread_chroma,
-)
-
-BLOCK, SAMPLES, LEAST, MOST = range(24, 28)
-"""Rows of `work` above those of block.py."""
+from kernels.numba_ops.mcu import Geometry, bias_of, gather_block, intervals, load_mcu, move_chroma, put_luma, slots_of
+from kernels.numba_ops.planes import BLOCK, SAMPLES, Constants, attempt
 
 
 @jit
@@ -85,95 +61,6 @@ def convert_back(ycc: Ints, rgb: Ints) -> int:
 
 
 @jit
-def bound_luma(out: Ints, n: int, geometry: Geometry, ranges: NDArray[np.int16], least: Ints, most: Ints) -> int:
-    """Which luma samples [64] of block n the chroma in `out` [3, P] leaves possible. Returns for how many pixels there
-    is none; they may have any."""
-    rows, columns = slots_of(n, geometry)
-    first = first_pixel(n, geometry[1])
-    outside = 0
-    for p in range(64):
-        if (p >> 3) >= rows or (p & 7) >= columns:
-            continue
-        at = first + (p >> 3) * 8 * geometry[1] + (p & 7)
-        cb, cr = min(max(out[1, at] + 128, 0), 255), min(max(out[2, at] + 128, 0), 255)
-        least[p], most[p] = ranges[cb, cr, 0], ranges[cb, cr, 1]
-        if least[p] > most[p] or cb != out[1, at] + 128 or cr != out[2, at] + 128:
-            least[p], most[p] = -128, 127
-            outside += 1
-    return outside
-
-
-@jit
-def attempt(
-    wanted: Ints,
-    low: Ints,
-    high: Ints,
-    geometry: Geometry,
-    draw: int,
-    bases: Ints,
-    spreads: Ints,
-    ranges: NDArray[np.int16],
-    out: Ints,
-    work: Ints,
-) -> tuple[int, int, bool]:
-    """One attempt on an MCU: wanted [C, P] in sixteenths → out [C, P], its YCbCr in integers. Returns how many
-    coefficients are wrong, pixels outside the gamut counted too; the turns taken; and whether the gamut may be to blame
-    for what is wrong, or an edge."""
-    vertical, horizontal, rows, columns = geometry
-    block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
-    blocks, luma_blocks = low.shape[0], vertical * horizontal
-    wrong, turns, tight, narrow = 0, 0, False, False
-    for number in range(blocks):
-        n = (number + luma_blocks) % blocks  # chroma's blocks first
-        slot_rows, slot_columns = slots_of(n, geometry)
-        if slot_rows == 0 or slot_columns == 0:
-            continue
-        component = max(n - luma_blocks + 1, 0)
-        gather_block(wanted, n, geometry, block)
-        for p in range(64):
-            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-            least[p], most[p] = (-128, 127) if inside else (0, 0)
-        if component == 0 and blocks > 1:
-            outside = bound_luma(out, n, geometry, ranges, least, most)
-            wrong, tight = wrong + outside, tight or outside > 0
-        for _ in range(1 if slot_rows * slot_columns == 64 else EDGE_PASSES):
-            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, draw, work)
-        held = 0
-        for p in range(64):
-            sample = (block[p] + 8) >> 4
-            samples[p] = min(max(sample, least[p]), most[p])
-            held += abs(sample - samples[p])
-        missed, took = search(
-            samples,
-            least,
-            most,
-            low[n],
-            high[n],
-            bases,
-            spreads[slot_rows],
-            slot_rows,
-            slot_columns,
-            0 if held > HELD else TURNS,
-            work,
-        )
-        if missed > 0 and min(slot_rows, slot_columns) == 1:
-            into_intervals(block, low[n], high[n], bases, slot_rows, slot_columns, TO_THE_MIDDLE, work)
-            took += LINE_TURNS
-            if search_line(samples, block, least, most, low[n], high[n], bases, slot_rows, slot_columns):
-                missed = 0
-        wrong, turns, tight = wrong + missed, turns + took, tight or (missed > 0 and slot_rows * slot_columns < 64)
-        narrow = narrow or (missed > 0 and component > 0 and slot_rows * slot_columns == 64)
-        if component:
-            spread_chroma(samples, wanted[component], vertical, horizontal, rows, columns, out[component])
-            continue
-        put_luma(samples, n, geometry, out[0])
-        for p in range(64):
-            inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-            tight = tight or (missed > 0 and inside and (samples[p] == least[p] or samples[p] == most[p]))
-    return wrong, turns, tight and not narrow
-
-
-@jit
 def alternate(
     rgb: Ints, ycc: Ints, low: Ints, high: Ints, geometry: Geometry, draw: int, bases: Ints, work: Ints
 ) -> int:
@@ -182,7 +69,9 @@ def alternate(
     sixteenths of a gray level, all channels together."""
     luma_blocks, block, before = geometry[0] * geometry[1], work[BLOCK], work[SAMPLES]
     beyond = 0
-    for _ in range(ALTERNATIONS):
+    for done in range(ALTERNATIONS):
+        if done == SOON and beyond > FAR * APART * ycc.size:
+            break
         for n in range(low.shape[0]):
             slot_rows, slot_columns = slots_of(n, geometry)
             gather_block(ycc, n, geometry, block)
@@ -229,21 +118,18 @@ def recount(ycc: Ints, low: Ints, high: Ints, geometry: Geometry, bases: Ints, w
                 for x in range(c * horizontal, (c + 1) * horizontal):
                     total += ycc[plane, min(y, rows - 1) * width + min(x, columns - 1)]
             samples[p] = (total + bias_of(vertical, horizontal, c)) // luma_blocks
-        transform(samples, bases, 8, 8, work)
+        transform(samples, bases, int64(8), int64(8), work)
         wrong += judge(work[FOUND], low[number], high[number])[1]
     return wrong
 
 
-@jit
+@inlined
 def project_mcu(
     wanted: Ints,
     low: Ints,
     high: Ints,
     geometry: Geometry,
-    draws: Ints,
-    bases: Ints,
-    spreads: Ints,
-    ranges: NDArray[np.int16],
+    constants: Constants,
     space: Ints,
     works: Ints,
     best: Ints,
@@ -251,6 +137,8 @@ def project_mcu(
     """A wanted MCU [C, P] in sixteenths → its pixels [C, P]. Returns how many coefficients are wrong. space: [3, C, P],
     and works: [blocks, WORK, 64], to work in."""
     vertical, horizontal, rows, columns = geometry
+    draws, bases = constants.draws, constants.bases
+    whole = rows == 8 * vertical and columns == 8 * horizontal
     components, pixels, blocks = wanted.shape[0], wanted.shape[1], low.shape[0]
     ycc, found, candidate = space[0], space[1], space[2]
     if components == 3:
@@ -264,16 +152,18 @@ def project_mcu(
             break
         if n and alternate(wanted, ycc, low, high, geometry, draws[n], bases, works[0]) > APART * components * pixels:
             break
-        wrong, took, tight = attempt(ycc, low, high, geometry, draws[n], bases, spreads, ranges, found, works[0])
+        in_turns = components == 3 and (LATE < n <= LATE + 2 or not whole)
+        order = n % 3 if in_turns else CHROMA_FIRST
+        wrong, took, tight = attempt(ycc, low, high, geometry, draws[n], order, constants, found, candidate, works[0])
         turns += took
         if components == 1:
             for p in range(pixels):
                 candidate[0, p] = found[0, p] + 128
         elif to_pixels(found, candidate) > 0:  # what the search has counted is not what the pixels are
             to_triples(candidate, found)
-            wrong = recount(found, low, high, geometry, bases, works[0])
-        if n >= LATE and wrong > 0 and tight and components == 3 and rows == 8 * vertical and columns == 8 * horizontal:
-            wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, spreads[8], works)
+            wrong, tight = recount(found, low, high, geometry, bases, works[0]), tight or not whole
+        if n >= LATE and order == CHROMA_FIRST and wrong > 0 and tight and components == 3 and whole:
+            wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, constants.spreads[8], works)
             turns += PIXEL_TURN * took
         if wrong < fewest:
             fewest = wrong
@@ -292,10 +182,7 @@ def project_image(
     tables: Ints,
     vertical: int,
     horizontal: int,
-    draws: Ints,
-    bases: Ints,
-    spreads: Ints,
-    ranges: NDArray[np.int16],
+    constants: Constants,
     out: NDArray[np.uint8],
 ) -> int:
     """x [C, H, W] → out, of which it returns how many coefficients are wrong. Planes [rows, columns, 64] (gray has its
@@ -319,7 +206,7 @@ def project_image(
                 intervals(red[row, column], tables[2], low[luma_blocks + 1], high[luma_blocks + 1])
             load_mcu(x, top, left, rows, columns, wide, wanted)
             geometry = (vertical, horizontal, rows, columns)
-            mismatches += project_mcu(wanted, low, high, geometry, draws, bases, spreads, ranges, space, works, best)
+            mismatches += project_mcu(wanted, low, high, geometry, constants, space, works, best)
             for component in range(components):
                 for r in range(rows):
                     for c in range(columns):
@@ -328,9 +215,9 @@ def project_image(
 
 
 @cache
-def _constants() -> tuple[Ints, Ints, Ints, NDArray[np.int16]]:
+def _constants() -> Constants:
     bases = edge_bases().numpy()
-    return np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges().numpy()
+    return Constants(np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges().numpy())
 
 
 @cache
@@ -348,7 +235,7 @@ def _project(
     out = np.empty(images.shape, np.uint8)
     luma, blue, red = planes
     mismatches: list[int] = [
-        project_image(x, luma[n], blue[n], red[n], tables[n], *factors, *_constants(), out[n])
+        project_image(x, luma[n], blue[n], red[n], tables[n], *factors, _constants(), out[n])
         for n, x in enumerate(images)
     ]
     return out, mismatches

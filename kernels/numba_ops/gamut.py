@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import int32
+from numpy.typing import NDArray
 
 from kernels.exact import NEAR
 from kernels.numba_ops.block import Ints
@@ -25,19 +27,45 @@ def red_of(red: int, green: int, blue: int) -> int:
 
 
 @jit
+def luma_range(ranges: NDArray[np.int16], cb: int, cr: int) -> tuple[int, int]:
+    """Which Y go with a Cb and a Cr; the least above the largest where none does."""
+    if min(cb, cr) < -128 or max(cb, cr) > 127:
+        return 127, -128
+    return ranges[cb + 128, cr + 128, 0], ranges[cb + 128, cr + 128, 1]
+
+
+@jit
+def chroma_range(ranges: NDArray[np.int16], component: int, y: int, other: int) -> tuple[int, int]:
+    """Which Cb (component 1) go with a Y and a Cr, or which Cr (component 2) with a Y and a Cb."""
+    least, most = 127, -128
+    for value in range(256):
+        cb, cr = (value, other + 128) if component == 1 else (other + 128, value)
+        if ranges[cb, cr, 0] <= y <= ranges[cb, cr, 1]:
+            least, most = min(least, value - 128), max(most, value - 128)
+    return least, most
+
+
+@jit
 def to_pixels(ycc: Ints, rgb: Ints) -> int:
     """Triples [3, P] → pixels [3, P] that have them, each near the decoder's formulas. Returns for how many there is
     none: these are left as the formulas have them, limited."""
+    luma, blueness, redness = ycc[0], ycc[1], ycc[2]
+    red, green, blue = rgb[0], rgb[1], rgb[2]
     missed = int32(0)
-    for p in range(ycc.shape[1]):
-        y, cb, cr = ycc[0, p], ycc[1, p], ycc[2, p]
-        red = min(max(int32(y + int32(128)) + (int32(91881 * cr + 32768) >> int32(16)), int32(0)), int32(255))
-        green = int32(y + int32(128)) + (int32(-22554 * cb - 46802 * cr + 32768) >> int32(16))
-        green = min(max(green, int32(0)), int32(255))
-        blue = min(max(int32(y + int32(128)) + (int32(116130 * cb + 32768) >> int32(16)), int32(0)), int32(255))
-        rgb[0, p], rgb[1, p], rgb[2, p] = red, green, blue
-        same = (luma_of(red, green, blue) == y) & (blue_of(red, green, blue) == cb) & (red_of(red, green, blue) == cr)
-        missed = int32(missed + int32(not same))
+    for p in range(len(luma)):  # one channel at a time: the compiler makes vectors of what writes one array
+        value = int32(luma[p] + int32(128)) + (int32(91881 * redness[p] + 32768) >> int32(16))
+        red[p] = min(max(value, int32(0)), int32(255))
+    for p in range(len(luma)):
+        value = int32(-22554 * blueness[p] - 46802 * redness[p] + 32768) >> int32(16)
+        green[p] = min(max(int32(luma[p] + int32(128)) + value, int32(0)), int32(255))
+    for p in range(len(luma)):
+        value = int32(luma[p] + int32(128)) + (int32(116130 * blueness[p] + 32768) >> int32(16))
+        blue[p] = min(max(value, int32(0)), int32(255))
+    for p in range(len(luma)):
+        r, g, b = red[p], green[p], blue[p]
+        other = int32(luma_of(r, g, b)) ^ luma[p]
+        other |= (int32(blue_of(r, g, b)) ^ blueness[p]) | (int32(red_of(r, g, b)) ^ redness[p])
+        missed = int32(missed + int32(other != 0))
     if missed == 0:
         return 0
     missed = 0

@@ -8,6 +8,7 @@ samples: so the tables by which `block.search` ranks its steps, kept for all blo
 from __future__ import annotations
 
 import numpy as np
+from numba import int64
 from numpy.typing import NDArray
 
 from kernels.exact import INTO_COLUMNS, INTO_ROWS, PIXEL_STALE, PIXEL_TENURE, PIXEL_TURNS
@@ -15,6 +16,7 @@ from kernels.numba_ops.block import (
     COST_DOWN,
     COST_UP,
     FOUND,
+    MARGIN,
     Ints,
     judge,
     measure_steps,
@@ -111,12 +113,12 @@ def search_pixels(
     changed, best = np.ones(blocks, np.int32), np.empty((3, pixels), np.int32)
     gather(rgb, ycc, vertical, horizontal, sums, samples)
     for b in range(blocks):
-        transform(samples[b], bases, 8, 8, works[b])
+        transform(samples[b], bases, int64(8), int64(8), works[b])
         for r in range(8):
             weigh_row(r, by_column, works[b])
     for p in range(pixels):
         encode_steps(p, rgb, ycc, sums, samples, vertical, horizontal, codes)
-    best_cost, fewest, turn, fresh = 1 << 30, 1 << 20, 0, 0
+    best_cost, fewest, turn, fresh = 1 << 30, 1 << 20, int64(0), int64(0)
     while True:
         for b in range(blocks):
             if changed[b]:
@@ -129,7 +131,7 @@ def search_pixels(
             break
         for b in range(blocks):
             if changed[b]:
-                measure_steps(low[b], high[b], spread, 4, works[b])
+                measure_steps(low[b], high[b], spread, int64(MARGIN), works[b])
                 for p in range(64):
                     gains[b, 0, p] = works[b, COST_DOWN, p] - costs[b]
                     gains[b, 2, p] = works[b, COST_UP, p] - costs[b]

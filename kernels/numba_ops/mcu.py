@@ -7,7 +7,7 @@ import numpy as np
 from numba import int32
 from numpy.typing import NDArray
 
-from kernels.exact import FARTHEST
+from kernels.exact import FARTHEST, PAIRED
 from kernels.numba_ops.block import Ints
 from kernels.numba_ops.compiler import jit
 
@@ -64,31 +64,37 @@ def first_pixel(n: int, horizontal: int) -> int:
 
 
 @jit
-def chroma_slots(vertical: int, horizontal: int, rows: int, columns: int) -> tuple[int, int, int]:
-    """Of an MCU with so many true rows and columns: how many rows and columns of slots its chroma blocks have, and how
-    many of the columns average pixels of their own. Beyond these, if chroma is halved across, one slot more stands for
-    all samples that average the last true column alone: it has that column's mean."""
+def chroma_slots(geometry: Geometry) -> tuple[int, int, int]:
+    """Of an MCU's chroma blocks: how many rows and columns of slots they have, and how many of the columns average
+    pixels of their own. Beyond these, if chroma is halved across, all samples average the last true column alone: one
+    slot stands for them. But where they are the halves of a sum T of two of its pixels there are two, as block.py says;
+    not if there is one such sample, nor in a single row, which has no odd sums."""
+    vertical, horizontal, rows, columns = geometry
     inner = columns // horizontal
     outer = 1 if horizontal == 2 and columns < 16 else 0
+    if outer and vertical == 2 and inner < 7 and rows > 1:
+        outer = 2
     return (rows + vertical - 1) // vertical, inner + outer, inner
 
 
 @jit
 def slots_of(n: int, geometry: Geometry) -> tuple[int, int]:
-    """How many rows and columns of slots block n of an MCU has, luma's first; none of a block of padding."""
+    """How many rows and columns of slots block n of an MCU has, luma's first, as block.py counts them; none of a block
+    of padding."""
     vertical, horizontal, rows, columns = geometry
     if n >= vertical * horizontal:
-        slot_rows, slot_columns, _ = chroma_slots(vertical, horizontal, rows, columns)
-        return slot_rows, slot_columns
+        slot_rows, slot_columns, inner = chroma_slots(geometry)
+        return slot_rows, slot_columns + (PAIRED if slot_columns == inner + 2 else 0)
     top, left = 8 * (n // horizontal), 8 * (n % horizontal)
     return min(max(rows - top, 0), 8), min(max(columns - left, 0), 8)
 
 
 @jit
-def average(plane: Ints, vertical: int, horizontal: int, rows: int, columns: int, wanted: Ints) -> None:
+def average(plane: Ints, geometry: Geometry, wanted: Ints) -> None:
     """A wanted chroma plane [P] of an MCU → its block's slots [64]."""
+    vertical, horizontal, rows, columns = geometry
     width = 8 * horizontal
-    slot_rows, slot_columns, inner = chroma_slots(vertical, horizontal, rows, columns)
+    slot_rows, slot_columns, inner = chroma_slots(geometry)
     for p in range(64):
         wanted[p] = 0
     for r in range(slot_rows):
@@ -105,16 +111,15 @@ def average(plane: Ints, vertical: int, horizontal: int, rows: int, columns: int
 @jit
 def gather_block(planes: Ints, n: int, geometry: Geometry, block: Ints) -> None:
     """The slots [64] of block n of wanted planes [C, P], luma's blocks first; 0 where there are none."""
-    vertical, horizontal, rows, columns = geometry
-    component = max(n - vertical * horizontal + 1, 0)
+    component = max(n - geometry[0] * geometry[1] + 1, 0)
     if component:
-        average(planes[component], vertical, horizontal, rows, columns, block)
+        average(planes[component], geometry, block)
         return
     slot_rows, slot_columns = slots_of(n, geometry)
-    first = first_pixel(n, horizontal)
+    first = first_pixel(n, geometry[1])
     for p in range(64):
         inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-        block[p] = planes[0, first + (p >> 3) * 8 * horizontal + (p & 7)] if inside else 0
+        block[p] = planes[0, first + (p >> 3) * 8 * geometry[1] + (p & 7)] if inside else 0
 
 
 @jit
@@ -161,18 +166,65 @@ def share(wanted: Ints, there: Ints, low: Ints, high: Ints, out: Ints) -> None:
 
 
 @jit
-def spread_chroma(
-    samples: Ints, plane: Ints, vertical: int, horizontal: int, rows: int, columns: int, out: Ints
-) -> None:
-    """Full-resolution chroma [P] near the wanted plane [P] with libjpeg's averages the block's slots [64]."""
+def spread_whole(samples: Ints, plane: Ints, vertical: int, horizontal: int, out: Ints) -> None:
+    """`spread_chroma` of an MCU without edges, and without bounds."""
     width, count = 8 * horizontal, vertical * horizontal
-    _, slot_columns, inner = chroma_slots(vertical, horizontal, rows, columns)
-    outer = slot_columns > inner
     if count == 1:
         for p in range(64):
             out[p] = samples[p]
         return
     wanted, found, there = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32), np.zeros((4, 64), np.int32)
+    low, high = np.empty(64, np.int32), np.empty(64, np.int32)
+    for g in range(64):
+        low[g] = count * samples[g] - bias_of(vertical, horizontal, g & 7)
+        high[g] = low[g] + count - 1
+    for m in range(count):
+        first = m // horizontal * width + m % horizontal
+        for g in range(64):
+            there[m, g] = 1
+            wanted[m, g] = plane[first + (g >> 3) * vertical * width + (g & 7) * horizontal]
+    share(wanted, there, low, high, found)
+    for m in range(count):
+        first = m // horizontal * width + m % horizontal
+        for g in range(64):
+            out[first + (g >> 3) * vertical * width + (g & 7) * horizontal] = found[m, g]
+
+
+@jit
+def mend_groups(there: Ints, low: Ints, high: Ints, least: Ints, most: Ints, out: Ints) -> None:
+    """Brings the members that are there, [4, 64], each within its bounds, and then as near as these allow to a sum of
+    low to high: by steps of one of the member that has most room; ties to the first."""
+    for g in range(64):
+        total = 0
+        for n in range(4):
+            if there[n, g] > 0:
+                out[n, g] = min(max(out[n, g], least[n, g]), most[n, g])
+                total += out[n, g]
+        while not low[g] <= total <= high[g]:
+            sign, widest, chosen = (1 if total < low[g] else -1), 0, -1
+            for n in range(4):
+                room = most[n, g] - out[n, g] if sign > 0 else out[n, g] - least[n, g]
+                if there[n, g] > 0 and room > widest:
+                    widest, chosen = room, n
+            if chosen < 0:
+                break
+            out[chosen, g] += sign
+            total += sign
+
+
+@jit
+def spread_chroma(samples: Ints, plane: Ints, geometry: Geometry, limits: Ints, bounded: bool, out: Ints) -> None:
+    """Full-resolution chroma [P] near the wanted plane [P] with libjpeg's averages the block's slots [64]; each, if
+    bounded, within its limits [2, P] as long as there is such a one."""
+    vertical, horizontal, rows, columns = geometry
+    width, count = 8 * horizontal, vertical * horizontal
+    if rows == 8 * vertical and columns == width and not bounded:
+        spread_whole(samples, plane, vertical, horizontal, out)
+        return
+    _, slot_columns, inner = chroma_slots(geometry)
+    outer = slot_columns > inner
+    wanted, found, there = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32), np.zeros((4, 64), np.int32)
+    least, most = np.empty((4, 64), np.int32), np.empty((4, 64), np.int32)
     low, high = np.empty(64, np.int32), np.empty(64, np.int32)
     for last in range(1 if outer else 0, -1, -1):  # the last true column first, where samples stand for it alone
         for g in range(64):
@@ -187,14 +239,17 @@ def spread_chroma(
                 at = (r * vertical + m // horizontal) * width + x
                 if member:
                     wanted[m, g] = plane[at]
+                    least[m, g], most[m, g] = limits[0, at], limits[1, at]
                 elif outer and x == columns - 1 and m // horizontal < height:
                     fixed += out[at]
                 there[m, g] = int32(member)
-            least = count * samples[g] - bias_of(vertical, horizontal, c)
-            low[g], high[g] = -((-least) // weight) - fixed, (least + count - 1) // weight - fixed
+            lowest = count * samples[g] - bias_of(vertical, horizontal, c)
+            low[g], high[g] = -((-lowest) // weight) - fixed, (lowest + count - 1) // weight - fixed
             if last:
-                low[g] = high[g] = height * samples[8 * r + inner]
+                low[g], high[g] = last_column(samples, r, height, geometry)
         share(wanted, there, low, high, found)
+        if bounded:
+            mend_groups(there, low, high, least, most, found)
         for g in range(64):
             for m in range(count):
                 if there[m, g] > 0:
@@ -203,16 +258,54 @@ def spread_chroma(
 
 
 @jit
+def last_column(samples: Ints, r: int, height: int, geometry: Geometry) -> tuple[int, int]:
+    """Between which values the sum of the last true column's pixels, `height` of them, lies in row r of a chroma block
+    whose slots [64] beyond its own columns stand for it."""
+    _, slot_columns, inner = chroma_slots(geometry)
+    total = height * samples[8 * r + inner]
+    if slot_columns == inner + 2 and height == 2:
+        total = samples[8 * r + inner] + samples[8 * r + inner + 1]
+    rounded_up = geometry[0] == 2 and inner == 7 and height == 2  # (T + 1) >> 1 alone
+    return total - int32(rounded_up), total
+
+
+@jit
+def bound_slots(limits: Ints, geometry: Geometry, least: Ints, most: Ints, sums: Ints) -> None:
+    """What a chroma block's slots [64] can be when each pixel [2, P] keeps its limits; of paired ones, the least and
+    the largest sum of each row, [16]."""
+    vertical, horizontal, rows, columns = geometry
+    width, count = 8 * horizontal, vertical * horizontal
+    slot_rows, slot_columns, inner = chroma_slots(geometry)
+    for r in range(slot_rows):
+        height = min(vertical, rows - r * vertical)
+        for c in range(slot_columns):
+            first, last = (c * horizontal, (c + 1) * horizontal) if c < inner else (columns - 1, columns)
+            lowest = highest = 0
+            for y in range(r * vertical, r * vertical + height):
+                for x in range(first, last):
+                    lowest += limits[0, y * width + x]
+                    highest += limits[1, y * width + x]
+            times = count // (height * (last - first))
+            bias = bias_of(vertical, horizontal, c) if c < inner else 0
+            least[8 * r + c] = -((-lowest * times) // count) if c >= inner else (lowest * times + bias) // count
+            most[8 * r + c] = (highest * times + bias) // count
+            if c >= inner:
+                sums[r], sums[8 + r] = lowest * vertical // height, highest * vertical // height
+
+
+@jit
 def move_chroma(plane: Ints, change: Ints, geometry: Geometry) -> None:
     """Adds a change of a chroma block's slots [64] to the plane [P] that they average."""
     vertical, horizontal, rows, columns = geometry
-    _, slot_columns, inner = chroma_slots(vertical, horizontal, rows, columns)
+    _, slot_columns, inner = chroma_slots(geometry)
     for y in range(rows):
         r = 8 * (y // vertical)
+        edge = change[r + min(inner, 7)]
+        if slot_columns == inner + 2:
+            edge = (edge + change[r + inner + 1]) >> 1
         for x in range(columns):
             c = x // horizontal
-            moved = change[r + min(c, slot_columns - 1)]
+            moved = change[r + c] if c < inner or slot_columns == inner else edge
             if slot_columns > inner and c == inner - 1 and columns == 2 * inner:  # the last column has its own mean
-                edge = change[r + inner]
                 moved = edge if x == columns - 1 else 2 * moved - edge
             plane[y * 8 * horizontal + x] += moved
