@@ -3,7 +3,7 @@ The twin of numba_ops/mcu.py, to the bit.
 
 A program works on G MCUs, numbered `mcus` [G]. K entries are those of G MCUs in order: V H blocks of luma or two of
 chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row. `size` are an MCU's true
-rows and columns of pixels, [K] each, 0 where there is no MCU.
+rows and columns of pixels, [K] each, 0 where there is no MCU; None where all MCUs are whole.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
-from kernels.triton_ops.samples import expand, places
+from kernels.triton_ops.samples import PAIRED, any_of, expand, inside_slots, places
 
 FARTHEST = tl.constexpr(settings.FARTHEST)
 
@@ -30,6 +30,26 @@ def per_mcu(x, TIMES: tl.constexpr):
 
 
 @triton.jit
+def whole_mcus(n, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+    """The numbers [G] of the whole MCUs of images, the n-th [G] of them each. columns: MCUs across an image."""
+    full_rows, full_columns = height // (8 * V), width // (8 * H)
+    rows = (height + 8 * V - 1) // (8 * V)
+    image, n = n // (full_rows * full_columns), n % (full_rows * full_columns)
+    return (image * rows + n // full_columns) * columns + n % full_columns
+
+
+@triton.jit
+def edge_mcus(n, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+    """The same of those over the edge: first the last column's, then the last row's."""
+    full_rows, full_columns = height // (8 * V), width // (8 * H)
+    rows = (height + 8 * V - 1) // (8 * V)
+    count, right = rows * columns - full_rows * full_columns, full_rows * (columns - full_columns)
+    image, n = n // count, n % count
+    place = tl.where(n < right, n * columns + columns - 1, full_rows * columns + n - right)
+    return image * rows * columns + place
+
+
+@triton.jit
 def sizes(mcus, there, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
     """The true rows and columns [G] of the MCUs that are `there` [G]."""
     down = tl.minimum(height - mcus // columns % rows * (8 * V), 8 * V)
@@ -40,18 +60,37 @@ def sizes(mcus, there, rows, columns, height, width, V: tl.constexpr, H: tl.cons
 @triton.jit
 def luma_slots(size, V: tl.constexpr, H: tl.constexpr):
     """Sizes of MCUs [G] → rows and columns of slots of their luma blocks, [G V H]."""
-    down, across = repeat(size[0], V * H), repeat(size[1], V * H)
-    n = tl.arange(0, down.shape[0]) % (V * H)
-    down, across = down - 8 * (n // H), across - 8 * (n % H)
-    return tl.minimum(tl.maximum(down, 0), 8), tl.minimum(tl.maximum(across, 0), 8)
+    if size is None:
+        return None
+    else:
+        down, across = repeat(size[0], V * H), repeat(size[1], V * H)
+        n = tl.arange(0, down.shape[0]) % (V * H)
+        down, across = down - 8 * (n // H), across - 8 * (n % H)
+        return tl.minimum(tl.maximum(down, 0), 8), tl.minimum(tl.maximum(across, 0), 8)
 
 
 @triton.jit
 def chroma_slots(size, V: tl.constexpr, H: tl.constexpr):
     """Rows and columns of slots of MCUs' chroma blocks. Beyond the samples that average pixels of their own, if chroma
-    is halved across, one slot more stands for all samples that average the last true column alone."""
-    outer = (H == 2) & (size[1] < 16)
-    return (size[0] + V - 1) // V, size[1] // H + outer.to(tl.int32)
+    is halved across, all average the last true column alone: one slot stands for them. But where they are the halves of
+    a sum T of two of its pixels there are two; not if there is one such sample, nor in a single row, which has no odd
+    sums."""
+    if size is None:
+        return None
+    else:
+        inner = size[1] // H
+        outer = (H == 2) & (size[1] < 16)
+        twice = outer & (V == 2) & (inner < 7) & (size[0] > 1)
+        return (size[0] + V - 1) // V, inner + outer.to(tl.int32) + twice.to(tl.int32) * (1 + PAIRED)
+
+
+@triton.jit
+def of_pairs(size):
+    """Sizes of MCUs, twice each."""
+    if size is None:
+        return None
+    else:
+        return repeat(size[0], 2), repeat(size[1], 2)
 
 
 @triton.jit
@@ -155,8 +194,19 @@ def addresses(x, mcus, rows, columns, stride_n, stride_h, stride_w, V: tl.conste
 
 @triton.jit
 def inside_image(size, V: tl.constexpr, H: tl.constexpr):
-    row, column = coordinates(V, H)
-    return (row < per_pixel(size[0])) & (column < per_pixel(size[1]))
+    """[K, 8, 8, M]: which pixels the image has; [1, 8, 8, M] where all MCUs are whole."""
+    if size is None:
+        return tl.full([1, 8, 8, V * H], 1, tl.int1)
+    else:
+        row, column = coordinates(V, H)
+        return (row < per_pixel(size[0])) & (column < per_pixel(size[1]))
+
+
+@triton.jit
+def swap(x):
+    """An MCU's two planes [2 G, 8, 8, M] the other way round."""
+    blue, red = unpair(x)
+    return pair(red, blue)
 
 
 @triton.jit
@@ -190,8 +240,11 @@ def store_pixels(
 
 @triton.jit
 def group_heights(size, V: tl.constexpr):
-    """[K, 8]: how many true rows of pixels are under each row of chroma samples."""
-    return tl.minimum(tl.maximum(size[0][:, None] - V * tl.arange(0, 8)[None, :], 0), V)
+    """[K, 8]: how many true rows of pixels are under each row of chroma samples; [1, 8] where all MCUs are whole."""
+    if size is None:
+        return tl.full([1, 8], V, tl.int32)
+    else:
+        return tl.minimum(tl.maximum(size[0][:, None] - V * tl.arange(0, 8)[None, :], 0), V)
 
 
 @triton.jit
@@ -202,7 +255,7 @@ def bias(V: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def last_column(x, size, V: tl.constexpr, H: tl.constexpr):
+def last_pixels(x, size, V: tl.constexpr, H: tl.constexpr):
     """Pixels → [K, 8, M]: those of the last true column, at all pixels of a group's row alike."""
     column = coordinates(V, H)[1]
     x = tl.sum(tl.where(column == per_pixel(size[1]) - 1, x, 0), axis=2)
@@ -214,17 +267,43 @@ def last_column(x, size, V: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
+def own_pixels(size, V: tl.constexpr, H: tl.constexpr):
+    """[K, 8, 8, 1]: which chroma samples average pixels of their own; at edges H is 2 or there are no others."""
+    at = tl.arange(0, 8)[None, None, :, None]
+    return at < per_pixel(size[1] // H)
+
+
+@triton.jit
+def last_true(size, V: tl.constexpr, H: tl.constexpr):
+    """[K, 8, 8, M]: the pixels of the last true column, where chroma samples beyond it average it alone."""
+    last = coordinates(V, H)[1] == per_pixel(size[1]) - 1
+    return last & inside_image(size, V, H) & per_pixel(size[1] < 8 * H)
+
+
+@triton.jit
+def sum_last(x, size, V: tl.constexpr, H: tl.constexpr):
+    """Pixels → [K, 8, 1]: their sums over the last true column under each row of chroma samples."""
+    return tl.sum(tl.sum(tl.where(last_true(size, V, H), x, 0), axis=3), axis=2)[:, :, None]
+
+
+@triton.jit
+def slot_at(x, place):
+    """Of slots [K, 8, 8] those of one column [K], 0 beyond the last: [K, 8, 1]."""
+    return tl.sum(tl.where(tl.arange(0, 8)[None, None, :] == expand(place), x, 0), axis=2)[:, :, None]
+
+
+@triton.jit
 def average(x, size, V: tl.constexpr, H: tl.constexpr):
     """Wanted chroma pixels [K, 8, 8, M] → the slots [K, 8, 8] of its blocks."""
-    slots, heights = chroma_slots(size, V, H), group_heights(size, V)
-    at, inner = tl.arange(0, 8), size[1] // H
-    inside = inside_image(size, V, H)
-    sums = tl.sum(tl.where(inside, x, 0), axis=3) >> (heights * H >> 1)[:, :, None]
-    if H == 2:
-        last = tl.sum(tl.where(inside & (coordinates(V, H)[1] == per_pixel(size[1]) - 1), x, 0), axis=3)
-        last = tl.sum(last, axis=2) >> (heights >> 1)
-        sums = tl.where(at[None, None, :] < expand(inner), sums, last[:, :, None])
-    return tl.where((at[None, :, None] < expand(slots[0])) & (at[None, None, :] < expand(slots[1])), sums, 0)
+    heights = group_heights(size, V)[:, :, None]
+    sums = tl.sum(tl.where(inside_image(size, V, H), x, 0), axis=3) >> (heights * H >> 1)
+    if size is None:
+        return sums
+    else:
+        if H == 2:
+            own = tl.arange(0, 8)[None, None, :] < expand(size[1] // H)
+            sums = tl.where(own, sums, sum_last(x, size, V, H) >> (heights >> 1))
+        return tl.where(inside_slots(chroma_slots(size, V, H)), sums, 0)
 
 
 @triton.jit
@@ -248,44 +327,117 @@ def share(wanted, there, low, high):
 
 
 @triton.jit
-def spread_chroma(samples, wanted, size, V: tl.constexpr, H: tl.constexpr):
-    """Full-resolution chroma [K, 8, 8, M] near the wanted pixels, libjpeg's averages of it the blocks' slots
-    [K, 8, 8]."""
+def mend_groups(x, there, low, high, least, most):
+    """Brings the members of groups of pixels that are `there`, [K, 8, 8, M], each within its bounds, and then as near
+    as these allow to a sum of low to high [K, 8, 8]: by steps of one of the member that has most room; ties to the
+    first."""
+    x = tl.where(there, tl.minimum(tl.maximum(x, least), most), x)
+    sums = tl.sum(tl.where(there, x, 0), axis=3)
+    member, going = tl.arange(0, x.shape[3])[None, None, None, :], (sums < low) | (sums > high)
+    while any_of(going):
+        sign = tl.where(sums < low, 1, -1)
+        room = tl.where(there, tl.where(sign[:, :, :, None] > 0, most - x, x - least), 0)
+        widest = tl.max(room, axis=3)
+        going &= widest > 0
+        sign = tl.where(going, sign, 0)
+        first = tl.min(tl.where(room == widest[:, :, :, None], member, 4), axis=3)
+        x += tl.where(member == first[:, :, :, None], sign[:, :, :, None], 0)
+        sums += sign
+        going &= (sums < low) | (sums > high)
+    return x
+
+
+@triton.jit
+def share_bounded(wanted, there, low, high, limits, bounded):
+    """`share`, each pixel within its limits, least and most, if bounded."""
+    out = share(wanted, there, low, high)
+    if bounded:
+        out = mend_groups(out, there, low, high, limits[0], limits[1])
+    return out
+
+
+@triton.jit
+def last_sums(samples, size, V: tl.constexpr, H: tl.constexpr):
+    """Between which values the sum of the last true column's pixels lies in each row of chroma blocks whose slots
+    beyond their own columns stand for it: [K, 8, 1] each."""
+    inner, heights = size[1] // H, group_heights(size, V)[:, :, None]
+    sums = heights * slot_at(samples, inner)
+    paired = expand(chroma_slots(size, V, H)[1] > PAIRED) & (heights == 2)
+    sums = tl.where(paired, slot_at(samples, inner) + slot_at(samples, inner + 1), sums)
+    rounded_up = expand((V == 2) & (inner == 7)) & (heights == 2)  # (T + 1) >> 1 alone
+    return sums - rounded_up.to(tl.int32), sums
+
+
+@triton.jit
+def spread_chroma(samples, wanted, limits, bounded, size, V: tl.constexpr, H: tl.constexpr):
+    """Full-resolution chroma [K, 8, 8, M] near the wanted pixels, libjpeg's averages of it the blocks' slots [K, 8, 8];
+    each pixel, if bounded, within its limits, least and most [K, 8, 8, M], as long as there is such a one."""
     if V * H == 1:
-        return tl.reshape(samples, wanted.shape)
+        own = tl.reshape(samples, wanted.shape)
+        if bounded:
+            inside = inside_image(size, V, H) & (wanted == wanted)
+            own = share_bounded(16 * own, inside, samples, samples, limits, bounded)
+        return own
     else:
-        heights, inner = group_heights(size, V)[:, :, None], size[1] // H
-        at = tl.arange(0, 8)[None, None, :]
-        inside = inside_image(size, V, H)
-        weight = (heights < V).to(tl.int32)
+        inside = inside_image(size, V, H) & (wanted == wanted)
+        weight = (group_heights(size, V) < V).to(tl.int32)[:, :, None]
         least = V * H * samples - bias(V, H)
         low, high = -(-least >> weight), least + V * H - 1 >> weight
-        if H == 1:
-            return share(wanted, inside, low, high)
+        if size is None or H == 1:
+            return share_bounded(wanted, inside, low, high, limits, bounded)
         else:  # the last true column first, where samples stand for it alone
-            outer = size[1] < 16
-            last = coordinates(V, H)[1] == per_pixel(size[1]) - 1
-            fixed, out = inside & last & per_pixel(outer), wanted
-            if tl.max(outer.to(tl.int32), axis=None) > 0:
-                means = tl.sum(tl.where(at == expand(inner), samples, 0), axis=2)[:, :, None]
-                means = tl.broadcast_to(heights * means, samples.shape)
-                out = share(wanted, fixed, means, means)
-            settled = tl.sum(tl.where(fixed, out, 0), axis=3)
-            there = inside & (fixed == 0) & (tl.broadcast_to(at < expand(inner), samples.shape)[:, :, :, None])
-            return tl.where(fixed, out, share(wanted, there, low - settled, high - settled))
+            last, out = last_true(size, V, H), wanted
+            if any_of(last):
+                lowest, highest = last_sums(samples, size, V, H)
+                lowest, highest = tl.broadcast_to(lowest, low.shape), tl.broadcast_to(highest, low.shape)
+                out = share_bounded(wanted, last, lowest, highest, limits, bounded)
+            settled = tl.sum(tl.where(last, out, 0), axis=3)
+            there = inside & (last == 0) & own_pixels(size, V, H)
+            own = share_bounded(wanted, there, low - settled, high - settled, limits, bounded)
+            return tl.where(last, out, own)
+
+
+@triton.jit
+def bound_slots(limits, size, V: tl.constexpr, H: tl.constexpr):
+    """What chroma blocks' slots can be when each pixel keeps its limits, least and most [K, 8, 8, M]: least and most
+    [K, 8, 8]; and of paired ones, the least and the largest sum of each row, [K, 8] each."""
+    count: tl.constexpr = V * H >> 1
+    inside, heights = inside_image(size, V, H), group_heights(size, V)
+    times = V // tl.maximum(heights, 1)
+    lowest, highest = tl.where(inside, limits[0], 0), tl.where(inside, limits[1], 0)
+    least = tl.sum(lowest, axis=3) * times[:, :, None] + bias(V, H) >> count
+    most = tl.sum(highest, axis=3) * times[:, :, None] + bias(V, H) >> count
+    if size is None:
+        return least, most, None
+    else:
+        lowest, highest = sum_last(lowest, size, V, H), sum_last(highest, size, V, H)
+        lowest, highest = lowest * times[:, :, None], highest * times[:, :, None]
+        own = tl.arange(0, 8)[None, None, :] < expand(size[1] // H)
+        least = tl.where(own, least, -(-lowest * H >> count))
+        most = tl.where(own, most, highest * H >> count)
+        within = inside_slots(chroma_slots(size, V, H))
+        sums = tl.reshape(lowest, heights.shape), tl.reshape(highest, heights.shape)
+        return tl.where(within, least, 0), tl.where(within, most, 0), sums
 
 
 @triton.jit
 def move_chroma(x, change, size, V: tl.constexpr, H: tl.constexpr):
     """Adds a change of chroma blocks' slots [K, 8, 8] to the pixels [K, 8, 8, M] that they average."""
     moved = tl.broadcast_to(change[:, :, :, None], x.shape)
-    if H == 2:  # the last column has its own mean
-        at, inner, column = tl.arange(0, 8)[None, None, :], size[1] // 2, coordinates(V, H)[1]
-        edge = tl.sum(tl.where(at == expand(inner), change, 0), axis=2)[:, :, None, None]
-        pairs = (size[1] < 16) & (size[1] % 2 == 0)
-        beside = per_pixel(pairs) & (column // 2 == per_pixel(inner) - 1)
-        moved = tl.where(beside, tl.where(column == per_pixel(size[1]) - 1, edge, 2 * moved - edge), moved)
-    return x + tl.where(inside_image(size, V, H), moved, 0)
+    if size is None:
+        return x + moved
+    else:
+        if H == 2:
+            inner, column = size[1] // 2, coordinates(V, H)[1]
+            edge = slot_at(change, inner)
+            twice = expand(chroma_slots(size, V, H)[1] > PAIRED)
+            edge = tl.where(twice, edge + slot_at(change, inner + 1) >> 1, edge)[:, :, :, None]
+            partly = per_pixel(size[1] < 16)
+            moved = tl.where(partly & (column // 2 >= per_pixel(inner)), edge, moved)
+            beside = partly & per_pixel(size[1] % 2 == 0) & (column // 2 == per_pixel(inner) - 1)
+            last = column == per_pixel(size[1]) - 1  # it has its own mean
+            moved = tl.where(beside, tl.where(last, edge, 2 * moved - edge), moved)
+        return x + tl.where(inside_image(size, V, H), moved, 0)
 
 
 @triton.jit
@@ -293,7 +445,7 @@ def chroma_samples(x, size, V: tl.constexpr, H: tl.constexpr):
     """Chroma pixels [K, 8, 8, M] → what libjpeg averages, [K, 8, 8], over the edge too: it repeats the last column, the
     last row up to the sampling factor, and then the last row of averages."""
     row, column = coordinates(V, H)
-    x = tl.where(column < per_pixel(size[1]), x, last_column(x, size, V, H)[:, :, None, :])
+    x = tl.where(column < per_pixel(size[1]), x, last_pixels(x, size, V, H)[:, :, None, :])
     if V == 2:
         y = tl.reshape(x, [x.shape[0], 8, 8, V, H])
         upper = tl.sum(tl.where(tl.arange(0, V)[None, None, None, :, None] == 0, y, 0), axis=3)

@@ -3,8 +3,10 @@ them, many blocks side by side. The twin of numba_ops/block.py, to the bit.
 
 Blocks are [B, 8, 8] int32, for (block, row, column), samples less 128, wanted ones in sixteenths of a gray level.
 Intervals, low and high [B, 8, 8] int32, are of 8 times the DCT. `slots` are two [B] int32: how many rows and columns of
-a block are unknowns of its own, the last of which stand for all places that repeat it (kernels.exact.edge_bases); a
-block of padding has none. Bases are [8, B, 8]: what is summed comes first, so that a thread holds all of it.
+a block are unknowns of its own, the last of which stand for all places that repeat it (kernels.exact.edge_bases);
+columns whose last two are the halves of one sum count PAIRED more, and a block of padding has none. Where all blocks
+are whole it is None. `sums`, two [B, 8] int32, are the least and the largest sum of each row's pair. Bases are
+[8, B, 8]: what is summed comes first, so that a thread holds all of it.
 """
 
 from __future__ import annotations
@@ -21,12 +23,7 @@ CAPPED = tl.constexpr(settings.CAPPED)
 TURNS = tl.constexpr(settings.TURNS)
 STALE = tl.constexpr(settings.STALE)
 TENURE = tl.constexpr(settings.TENURE)
-LINE_TURNS = tl.constexpr(settings.LINE_TURNS)
-SIDEWAYS = tl.constexpr(settings.SIDEWAYS)
-NODES = tl.constexpr(settings.NODES)
-EDGE_PASSES = tl.constexpr(settings.EDGE_PASSES)
-TO_THE_MIDDLE = tl.constexpr(settings.TO_THE_MIDDLE)
-HELD = tl.constexpr(settings.HELD)
+PAIRED = tl.constexpr(settings.PAIRED)
 
 AT_ONCE = tl.constexpr(8 if INTERPRETED else 1)
 """Columns of coefficients that `measure_steps` holds in registers. The interpreter's time goes into calls, whatever the
@@ -54,19 +51,46 @@ def expand(x):
 
 
 @triton.jit
-def inside_slots(slots):
-    """[B, 8, 8]: which places are slots."""
-    at = tl.arange(0, 8)
-    return (at[None, :, None] < expand(slots[0])) & (at[None, None, :] < expand(slots[1]))
+def count_of(columns):
+    """How many slots so many columns are, pairs or not."""
+    return tl.where(columns > PAIRED, columns - PAIRED, columns)
 
 
 @triton.jit
-def load_basis(bases, count, BACK: tl.constexpr):
+def whole_of(slots):
+    """[B]: which blocks have no edge; [1] where all are whole."""
+    if slots is None:
+        return tl.full([1], 1, tl.int1)
+    else:
+        return (slots[0] == 8) & (slots[1] == 8)
+
+
+@triton.jit
+def inside_slots(slots):
+    """[B, 8, 8]: which places are slots; [1, 8, 8] where all are."""
+    if slots is None:
+        return tl.full([1, 8, 8], 1, tl.int1)
+    else:
+        at = tl.arange(0, 8)
+        return (at[None, :, None] < expand(slots[0])) & (at[None, None, :] < expand(count_of(slots[1])))
+
+
+@triton.jit
+def load_base(bases, count, BACK: tl.constexpr):
     """[8, B, 8], for `count` [B] slots along an axis: [slot, block, frequency], or BACK, [frequency, block, slot]. Rows
     and columns share them: the bases of one are the other's, transposed."""
-    kind: tl.constexpr = BACK_TO if BACK else INTO
+    kind: tl.constexpr = (BACK_TO if BACK else INTO) * (2 * PAIRED + 1)
     at = tl.arange(0, 8)
-    return tl.load(bases + ((count + 9 * kind) * 64)[None, :, None] + 8 * at[:, None, None] + at[None, None, :])
+    return tl.load(bases + ((count + kind) * 64)[None, :, None] + 8 * at[:, None, None] + at[None, None, :])
+
+
+@triton.jit
+def load_basis(bases, slots, AXIS: tl.constexpr, BACK: tl.constexpr):
+    """The same for the slots along rows (AXIS 0) or columns (1); [8, 1, 8] where all blocks are whole."""
+    if slots is None:
+        return load_base(bases, tl.full([1], 8, tl.int32), BACK)
+    else:
+        return load_base(bases, slots[AXIS], BACK)
 
 
 @triton.jit
@@ -85,13 +109,13 @@ def along_columns(v, m):
 def into_intervals(wanted, low, high, bases, slots, draw):
     """Wanted samples moved to the nearest point of the intervals (of the slots there are: about the nearest), their
     ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones."""
-    value = along_rows(wanted, load_basis(bases, slots[1], False)) + 4096 >> 13
-    value = along_columns(value, load_basis(bases, slots[0], False)) + 4096 >> 13  # 128 times the DCT
+    value = along_rows(wanted, load_basis(bases, slots, 1, False)) + 4096 >> 13
+    value = along_columns(value, load_basis(bases, slots, 0, False)) + 4096 >> 13  # 128 times the DCT
     middle, half = 8 * (low + high), tl.maximum(8 * (high - low + 1) - draw, 0)
     change = tl.minimum(tl.maximum(value, middle - half), middle + half) - value + 4 >> 3
     change = tl.minimum(tl.maximum(change, -15000), 15000)
-    change = along_rows(change, load_basis(bases, slots[1], True)) + 16384 >> 15
-    change = along_columns(change, load_basis(bases, slots[0], True)) + 8192 >> 14
+    change = along_rows(change, load_basis(bases, slots, 1, True)) + 16384 >> 15
+    change = along_columns(change, load_basis(bases, slots, 0, True)) + 8192 >> 14
     return wanted + change
 
 
@@ -99,8 +123,8 @@ def into_intervals(wanted, low, high, bases, slots, draw):
 def transform(samples, bases, slots):
     """Samples → their rows' frequencies, and 2^15 times 8 times the DCT, not rounded but between the passes, as libjpeg
     does."""
-    exact = along_rows(samples, load_basis(bases, slots[1], False))
-    return exact, along_columns(exact + 1024 >> 11, load_basis(bases, slots[0], False))
+    exact = along_rows(samples, load_basis(bases, slots, 1, False))
+    return exact, along_columns(exact + 1024 >> 11, load_basis(bases, slots, 0, False))
 
 
 @triton.jit
@@ -132,14 +156,16 @@ def by_frequency(x, first):
 
 
 @triton.jit
-def measure_steps(exact, found, low, high, bases, slots):
+def measure_steps(exact, found, low, high, bases, slots, turn):
     """The cost after each step up, and down: [B, 8, 8] each, by the sample. Coefficients [row, column] frequency come
-    first: a thread has all those of a column."""
+    first: a thread has all those of a column. turn: [B], of a search."""
     at, some = tl.arange(0, 8), tl.arange(0, AT_ONCE)
-    spread = tl.permute(load_basis(bases, slots[0], False), (2, 1, 0))[:, None, :, :, None]
-    weights = bases + ((slots[1] + 9 * INTO) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
+    spread = tl.permute(load_basis(bases, slots, 0, False), (2, 1, 0))[:, None, :, :, None]
+    count = tl.full([1], 8, tl.int32) if slots is None else slots[1]
+    kind: tl.constexpr = INTO * (2 * PAIRED + 1)
+    weights = bases + ((count + kind) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
     up, down = exact * 0, exact * 0
-    end = 8 + tl.minimum(tl.max(slots[0], axis=0), 0)  # no constant, or the assembler would unroll the loop
+    end = 8 + tl.minimum(tl.max(turn, axis=0), 0)  # no constant, or the assembler would unroll the loop
     for first in range(0, end, AT_ONCE):
         weight = tl.load(weights + first)[:, :, None, :]
         base = tl.permute(columns(exact, first), (2, 0, 1))[:, :, :, None] + 1024
@@ -171,7 +197,41 @@ def best_step(samples, least, most, up, down, free, enough):
 
 
 @triton.jit
-def search(samples, least, most, low, high, bases, slots, going):
+def pair_slots(slots):
+    """[B, 8, 8] each: which places stand for T >> 1, and which for (T + 1) >> 1, of a sum T."""
+    first = slots[1] - PAIRED - 2
+    at = tl.arange(0, 8)
+    paired = expand(slots[1] > PAIRED) & (at[None, :, None] < expand(slots[0]))
+    even, odd = expand(first + (first & 1)), expand(first + 1 - (first & 1))
+    return paired & (at[None, None, :] == even), paired & (at[None, None, :] == odd)
+
+
+@triton.jit
+def pair_sums(samples, evens, odds):
+    """[B, 8]."""
+    return tl.sum(tl.where(evens | odds, samples, 0), axis=2)
+
+
+@triton.jit
+def halve(sums, evens, odds, samples):
+    """Samples with the halves of rows' sums [B, 8] in their paired slots."""
+    samples = tl.where(evens, (sums >> 1)[:, :, None], samples)
+    return tl.where(odds, (sums + 1 >> 1)[:, :, None], samples)
+
+
+@triton.jit
+def bound_pairs(samples, least, most, sums, slots):
+    """Least and most that let paired slots take only those steps after which they still are the halves of one sum."""
+    evens, odds = pair_slots(slots)
+    now = pair_sums(samples, evens, odds)
+    rising = evens == ((now & 1) == 1)[:, :, None]
+    up, down = (now < sums[1])[:, :, None] & rising, (now > sums[0])[:, :, None] & (rising == 0)
+    paired = evens | odds
+    return tl.where(paired, samples - down.to(tl.int32), least), tl.where(paired, samples + up.to(tl.int32), most)
+
+
+@triton.jit
+def search(samples, least, most, sums, low, high, bases, slots, going):
     """Mends the samples of blocks `going` [B], each within `least` and `most`, until libjpeg's DCT of them lies in the
     intervals: a tabu search by steps of one. Returns the samples at the best place found, how many coefficients [B] are
     wrong there, and how many turns [B] it took."""
@@ -179,11 +239,16 @@ def search(samples, least, most, low, high, bases, slots, going):
     best_cost, fewest = judge(found, low, high)
     going &= fewest > 0
     best, free_from = samples, tl.zeros_like(samples)
-    tenure = tl.minimum(TENURE, slots[0] * slots[1] // 4)
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
+    tenure = turn + TENURE
+    if slots is not None:
+        tenure = tl.minimum(tenure, slots[0] * count_of(slots[1]) // 4)
     while any_of(going):
-        up, down = measure_steps(exact, found, low, high, bases, slots)
-        rank = best_step(samples, least, most, up, down, free_from <= expand(turn), best_cost)
+        up, down = measure_steps(exact, found, low, high, bases, slots, turn)
+        lowest, highest = least, most
+        if slots is not None:
+            lowest, highest = bound_pairs(samples, least, most, sums, slots)
+        rank = best_step(samples, lowest, highest, up, down, free_from <= expand(turn), best_cost)
         going &= rank != NONE
         turn += going.to(tl.int32)
         moved = expand(going) & (places() == expand(rank & 63))
@@ -196,89 +261,3 @@ def search(samples, least, most, low, high, bases, slots, going):
         fresh, best = tl.where(better, turn, fresh), tl.where(expand(better), samples, best)
         going &= (fewest > 0) & (turn < TURNS) & (turn - fresh < STALE)
     return best, fewest, turn
-
-
-@triton.jit
-def line_of(x, lying):
-    """[B, 8]: the first row of blocks `lying` [B], the first column of the others."""
-    at = tl.arange(0, 8)
-    row = tl.sum(tl.where((at == 0)[None, :, None], x, 0), axis=1)
-    return tl.where(lying[:, None], row, tl.sum(tl.where((at == 0)[None, None, :], x, 0), axis=2))
-
-
-@triton.jit
-def at_level(x, level):
-    """[B, 8] → [B]."""
-    return tl.sum(tl.where(tl.arange(0, 8)[None, :] == level[:, None], x, 0), axis=1)
-
-
-@triton.jit
-def search_line(samples, middle, least, most, low, high, bases, slots, going):
-    """For blocks of a single row or column of slots, those `going` [B], where one step moves many coefficients far. The
-    DCT is one of a line, and what libjpeg makes of it is in the intervals where integer sums of the samples are within
-    limits. All integers up to SIDEWAYS from the intervals' middle, sixteenths, are tried, nearer ones first, but for
-    those whose rest cannot reach the limits (as in sphere decoding: Fincke and Pohst 1985, in Schnorr and Euchner's
-    order); at most NODES are. Returns samples of which no coefficient is wrong, or those given; and [B] which it is."""
-    at = tl.arange(0, 8)
-    lying = slots[0] == 1
-    first = tl.where(expand(lying), (at == 0)[None, :, None], (at == 0)[None, None, :])
-    going &= total(((low > 0) | (high < 0)) & (first == 0)) == 0  # all others are 0
-    shift = tl.where(lying, 11, 10)[:, None]
-    lowest, highest = line_of(low, lying).to(tl.int64), line_of(high, lying).to(tl.int64)
-    lowest = tl.where(lying[:, None], lowest + 1 >> 1, lowest)  # of a row's line, twice the rounded frequency
-    highest = tl.where(lying[:, None], highest >> 1, highest)
-    half = tl.where(lying, 1024, 512)[:, None]
-    lowest, highest = 16 * ((lowest << shift) - half), 16 * ((highest << shift) + half - 1)
-    middle, least, most = line_of(middle, lying), line_of(least, lying), line_of(most, lying)
-    count = slots[0] * slots[1]
-    weights = load_basis(bases, tl.maximum(slots[0], slots[1]), False).to(tl.int64)
-    start = tl.sum(weights * tl.permute(middle, (1, 0))[:, :, None], axis=0)
-    level, nodes = tl.zeros_like(count), tl.zeros_like(count)
-    tried, values, solved = tl.zeros_like(middle), tl.zeros_like(middle), going & (count < 0)
-    while any_of(going):
-        here = at[None, :] == level[:, None]
-        n, centre = at_level(tried, level), at_level(middle, level)
-        tried += (here & going[:, None]).to(tl.int32)
-        over = n > 2 * SIDEWAYS
-        nearest = centre + 8 >> 4
-        side = tl.where(centre > 16 * nearest, 1, -1)
-        value = nearest + side * tl.where(n % 2 == 1, (n + 1) // 2, -(n // 2))
-        possible = going & (over == 0)
-        nodes += possible.to(tl.int32)
-        values = tl.where(here & possible[:, None], value[:, None], values)
-        decided = tl.permute(at[None, :] <= level[:, None], (1, 0))[:, :, None]
-        offset = tl.permute(16 * values - middle, (1, 0))[:, :, None]
-        sums = start + tl.sum(tl.where(decided, weights * offset, 0), axis=0)
-        rest = tl.sum(tl.where(decided, 0, tl.abs(weights) * (16 * SIDEWAYS + 8)), axis=0)
-        out = (sums - rest > highest) | (sums + rest < lowest)
-        possible &= (value >= at_level(least, level)) & (value <= at_level(most, level))
-        possible &= tl.max(out.to(tl.int32), axis=1) == 0
-        level += possible.to(tl.int32) - (going & over).to(tl.int32)
-        tried = tl.where(possible[:, None] & (at[None, :] == level[:, None]), 0, tried)
-        solved |= possible & (level == count)
-        going &= (solved == 0) & (level >= 0) & (nodes < NODES)
-    within = first & inside_slots(slots) & expand(solved)
-    found = tl.where(expand(lying), values[:, None, :], values[:, :, None])
-    return tl.where(within, found, samples), solved
-
-
-@triton.jit
-def solve(wanted, least, most, low, high, bases, slots, draw):
-    """Wanted samples → integers within `least` and `most` whose coefficients lie in the intervals. Returns them, how
-    many coefficients [B] are wrong, and the turns [B] taken."""
-    count = slots[0] * slots[1]
-    passes = tl.where(any_of((count > 0) & (count < 64)), EDGE_PASSES, 1)
-    for n in range(passes):
-        nearer = into_intervals(wanted, low, high, bases, slots, draw)
-        wanted = tl.where((n == 0) | expand(count < 64), nearer, wanted)
-    rounded = wanted + 8 >> 4
-    samples = tl.minimum(tl.maximum(rounded, least), most)
-    held = total(tl.abs(rounded - samples))
-    samples, missed, turns = search(samples, least, most, low, high, bases, slots, (count > 0) & (held <= HELD))
-    missed = tl.where(count > 0, missed, 0)
-    line = (missed > 0) & (tl.minimum(slots[0], slots[1]) == 1)
-    if any_of(line):
-        middle = into_intervals(wanted, low, high, bases, slots, TO_THE_MIDDLE)
-        samples, solved = search_line(samples, middle, least, most, low, high, bases, slots, line)
-        missed, turns = tl.where(solved, 0, missed), turns + tl.where(line, LINE_TURNS, 0)
-    return samples, missed, turns
