@@ -112,21 +112,31 @@ def edge_bases(device: torch.device | str = "cpu") -> Tensor:
 
 
 @constant
-def luma_ranges(device: torch.device | str = "cpu") -> Tensor:
-    """[256, 256, 2] int16, at [Cb, Cr], each less 128 and plus 128: the least and the largest Y, less 128, of an RGB
-    pixel with that chroma; the least above the largest where there is none.
+def ranges_of(component: int, device: torch.device | str = "cpu") -> Tensor:
+    """[256, 256, 2] int16: of a component, at the two others, each plus 128 and in their order, the least and the
+    largest value of an RGB pixel that has these; the least above the largest where there is none. Y, Cb and Cr are
+    components 0 to 2, and all less 128.
 
     libjpeg-turbo's integers map the 2^24 pixels to 4,007,200 triples. For each (Cb, Cr) the Y that occur are an
     interval, and nearly all triples come back from the decoder's formulas: so planes may be changed on their own as
-    long as each luma sample stays in its interval."""
+    long as each sample stays in its interval."""
     least = torch.full((1 << 16,), 127, dtype=torch.int32, device=device)
     most = torch.full_like(least, -128)
     green, blue = torch.arange(256, device=device).int()[:, None], torch.arange(256, device=device).int()
     for red in range(256):
-        y = (19595 * red + 38470 * green + 7471 * blue + 32768 >> 16) - 128
-        cb = (-11059 * red - 21709 * green + 32768 * blue + 8421375) >> 16
-        cr = (32768 * red - 27439 * green - 5329 * blue + 8421375) >> 16
-        place, y = (256 * cb + cr).long().flatten(), y.flatten()
-        least.scatter_reduce_(0, place, y, "amin")
-        most.scatter_reduce_(0, place, y, "amax")
+        triple = [
+            19595 * red + 38470 * green + 7471 * blue + 32768 >> 16,
+            -11059 * red - 21709 * green + 32768 * blue + 8421375 >> 16,
+            32768 * red - 27439 * green - 5329 * blue + 8421375 >> 16,
+        ]
+        value = triple.pop(component).flatten() - 128
+        place = (256 * triple[0] + triple[1]).long().flatten()
+        least.scatter_reduce_(0, place, value, "amin")
+        most.scatter_reduce_(0, place, value, "amax")
     return torch.stack((least, most), 1).to(torch.int16).reshape(256, 256, 2)
+
+
+@constant
+def gamut_ranges(device: torch.device | str = "cpu") -> Tensor:
+    """[3, 256, 256, 2] int16: `ranges_of` each component."""
+    return torch.stack([ranges_of(component, device) for component in range(3)])

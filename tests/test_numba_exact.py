@@ -10,7 +10,7 @@ import torch
 from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
 
 from kernels import Coefficients, Subsampling, project_exact
-from kernels.exact import INTO_ROWS, TURNS, edge_bases, luma_ranges
+from kernels.exact import INTO_ROWS, TURNS, edge_bases, ranges_of
 from kernels.libjpeg import integer_dct, integer_ycc
 from kernels.numba_ops import block, compile_kernels, exact, gamut, line, mcu, planes
 from kernels.numba_ops.compiler import FOLDER
@@ -102,12 +102,12 @@ def bounds_of(found: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_all_triples_that_pixels_have_come_back_to_a_pixel():
-    total, missed, other = pixels_of_all(luma_ranges().numpy())
+    total, missed, other = pixels_of_all(ranges_of(0).numpy())
     assert (total, missed, other) == (REACHED, 0, 0)
 
 
 def test_the_ranges_hold_every_pixel_and_end_at_one(seed):
-    ranges = luma_ranges().numpy().astype(np.int64)
+    ranges = ranges_of(0).numpy().astype(np.int64)
     values = torch.arange(256.0)
     found = np.zeros((*ranges.shape[:2], 256), bool)
     for red in range(256):

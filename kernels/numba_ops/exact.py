@@ -24,7 +24,7 @@ from kernels.exact import (
     PIXEL_TURN,
     SOON,
     edge_bases,
-    luma_ranges,
+    ranges_of,
 )
 from kernels.numba_ops.block import FOUND, WORK, Ints, into_intervals, judge, transform
 from kernels.numba_ops.compiler import compiling, inlined, jit, kernel
@@ -217,7 +217,7 @@ def project_image(
 @cache
 def _constants() -> Constants:
     bases = edge_bases().numpy()
-    return Constants(np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), luma_ranges().numpy())
+    return Constants(np.array(DRAWS, np.int32), bases, np.repeat(bases[INTO_ROWS], 8, axis=2), ranges_of(0).numpy())
 
 
 @cache

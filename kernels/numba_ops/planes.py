@@ -39,7 +39,7 @@ BLOCK, SAMPLES, LEAST, MOST = range(25, 29)
 
 
 class Constants(NamedTuple):
-    """draws: DRAWS. bases: `edge_bases`. spreads: [9, 8, 64], as `search` takes one. ranges: `luma_ranges`."""
+    """draws: DRAWS. bases: `edge_bases`. spreads: [9, 8, 64], as `search` takes one. ranges: `ranges_of(0)`."""
 
     draws: Ints
     bases: Ints

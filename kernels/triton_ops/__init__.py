@@ -3,7 +3,7 @@
 
 from kernels.triton_ops.decode import decode, decode_kernel
 from kernels.triton_ops.encode import encode, encode_kernel
-from kernels.triton_ops.exact import exact_kernel, mend_kernel, project_exact
+from kernels.triton_ops.exact import edge_kernel, exact_kernel, mend_kernel, project_exact
 from kernels.triton_ops.noise import noise_kernel
 from kernels.triton_ops.project import project, project_backward_kernel, project_kernel
 from kernels.triton_ops.roundtrip import roundtrip, roundtrip_backward_kernel, roundtrip_kernel
@@ -17,6 +17,7 @@ KERNELS = {
     "project_backward": project_backward_kernel,
     "exact": exact_kernel,
     "mend": mend_kernel,
+    "edge": edge_kernel,
     "noise": noise_kernel,
 }
 

@@ -7,11 +7,12 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
-from kernels.triton_ops.mcus import chroma_samples, luma_slots, pair, to_blocks
-from kernels.triton_ops.samples import any_of, inside_slots, judge, transform
+from kernels.triton_ops.mcus import chroma_samples, luma_slots, of_pairs, pair, per_pixel, to_blocks
+from kernels.triton_ops.samples import any_of, inside_slots, judge, some_slots, transform
 
 NEAR = tl.constexpr(settings.NEAR)
 SIDE = tl.constexpr(2 * settings.NEAR + 1)
+DOUBT = tl.constexpr(settings.DOUBT)
 
 
 @triton.jit
@@ -45,13 +46,31 @@ def to_triples(red, green, blue):
 @triton.jit
 def bound_luma(cb, cr, inside, ranges):
     """Which luma samples, least and most, chroma leaves possible, and where there is none: such pixels may have any.
-    Only 0 outside of `inside`."""
+    Only 0 outside of `inside`. ranges: kernels.exact.gamut_ranges."""
     blue, red = limited(cb + 128, 255), limited(cr + 128, 255)
     where = ranges + (blue * 256 + red) * 2
     least, most = tl.load(where).to(tl.int32), tl.load(where + 1).to(tl.int32)
     none = inside & ((least > most) | (blue != cb + 128) | (red != cr + 128))
     least, most = tl.where(none, -128, least), tl.where(none, 127, most)
     return tl.where(inside, least, 0), tl.where(inside, most, 0), none
+
+
+@triton.jit
+def bound_chroma(y, other, settled, ranges):
+    """Which values, least and most, of two chroma planes [2 G, 8, 8, M] luma and each one's `other` leave possible;
+    all, where none. The other one is `settled`, or about what is wanted."""
+    number = tl.arange(0, y.shape[0]) % 2
+    table = ranges + per_pixel((1 + number) * (2 << 16)) + limited(y + 128, 255) * 512
+    doubt = tl.where(settled, 0, DOUBT)
+    least, most = y * 0 + 127, y * 0 - 128
+    for n in range(2 * DOUBT + 1):
+        value = other + n - DOUBT
+        near = limited(value + 128, 255)
+        possible = (near == value + 128) & (n >= DOUBT - doubt) & (n <= DOUBT + doubt)
+        least = tl.where(possible, tl.minimum(least, tl.load(table + 2 * near).to(tl.int32)), least)
+        most = tl.where(possible, tl.maximum(most, tl.load(table + 2 * near + 1).to(tl.int32)), most)
+    none = least > most
+    return tl.where(none, -128, least), tl.where(none, 127, most)
 
 
 @triton.jit
@@ -77,13 +96,12 @@ def to_pixels(y, cb, cr, inside):
 
 
 @triton.jit
-def recount(y, cb, cr, size, both_sizes, luma_ends, chroma_ends, bases, V: tl.constexpr, H: tl.constexpr):
+def recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V: tl.constexpr, H: tl.constexpr):
     """How many coefficients of each block, [G V H] and [2 G], libjpeg-turbo would write otherwise. Ends: low and
     high."""
     slots = luma_slots(size, V, H)
     samples = tl.where(inside_slots(slots), to_blocks(y, V, H), 0)
     luma = judge(transform(samples, bases, slots)[1], luma_ends[0], luma_ends[1])[1]
-    samples = chroma_samples(pair(cb, cr), both_sizes, V, H)
-    eight = tl.full([samples.shape[0]], 8, tl.int32)
-    chroma = judge(transform(samples, bases, (eight, eight))[1], chroma_ends[0], chroma_ends[1])[1]
-    return tl.where(slots[0] * slots[1] > 0, luma, 0), chroma
+    samples = chroma_samples(pair(cb, cr), of_pairs(size), V, H)
+    chroma = judge(transform(samples, bases, None)[1], chroma_ends[0], chroma_ends[1])[1]
+    return tl.where(some_slots(slots), luma, 0), chroma

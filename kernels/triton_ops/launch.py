@@ -113,17 +113,23 @@ def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def launch(
-    kernel: Kernel, sampling: Subsampling, size: tuple[int, int], images: int, *arguments: Any, **more: Any
+    kernel: Kernel,
+    sampling: Subsampling,
+    size: tuple[int, int],
+    images: int,
+    *arguments: Any,
+    mcus: int | None = None,
+    **more: Any,
 ) -> None:
-    """Starts `kernel` over all MCUs of `images` images of `size` pixels. After `arguments` come the counts of MCUs, in
-    all, down and across an image, the size, the sampling's constants, and `more` of them."""
+    """Starts `kernel` over all MCUs of `images` images of `size` pixels, or over `mcus` of each. After `arguments` come
+    the counts of MCUs, in all, down and across an image, the size, the sampling's constants, and `more` of them."""
     rows, columns = sampling.mcu_grid(size)
     vertical, horizontal = sampling.factors
-    mcus, chosen = images * rows * columns, kernel.configuration
-    grid = (triton.cdiv(mcus, chosen.mcus(sampling)),)
+    count, chosen = images * (rows * columns if mcus is None else mcus), kernel.configuration
+    grid = (triton.cdiv(count, chosen.mcus(sampling)),)
     constants = {"C": sampling.components, "V": vertical, "H": horizontal, **chosen.constants(sampling), **more}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, mcus, rows, columns, *size, **constants, **chosen.options)
+        kernel[grid](*arguments, count, rows, columns, *size, **constants, **chosen.options)
 
 
 def aligned(planes: list[Tensor]) -> list[Tensor]:

@@ -81,20 +81,23 @@ def factor(weights, lengths):
 
 
 @triton.jit
-def put_line(samples, found, slots):
-    """Samples with what has been found along lines, [B, 8]."""
+def put_line(samples, found, slots, PAIRS: tl.constexpr):
+    """Samples with what has been found along lines, [B, 8]. PAIRS: whether there may be any."""
     at, single, paired = tl.arange(0, 8), expand(slots[0] == 1), expand(slots[1] > PAIRED)
-    evens, odds = pair_slots(slots)
     first = tl.where(single, (at == 0)[None, :, None], (at == 0)[None, None, :])
     first = first & (paired == 0) & (at[None, :, None] < expand(slots[0])) & (at[None, None, :] < expand(slots[1]))
     line = tl.where(single, found[:, None, :], found[:, :, None])
-    return halve(found, evens, odds, tl.where(first, line, samples))
+    samples = tl.where(first, line, samples)
+    if PAIRS:
+        evens, odds = pair_slots(slots)
+        samples = halve(found, evens, odds, samples)
+    return samples
 
 
 @triton.jit
 def search_line(samples, middle, least, most, sums, low, high, bases, slots, going):
-    """For blocks `going` [B]. Returns samples of which no coefficient is wrong, or those given; [B] which it is; and how
-    many values [B] it tried. middle: of the intervals, sixteenths."""
+    """For blocks `going` [B]. Returns samples of which no coefficient is wrong, or those given; [B] which it is; and
+    how many values [B] it tried. middle: of the intervals, sixteenths."""
     at, single, paired = tl.arange(0, 8), slots[0] == 1, slots[1] > PAIRED
     count = tl.where(paired, slots[0], slots[0] * slots[1])
     lowest, highest, possible = limits_of_line(low, high, slots)
@@ -103,11 +106,13 @@ def search_line(samples, middle, least, most, sums, low, high, bases, slots, goi
     weights = tl.where((at[None, :] < count[:, None])[:, :, None], weights, 0)
     scales, shares = factor(weights, tl.maximum(highest - lowest + 1, 1))
     along_row = single & (paired == 0)
-    centre = line_of(middle, along_row)
-    second = tl.sum(tl.where((at == 1)[None, None, :], middle, 0), axis=2)
-    centre = (centre + tl.where(paired[:, None], second, 0)).to(tl.int64)
-    least = tl.where(paired[:, None], sums[0], line_of(least, along_row))
-    most = tl.where(paired[:, None], sums[1], line_of(most, along_row))
+    centre, least, most = line_of(middle, along_row), line_of(least, along_row), line_of(most, along_row)
+    if sums is not None:
+        second = tl.sum(tl.where((at == 1)[None, None, :], middle, 0), axis=2)
+        centre += tl.where(paired[:, None], second, 0)
+        least, most = tl.where(paired[:, None], sums[0], least), tl.where(paired[:, None], sums[1], most)
+    centre = centre.to(tl.int64)
+    pairs: tl.constexpr = sums is not None
     level, nodes, solved = tl.zeros_like(count), tl.zeros_like(count), count < 0
     tried, found = tl.zeros_like(least), tl.zeros_like(centre)
     offset, distance = tl.zeros_like(centre), tl.zeros_like(centre)
@@ -127,7 +132,7 @@ def search_line(samples, middle, least, most, sums, low, high, bases, slots, goi
         if any_of(full):
             line = tl.sum(weights * found[:, :, None], axis=1)
             full &= every((line >= lowest) & (line <= highest))
-            judged = transform(put_line(samples, found.to(tl.int32), slots), bases, slots)[1]
+            judged = transform(put_line(samples, found.to(tl.int32), slots, pairs), bases, slots)[1]
             solved |= full & (judge(judged, low, high)[1] == 0)
         deeper = good & (level < count - 1)
         level += deeper.to(tl.int32) - (going & (near == 0)).to(tl.int32)
@@ -137,4 +142,4 @@ def search_line(samples, middle, least, most, sums, low, high, bases, slots, goi
         moved = tl.sum(share * (16 * found - centre), axis=1) >> 16
         tried, distance = tl.where(here, 0, tried), tl.where(here, reached[:, None], distance)
         offset = tl.where(here, moved[:, None], offset)
-    return tl.where(expand(solved), put_line(samples, found.to(tl.int32), slots), samples), solved, nodes
+    return tl.where(expand(solved), put_line(samples, found.to(tl.int32), slots, pairs), samples), solved, nodes

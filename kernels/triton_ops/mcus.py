@@ -30,19 +30,17 @@ def per_mcu(x, TIMES: tl.constexpr):
 
 
 @triton.jit
-def whole_mcus(n, columns, height, width, V: tl.constexpr, H: tl.constexpr):
-    """The numbers [G] of the whole MCUs of images, the n-th [G] of them each. columns: MCUs across an image."""
+def whole_mcus(n, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+    """The numbers [G] of whole MCUs, the n-th [G] of all images' each. rows and columns: of MCUs of an image."""
     full_rows, full_columns = height // (8 * V), width // (8 * H)
-    rows = (height + 8 * V - 1) // (8 * V)
     image, n = n // (full_rows * full_columns), n % (full_rows * full_columns)
     return (image * rows + n // full_columns) * columns + n % full_columns
 
 
 @triton.jit
-def edge_mcus(n, columns, height, width, V: tl.constexpr, H: tl.constexpr):
-    """The same of those over the edge: first the last column's, then the last row's."""
+def edge_mcus(n, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+    """The same of those over the edge: of an image first the last column's, then the last row's."""
     full_rows, full_columns = height // (8 * V), width // (8 * H)
-    rows = (height + 8 * V - 1) // (8 * V)
     count, right = rows * columns - full_rows * full_columns, full_rows * (columns - full_columns)
     image, n = n // count, n % count
     place = tl.where(n < right, n * columns + columns - 1, full_rows * columns + n - right)
@@ -348,11 +346,11 @@ def mend_groups(x, there, low, high, least, most):
 
 
 @triton.jit
-def share_bounded(wanted, there, low, high, limits, bounded):
-    """`share`, each pixel within its limits, least and most, if bounded."""
+def share_bounded(wanted, there, low, high, least, most, bounded):
+    """`share`, each pixel within its limits, least to most, if bounded."""
     out = share(wanted, there, low, high)
     if bounded:
-        out = mend_groups(out, there, low, high, limits[0], limits[1])
+        out = mend_groups(out, there, low, high, least, most)
     return out
 
 
@@ -369,46 +367,45 @@ def last_sums(samples, size, V: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def spread_chroma(samples, wanted, limits, bounded, size, V: tl.constexpr, H: tl.constexpr):
+def spread_chroma(samples, wanted, least, most, bounded, size, V: tl.constexpr, H: tl.constexpr):
     """Full-resolution chroma [K, 8, 8, M] near the wanted pixels, libjpeg's averages of it the blocks' slots [K, 8, 8];
-    each pixel, if bounded, within its limits, least and most [K, 8, 8, M], as long as there is such a one."""
+    each pixel, if bounded, within its limits, least to most [K, 8, 8, M], as long as there is such a one."""
     if V * H == 1:
         own = tl.reshape(samples, wanted.shape)
         if bounded:
-            inside = inside_image(size, V, H) & (wanted == wanted)
-            own = share_bounded(16 * own, inside, samples, samples, limits, bounded)
+            own = tl.minimum(tl.maximum(own, least), most)
         return own
     else:
-        inside = inside_image(size, V, H) & (wanted == wanted)
+        inside = tl.broadcast_to(inside_image(size, V, H), wanted.shape)
         weight = (group_heights(size, V) < V).to(tl.int32)[:, :, None]
-        least = V * H * samples - bias(V, H)
-        low, high = -(-least >> weight), least + V * H - 1 >> weight
+        lowest = V * H * samples - bias(V, H)
+        low, high = -(-lowest >> weight), lowest + V * H - 1 >> weight
         if size is None or H == 1:
-            return share_bounded(wanted, inside, low, high, limits, bounded)
+            return share_bounded(wanted, inside, low, high, least, most, bounded)
         else:  # the last true column first, where samples stand for it alone
             last, out = last_true(size, V, H), wanted
             if any_of(last):
                 lowest, highest = last_sums(samples, size, V, H)
                 lowest, highest = tl.broadcast_to(lowest, low.shape), tl.broadcast_to(highest, low.shape)
-                out = share_bounded(wanted, last, lowest, highest, limits, bounded)
+                out = share_bounded(wanted, last, lowest, highest, least, most, bounded)
             settled = tl.sum(tl.where(last, out, 0), axis=3)
             there = inside & (last == 0) & own_pixels(size, V, H)
-            own = share_bounded(wanted, there, low - settled, high - settled, limits, bounded)
+            own = share_bounded(wanted, there, low - settled, high - settled, least, most, bounded)
             return tl.where(last, out, own)
 
 
 @triton.jit
-def bound_slots(limits, size, V: tl.constexpr, H: tl.constexpr):
-    """What chroma blocks' slots can be when each pixel keeps its limits, least and most [K, 8, 8, M]: least and most
+def bound_slots(lowest, highest, size, V: tl.constexpr, H: tl.constexpr):
+    """What chroma blocks' slots can be when each pixel keeps its limits, lowest to highest [K, 8, 8, M]: least and most
     [K, 8, 8]; and of paired ones, the least and the largest sum of each row, [K, 8] each."""
     count: tl.constexpr = V * H >> 1
     inside, heights = inside_image(size, V, H), group_heights(size, V)
     times = V // tl.maximum(heights, 1)
-    lowest, highest = tl.where(inside, limits[0], 0), tl.where(inside, limits[1], 0)
+    lowest, highest = tl.where(inside, lowest, 0), tl.where(inside, highest, 0)
     least = tl.sum(lowest, axis=3) * times[:, :, None] + bias(V, H) >> count
     most = tl.sum(highest, axis=3) * times[:, :, None] + bias(V, H) >> count
     if size is None:
-        return least, most, None
+        return least, most, tl.sum(least, axis=2), tl.sum(most, axis=2)  # there are no pairs
     else:
         lowest, highest = sum_last(lowest, size, V, H), sum_last(highest, size, V, H)
         lowest, highest = lowest * times[:, :, None], highest * times[:, :, None]
@@ -416,8 +413,8 @@ def bound_slots(limits, size, V: tl.constexpr, H: tl.constexpr):
         least = tl.where(own, least, -(-lowest * H >> count))
         most = tl.where(own, most, highest * H >> count)
         within = inside_slots(chroma_slots(size, V, H))
-        sums = tl.reshape(lowest, heights.shape), tl.reshape(highest, heights.shape)
-        return tl.where(within, least, 0), tl.where(within, most, 0), sums
+        least, most = tl.where(within, least, 0), tl.where(within, most, 0)
+        return least, most, tl.reshape(lowest, heights.shape), tl.reshape(highest, heights.shape)
 
 
 @triton.jit
@@ -444,6 +441,15 @@ def move_chroma(x, change, size, V: tl.constexpr, H: tl.constexpr):
 def chroma_samples(x, size, V: tl.constexpr, H: tl.constexpr):
     """Chroma pixels [K, 8, 8, M] → what libjpeg averages, [K, 8, 8], over the edge too: it repeats the last column, the
     last row up to the sampling factor, and then the last row of averages."""
+    if size is None:
+        return tl.sum(x, axis=3) + bias(V, H) >> (V * H >> 1)
+    else:
+        return repeated_samples(x, size, V, H)
+
+
+@triton.jit
+def repeated_samples(x, size, V: tl.constexpr, H: tl.constexpr):
+    """The same over the edge."""
     row, column = coordinates(V, H)
     x = tl.where(column < per_pixel(size[1]), x, last_pixels(x, size, V, H)[:, :, None, :])
     if V == 2:

@@ -12,7 +12,17 @@ import triton.language as tl
 
 from kernels import exact as settings
 from kernels.triton_ops.gamut import limited, to_triples
-from kernels.triton_ops.mcus import bias, coordinates, from_blocks, pair, per_mcu, per_pixel, repeat, to_blocks, unpair
+from kernels.triton_ops.mcus import (
+    bias,
+    chroma_samples,
+    coordinates,
+    from_blocks,
+    pair,
+    per_mcu,
+    per_pixel,
+    to_blocks,
+    unpair,
+)
 from kernels.triton_ops.samples import any_of, expand, judge, measure_steps, transform
 
 TURNS = tl.constexpr(settings.PIXEL_TURNS)
@@ -40,18 +50,12 @@ def as_plane(x):
 
 
 @triton.jit
-def sample_pair(cb, cr, V: tl.constexpr, H: tl.constexpr):
-    """libjpeg's averages of the chroma of whole MCUs: [2 G, 8, 8]."""
-    return tl.sum(pair(cb, cr), axis=3) + bias(V, H) >> (V * H >> 1)
-
-
-@triton.jit
-def weigh(samples, ends, bases, eight):
+def weigh(samples, ends, bases, turn):
     """Whole blocks → their costs [K], wrong coefficients [K], and what a step of each sample, up and down, adds to the
-    cost. eight: the slots of each, [K]."""
-    exact, found = transform(samples, bases, (eight, eight))
+    cost. turn: of the search, [G]."""
+    exact, found = transform(samples, bases, None)
     cost, wrong = judge(found, ends[0], ends[1])
-    up, down = measure_steps(exact, found, ends[0], ends[1], bases, (eight, eight))
+    up, down = measure_steps(exact, found, ends[0], ends[1], bases, None, turn)
     return cost, wrong, up - expand(cost), down - expand(cost)
 
 
@@ -93,10 +97,9 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
     while any_of(going):
         y, cb, cr = to_triples(red, green, blue)
-        eight = 8 + tl.minimum(turn, 0)
-        luma = weigh(to_blocks(y, V, H), luma_ends, bases, repeat(eight, V * H))
+        luma = weigh(to_blocks(y, V, H), luma_ends, bases, turn)
         luma_cost, luma_wrong, luma_up, luma_down = luma
-        chroma = weigh(sample_pair(cb, cr, V, H), chroma_ends, bases, repeat(eight, 2))
+        chroma = weigh(chroma_samples(pair(cb, cr), None, V, H), chroma_ends, bases, turn)
         chroma_cost, chroma_wrong, up, down = chroma
         cost = per_mcu(luma_cost, V * H) + per_mcu(chroma_cost, 2)
         better = going & (cost < best_cost)

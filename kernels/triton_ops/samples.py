@@ -5,8 +5,8 @@ Blocks are [B, 8, 8] int32, for (block, row, column), samples less 128, wanted o
 Intervals, low and high [B, 8, 8] int32, are of 8 times the DCT. `slots` are two [B] int32: how many rows and columns of
 a block are unknowns of its own, the last of which stand for all places that repeat it (kernels.exact.edge_bases);
 columns whose last two are the halves of one sum count PAIRED more, and a block of padding has none. Where all blocks
-are whole it is None. `sums`, two [B, 8] int32, are the least and the largest sum of each row's pair. Bases are
-[8, B, 8]: what is summed comes first, so that a thread holds all of it.
+are whole it is None. `sums`, two [B, 8] int32, are the least and the largest sum of each row's pair; None where there
+are no pairs. Bases are [8, B, 8]: what is summed comes first, so that a thread holds all of it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ def whole_of(slots):
         return tl.full([1], 1, tl.int1)
     else:
         return (slots[0] == 8) & (slots[1] == 8)
+
+
+@triton.jit
+def some_slots(slots):
+    """[B]: which blocks are no padding; [1] where all are whole."""
+    if slots is None:
+        return tl.full([1], 1, tl.int1)
+    else:
+        return slots[0] * slots[1] > 0
 
 
 @triton.jit
@@ -246,7 +255,7 @@ def search(samples, least, most, sums, low, high, bases, slots, going):
     while any_of(going):
         up, down = measure_steps(exact, found, low, high, bases, slots, turn)
         lowest, highest = least, most
-        if slots is not None:
+        if sums is not None:
             lowest, highest = bound_pairs(samples, least, most, sums, slots)
         rank = best_step(samples, lowest, highest, up, down, free_from <= expand(turn), best_cost)
         going &= rank != NONE

@@ -1,0 +1,199 @@
+"""MCUs plane by plane: the blocks of one plane are settled, and bound what the next may have, for every pixel has to
+stay in the gamut. The twin of numba_ops/planes.py, to the bit. Shapes as in samples.py and mcus.py.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels import exact as settings
+from kernels.triton_ops.gamut import bound_chroma, bound_luma
+from kernels.triton_ops.lines import search_line
+from kernels.triton_ops.mcus import (
+    average,
+    bound_slots,
+    chroma_slots,
+    from_blocks,
+    inside_image,
+    luma_slots,
+    of_pairs,
+    pair,
+    per_mcu,
+    per_pixel,
+    spread_chroma,
+    swap,
+    to_blocks,
+    unpair,
+)
+from kernels.triton_ops.samples import (
+    PAIRED,
+    any_of,
+    expand,
+    halve,
+    inside_slots,
+    into_intervals,
+    pair_slots,
+    pair_sums,
+    search,
+    some_slots,
+    total,
+    whole_of,
+)
+
+EDGE_PASSES = tl.constexpr(settings.EDGE_PASSES)
+TO_THE_MIDDLE = tl.constexpr(settings.TO_THE_MIDDLE)
+HELD = tl.constexpr(settings.HELD)
+NODES_OF_A_TURN = tl.constexpr(settings.NODES_OF_A_TURN)
+CHROMA_FIRST = tl.constexpr(settings.CHROMA_FIRST)
+BLUE_SECOND = tl.constexpr(settings.BLUE_SECOND)
+
+
+@triton.jit
+def sum_pixels(x):
+    """[G, 8, 8, M] → [G]."""
+    return tl.sum(tl.reshape(x.to(tl.int32), [x.shape[0], 64 * x.shape[3]]), axis=1)
+
+
+@triton.jit
+def some(condition, TIMES: tl.constexpr):
+    """[G TIMES] → [G], whether it holds for any block of an MCU."""
+    return per_mcu(condition.to(tl.int32), TIMES) > 0
+
+
+@triton.jit
+def bring_near(wanted, low, high, bases, slots, draw, going):
+    """`into_intervals` of blocks `going` [B]: once, or at edges until nothing moves."""
+    if slots is None:
+        return into_intervals(wanted, low, high, bases, slots, draw)
+    else:
+        moving, done = going, 0
+        while any_of(moving) & (done < EDGE_PASSES):
+            nearer = into_intervals(wanted, low, high, bases, slots, draw)
+            moved = moving & (total(nearer != wanted) > 0)
+            wanted = tl.where(expand(moving), nearer, wanted)
+            moving = moved & (whole_of(slots) == 0)
+            done += 1
+        return wanted
+
+
+@triton.jit
+def round_pairs(wanted, samples, sums, slots, rows):
+    """Samples with the rounded sums of paired slots, and the sums' bounds. One that stands for a single pixel twice, in
+    the last of an odd number of rows, stays as it is from then on. rows: true ones of the blocks' MCUs, [B]."""
+    evens, odds = pair_slots(slots)
+    rounded = tl.minimum(tl.maximum(pair_sums(wanted, evens, odds) + 8 >> 4, sums[0]), sums[1])
+    single = 2 * tl.arange(0, 8)[None, :] + 1 == rows[:, None]
+    rounded = tl.where(single, rounded & -2, rounded)
+    sums = tl.where(single, rounded, sums[0]), tl.where(single, rounded, sums[1])
+    return halve(rounded, evens, odds, samples), sums
+
+
+@triton.jit
+def settle(wanted, least, most, sums, low, high, bases, slots, rows, draw, going):
+    """Wanted samples of blocks `going` [B] → integers within `least` and `most` whose coefficients lie in the
+    intervals. sums: None where there are no pairs. rows: as `round_pairs` takes them. Returns the samples, how many
+    coefficients [B] are wrong, and the turns [B] taken."""
+    wanted = bring_near(wanted, low, high, bases, slots, draw, going)
+    rounded = wanted + 8 >> 4
+    samples = tl.minimum(tl.maximum(rounded, least), most)
+    held = total(tl.abs(rounded - samples))
+    if sums is not None:
+        samples, sums = round_pairs(wanted, samples, sums, slots, rows)
+    samples, missed, turns = search(samples, least, most, sums, low, high, bases, slots, going & (held <= HELD))
+    missed = tl.where(going, missed, 0)
+    if slots is not None:
+        line = (missed > 0) & ((tl.minimum(slots[0], slots[1]) == 1) | (slots[1] == PAIRED + 2))
+        if any_of(line):
+            middle = into_intervals(wanted, low, high, bases, slots, TO_THE_MIDDLE)
+            samples, solved, nodes = search_line(samples, middle, least, most, sums, low, high, bases, slots, line)
+            missed, turns = tl.where(solved, 0, missed), turns + nodes // NODES_OF_A_TURN
+    return samples, missed, turns
+
+
+@triton.jit
+def touches(samples, least, most, slots):
+    """[B]: whether a slot is at an end of its range, or the block at an edge."""
+    limited = total(inside_slots(slots) & ((samples == least) | (samples == most))) > 0
+    return limited | (whole_of(slots) == 0)
+
+
+@triton.jit
+def settle_luma(
+    y, chroma, luma_first, size, ends, draw, bases, ranges, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
+):
+    """Luma's blocks, bounded by chroma unless luma comes first. Returns the plane; how many coefficients [G] are wrong,
+    pixels outside the gamut counted too; the turns [G]; and [G] whether the gamut may be to blame, or an edge."""
+    slots, inside = luma_slots(size, V, H), inside_image(size, V, H)
+    wanted = to_blocks(tl.where(inside, y, 0), V, H)
+    least, most = tl.where(inside, y * 0 - 128, 0), tl.where(inside, y * 0 + 127, 0)
+    outside = tl.zeros([y.shape[0]], tl.int32)
+    if C == 3:
+        cb, cr = unpair(chroma)
+        lowest, highest, none = bound_luma(cb, cr, inside, ranges)
+        least, most = tl.where(luma_first, least, lowest), tl.where(luma_first, most, highest)
+        outside = tl.where(luma_first, 0, sum_pixels(none))
+    least, most = to_blocks(least, V, H), to_blocks(most, V, H)
+    going = tl.broadcast_to(some_slots(slots), [wanted.shape[0]])
+    samples, missed, turns = settle(wanted, least, most, None, ends[0], ends[1], bases, slots, None, draw, going)
+    blamed = some((missed > 0) & (touches(samples, least, most, slots) | luma_first), V * H) | (outside > 0)
+    return from_blocks(samples, V, H), per_mcu(missed, V * H) + outside, per_mcu(turns, V * H), blamed
+
+
+@triton.jit
+def settle_chroma(
+    y, chroma, found, settled, luma_first, mine, size, ends, draw, bases, ranges, V: tl.constexpr, H: tl.constexpr
+):
+    """The blocks of the components `mine` [2 G], if luma comes first bounded by it and each by the other component, as
+    it is `found` if that is settled. Returns both planes; how many coefficients [G] are wrong; the turns [G]; and [G]
+    each whether the gamut may be to blame, or an edge, and whether there are wrong blocks where neither is."""
+    slots = chroma_slots(size, V, H)
+    wanted, inside = average(chroma, size, V, H), inside_slots(slots)
+    least, most = tl.where(inside, wanted * 0 - 128, 0), tl.where(inside, wanted * 0 + 127, 0)
+    least_sum, most_sum = tl.full([wanted.shape[0], 8], -256, tl.int32), tl.full([wanted.shape[0], 8], 254, tl.int32)
+    lowest, highest = chroma * 0, chroma * 0
+    if luma_first:
+        other = swap(tl.where(settled, found, chroma + 8 >> 4))
+        lowest, highest = bound_chroma(pair(y, y), other, settled, ranges)
+        least, most, least_sum, most_sum = bound_slots(lowest, highest, size, V, H)
+    sums = (least_sum, most_sum) if V * H == 4 and size is not None else None
+    rows = size[0] if size is not None else None
+    going = mine & some_slots(slots)
+    samples, missed, turns = settle(wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, draw, going)
+    spread = spread_chroma(samples, chroma, lowest, highest, luma_first, size, V, H)
+    bounded = touches(samples, least, most, slots) | luma_first
+    blamed, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
+    return tl.where(per_pixel(mine), spread, found), per_mcu(missed, 2), per_mcu(turns, 2), blamed, narrow
+
+
+@triton.jit
+def attempt(
+    y, chroma, size, luma_ends, chroma_ends, draw, order, bases, ranges,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
+    """One attempt on MCUs: wanted pixels in sixteenths → their Y, Cb and Cr in integers. order: CHROMA_FIRST, when it
+    bounds luma; BLUE_SECOND or RED_SECOND, when luma bounds it. Returns with the planes how many coefficients [G] are
+    wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut may be to blame for what
+    is wrong, or an edge."""
+    luma_first = order != CHROMA_FIRST
+    if C == 1:
+        found, wrong, turns, tight = settle_luma(y, y, luma_first, size, luma_ends, draw, bases, ranges, C, V, H)
+        return found, chroma, wrong, turns, tight
+    else:
+        found, theirs = y * 0, chroma * 0
+        wrong, turns = tl.zeros([y.shape[0]], tl.int32), tl.zeros([y.shape[0]], tl.int32)
+        tight, narrow = wrong > 0, wrong > 0
+        both, number = of_pairs(size), tl.arange(0, chroma.shape[0]) % 2
+        for stage in range(tl.where(luma_first, 3, 2)):
+            if (stage == 0) == luma_first:
+                found, missed, took, blamed = settle_luma(
+                    y, theirs, luma_first, size, luma_ends, draw, bases, ranges, C, V, H
+                )
+                wrong, turns, tight = wrong + missed, turns + took, tight | blamed
+            else:
+                mine = (number == ((order - BLUE_SECOND) ^ (stage - 1))) | (order == CHROMA_FIRST)
+                theirs, missed, took, blamed, unbounded = settle_chroma(
+                    found, chroma, theirs, stage == 2, luma_first, mine, both, chroma_ends, draw, bases, ranges, V, H
+                )
+                wrong, turns, tight, narrow = wrong + missed, turns + took, tight | blamed, narrow | unbounded
+        return found, theirs, wrong, turns, tight & (narrow == 0)
