@@ -24,6 +24,7 @@ def pixels_of_all(ranges: np.ndarray) -> tuple[int, int, int]:
     """Of the triples in all ranges: how many there are, for how many no pixel is found, and how many pixels found have
     another triple."""
     ycc, rgb, again = np.empty((3, 256), np.int32), np.empty((3, 256), np.int32), np.empty((3, 256), np.int32)
+    wanted = np.full((3, 256), 2040, np.int32)
     total = missed = other = 0
     for cb in range(256):
         for cr in range(256):
@@ -32,7 +33,7 @@ def pixels_of_all(ranges: np.ndarray) -> tuple[int, int, int]:
                 ycc[0, p], ycc[1, p], ycc[2, p] = min(max(p - 128, least), most), cb - 128, cr - 128
             if least <= most:
                 total += most - least + 1
-                missed += gamut.to_pixels(ycc, rgb)
+                missed += gamut.to_pixels(ycc, wanted, rgb)
                 gamut.to_triples(rgb, again)
                 other += (ycc != again).sum()
     return total, missed, other

@@ -159,7 +159,7 @@ def project_mcu(
         if components == 1:
             for p in range(pixels):
                 candidate[0, p] = found[0, p] + 128
-        elif to_pixels(found, candidate) > 0:  # what the search has counted is not what the pixels are
+        elif to_pixels(found, wanted, candidate) > 0:  # what the search has counted is not what the pixels are
             to_triples(candidate, found)
             wrong, tight = recount(found, low, high, geometry, bases, works[0]), tight or not whole
         if n >= LATE and order == CHROMA_FIRST and wrong > 0 and tight and components == 3 and whole:

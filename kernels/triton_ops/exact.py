@@ -17,9 +17,10 @@ from kernels import exact as settings
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.tables import constant
 from kernels.triton_ops.gamut import convert, convert_back, limited, recount, to_pixels, to_triples
-from kernels.triton_ops.launch import SIZES, Configuration, aligned, check_precision, configured, launch, three
+from kernels.triton_ops.launch import ALL_REGISTERS, SIZES, Configuration, aligned, check_precision, configured, launch, three
 from kernels.triton_ops.mcus import (
     average,
+    both_twice,
     chroma_intervals,
     chroma_slots,
     edge_mcus,
@@ -29,7 +30,7 @@ from kernels.triton_ops.mcus import (
     luma_intervals,
     luma_slots,
     move_chroma,
-    of_pairs,
+    nothing,
     pair,
     per_mcu,
     per_pixel,
@@ -66,15 +67,16 @@ def to_ycc(red, green, blue, C: tl.constexpr):
 
 @triton.jit
 def examine(
-    y, chroma, wrong, tight, size, luma_ends, chroma_ends, bases, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
-):
-    """MCUs' pixels; how many coefficients are wrong: what the attempt has counted, unless there are no such pixels; and
-    whether the gamut may be to blame, or an edge."""
+    y, chroma, wanted, wrong, tight, size, luma_ends, chroma_ends, bases,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
+    """MCUs' pixels, near the channels wanted; how many coefficients are wrong: what the attempt has counted, unless
+    there are no such pixels; and whether the gamut may be to blame, or an edge."""
     if C == 1:
         return y + 128, y, y, wrong, tight
     else:
         cb, cr = unpair(chroma)
-        red, green, blue, missed = to_pixels(y, cb, cr, inside_image(size, V, H))
+        red, green, blue, missed = to_pixels(y, cb, cr, wanted, inside_image(size, V, H))
         if any_of(missed):
             y, cb, cr = to_triples(red, green, blue)
             luma, others = recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V, H)
@@ -87,22 +89,23 @@ def examine(
 
 @triton.jit
 def alternate(
-    y, chroma, size, luma_ends, chroma_ends, draw, bases, going, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
-):
+    red, green, blue, size, luma_ends, chroma_ends, draw, bases, going,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
     """Brings wanted MCUs `going` [G] towards intervals and gamut, both of which are convex: von Neumann's alternating
     projections. Returns whether the two sets came near each other, too: [G]."""
     slots, inside = luma_slots(size, V, H), inside_image(size, V, H)
-    both = of_pairs(size)
+    both = both_twice(size)
     enough: tl.constexpr = APART * C * 64 * V * H
-    beyond, done = tl.zeros([y.shape[0]], tl.int32), 0
+    beyond, done = tl.zeros([red.shape[0]], tl.int32), 0
     while any_of(going) & (done < ALTERNATIONS):
+        y, chroma = to_ycc(red, green, blue, C)
         wanted = to_blocks(tl.where(inside, y, 0), V, H)
         moved = into_intervals(wanted, luma_ends[0], luma_ends[1], bases, slots, draw)
         y = tl.where(inside, from_blocks(moved, V, H), y)
         if C == 1:
-            red = limited(y + 2048, 4080) - 2048
-            beyond = sum_pixels(tl.abs(y - red))
-            y = red
+            red = limited(y + 2048, 4080)
+            beyond = sum_pixels(tl.abs(y + 2048 - red))
         else:
             wanted = average(chroma, both, V, H)
             their_slots = chroma_slots(both, V, H)
@@ -111,10 +114,9 @@ def alternate(
             r, g, b = convert_back(y + 2048, cb, cr)
             red, green, blue = limited(r, 4080), limited(g, 4080), limited(b, 4080)
             beyond = sum_pixels(tl.abs(r - red) + tl.abs(g - green) + tl.abs(b - blue))
-            y, chroma = to_ycc(red, green, blue, C)
         done += 1
         going &= (done != SOON) | (beyond <= FAR * enough)
-    return y, chroma, going & (beyond <= enough)
+    return red, green, blue, going & (beyond <= enough)
 
 
 @triton.jit
@@ -129,7 +131,7 @@ def load_file(
         return luma, chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C)
 
 
-@configured(Configuration(4, 4, single=True), interpreted=16)
+@configured(Configuration(4, 4, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def exact_kernel(
     x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,
@@ -147,7 +149,7 @@ def exact_kernel(
     luma, others = load_file(luma_plane, blue_plane, red_plane, tables, mcu, rows, columns, C, V, H)
     draw = tl.load(draws)
     y, chroma, wrong, turns, tight = attempt(y, chroma, None, luma, others, draw, CHROMA_FIRST, bases, ranges, C, V, H)
-    red, green, blue, wrong, tight = examine(y, chroma, wrong, tight, None, luma, others, bases, C, V, H)
+    red, green, blue, wrong, tight = examine(y, chroma, channels, wrong, tight, None, luma, others, bases, C, V, H)
     store_pixels(image8, red, green, blue, there, mcu, None, rows, columns, height, width, C, V, H)
     blocks: tl.constexpr = V * H + C - 1
     patience = tl.where(attempts > 1, PATIENCE * blocks, -1)
@@ -167,42 +169,42 @@ def make_attempts(
 ):  # fmt: skip
     """Attempts from the `first` on at MCUs that are `there` [G], of which so far image8 has the best pixels, `fewest`
     [G] coefficients are wrong and `turns` [G] were taken."""
-    channels = load_pixels(x, mcu, size, rows, columns, stride_n, stride_c, stride_h, stride_w, C, V, H)
-    y, chroma = to_ycc(channels[0], channels[1], channels[2], C)
+    red, green, blue = load_pixels(x, mcu, size, rows, columns, stride_n, stride_c, stride_h, stride_w, C, V, H)
     blocks: tl.constexpr = V * H + C - 1
     n, going = first, there
     while any_of(going) & (n < attempts):
-        draw = tl.load(draws + n)
+        draw, zero = tl.load(draws + n), nothing(turns)
+        mcu += zero
+        if size is not None:
+            size = size[0] + zero, size[1] + zero
         luma, others = load_file(luma_plane, blue_plane, red_plane, tables, mcu, rows, columns, C, V, H)
         if n > 0:
-            y, chroma, going = alternate(y, chroma, size, luma, others, draw, bases, going, C, V, H)
+            red, green, blue, going = alternate(red, green, blue, size, luma, others, draw, bases, going, C, V, H)
+        y, chroma = to_ycc(red, green, blue, C)
         order = CHROMA_FIRST
         if C == 3:
             order = n % 3
             if size is None:
                 order = tl.where((n > LATE) & (n <= LATE + 2), order, CHROMA_FIRST)
-        found, theirs, wrong, took, tight = attempt(
-            y, chroma, size, luma, others, draw, order, bases, ranges, C, V, H
-        )  # fmt: skip
+        y, chroma, wrong, took, tight = attempt(y, chroma, size, luma, others, draw, order, bases, ranges, C, V, H)
         turns += took
-        red, green, blue, wrong, tight = examine(found, theirs, wrong, tight, size, luma, others, bases, C, V, H)
+        wanted = red, green, blue
+        r, g, b, wrong, tight = examine(y, chroma, wanted, wrong, tight, size, luma, others, bases, C, V, H)
         if C == 3 and size is None:
             joint = going & (wrong > 0) & tight
             if (n >= LATE) & (order == CHROMA_FIRST) & any_of(joint):
-                r, g, b, left, took = search_pixels(red, green, blue, luma, others, bases, joint, V, H)
-                chosen = per_pixel(joint)
-                red, green = tl.where(chosen, r, red), tl.where(chosen, g, green)
-                blue, wrong = tl.where(chosen, b, blue), tl.where(joint, left, wrong)
+                r, g, b, left, took = search_pixels(r, g, b, luma, others, bases, joint, V, H)
+                wrong = tl.where(joint, left, wrong)
                 turns += PIXEL_TURN * tl.where(joint, took, 0)
         better = going & (wrong < fewest)
-        store_pixels(image8, red, green, blue, better, mcu, size, rows, columns, height, width, C, V, H)
+        store_pixels(image8, r, g, b, better, mcu, size, rows, columns, height, width, C, V, H)
         fewest = tl.where(better, wrong, fewest)
         going &= (fewest > 0) & tight & (turns <= PATIENCE * blocks)
         n += 1
     tl.atomic_add(mismatches + mcu // (rows * columns), fewest, mask=there & (fewest > 0))
 
 
-@configured(Configuration(4, 8, single=True), interpreted=16)
+@configured(Configuration(4, 8, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def mend_kernel(
     x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,
@@ -224,7 +226,7 @@ def mend_kernel(
         )  # fmt: skip
 
 
-@configured(Configuration(4, 8, single=True), interpreted=16)
+@configured(Configuration(4, 8, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def edge_kernel(
     x, image8, mismatches, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
-from kernels.triton_ops.mcus import chroma_samples, luma_slots, of_pairs, pair, per_pixel, to_blocks
+from kernels.triton_ops.mcus import both_twice, chroma_samples, luma_slots, pair, per_pixel, to_blocks
 from kernels.triton_ops.samples import any_of, inside_slots, judge, some_slots, transform
 
 NEAR = tl.constexpr(settings.NEAR)
@@ -60,35 +60,46 @@ def bound_chroma(y, other, settled, ranges):
     """Which values, least and most, of two chroma planes [2 G, 8, 8, M] luma and each one's `other` leave possible;
     all, where none. The other one is `settled`, or about what is wanted."""
     number = tl.arange(0, y.shape[0]) % 2
-    table = ranges + per_pixel((1 + number) * (2 << 16)) + limited(y + 128, 255) * 512
+    place = per_pixel((1 + number) * (2 << 16)) + limited(y + 128, 255) * 512
     doubt = tl.where(settled, 0, DOUBT)
     least, most = y * 0 + 127, y * 0 - 128
     for n in range(2 * DOUBT + 1):
         value = other + n - DOUBT
         near = limited(value + 128, 255)
         possible = (near == value + 128) & (n >= DOUBT - doubt) & (n <= DOUBT + doubt)
-        least = tl.where(possible, tl.minimum(least, tl.load(table + 2 * near).to(tl.int32)), least)
-        most = tl.where(possible, tl.maximum(most, tl.load(table + 2 * near + 1).to(tl.int32)), most)
+        least = tl.where(possible, tl.minimum(least, tl.load(ranges + (place + 2 * near)).to(tl.int32)), least)
+        most = tl.where(possible, tl.maximum(most, tl.load(ranges + (place + 2 * near + 1)).to(tl.int32)), most)
     none = least > most
     return tl.where(none, -128, least), tl.where(none, 127, most)
 
 
 @triton.jit
-def to_pixels(y, cb, cr, inside):
-    """Triples → pixels that have them, each near the decoder's formulas, and which pixels `inside` have none: these are
-    left as the formulas have them, limited."""
+def has_triple(red, green, blue, y, cb, cr):
+    luma, blueness, redness = to_triples(red, green, blue)
+    return (luma == y) & (blueness == cb) & (redness == cr)
+
+
+@triton.jit
+def to_pixels(y, cb, cr, wanted, inside):
+    """Triples → pixels that have them, near the three channels wanted, sixteenths, as 4 pixels on average have the same
+    triple; else near the decoder's formulas. And which pixels `inside` have none: these are left as the formulas have
+    them, limited."""
     red, green, blue = convert_back(y + 128, cb, cr)
     red, green, blue = limited(red, 255), limited(green, 255), limited(blue, 255)
-    luma, blueness, redness = to_triples(red, green, blue)
-    missed = inside & ((luma != y) | (blueness != cb) | (redness != cr))
+    for halves in tl.static_range(1, 3):  # of the way
+        r = red + (halves * (wanted[0] - 16 * red) + 16 >> 5)
+        g = green + (halves * (wanted[1] - 16 * green) + 16 >> 5)
+        b = blue + (halves * (wanted[2] - 16 * blue) + 16 >> 5)
+        same = has_triple(r, g, b, y, cb, cr)
+        red, green, blue = tl.where(same, r, red), tl.where(same, g, green), tl.where(same, b, blue)
+    missed = inside & (has_triple(red, green, blue, y, cb, cr) == 0)
     if any_of(missed):
         r0, g0, b0 = red - NEAR, green - NEAR, blue - NEAR
         for i in range(SIDE):
             for j in range(SIDE):
                 for k in range(SIDE):
                     r, g, b = r0 + i, g0 + j, b0 + k
-                    luma, blueness, redness = to_triples(r, g, b)
-                    same = missed & (luma == y) & (blueness == cb) & (redness == cr)
+                    same = missed & has_triple(r, g, b, y, cb, cr)
                     same &= (limited(r, 255) == r) & (limited(g, 255) == g) & (limited(b, 255) == b)
                     red, green, blue = tl.where(same, r, red), tl.where(same, g, green), tl.where(same, b, blue)
                     missed &= same == 0
@@ -102,6 +113,8 @@ def recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V: tl.constexpr, H: 
     slots = luma_slots(size, V, H)
     samples = tl.where(inside_slots(slots), to_blocks(y, V, H), 0)
     luma = judge(transform(samples, bases, slots)[1], luma_ends[0], luma_ends[1])[1]
-    samples = chroma_samples(pair(cb, cr), of_pairs(size), V, H)
-    chroma = judge(transform(samples, bases, None)[1], chroma_ends[0], chroma_ends[1])[1]
+    both = both_twice(size)
+    whole = None if size is None else (8 + tl.minimum(both[0], 0), 8 + tl.minimum(both[1], 0))  # as `nothing` explains
+    samples = chroma_samples(pair(cb, cr), both, V, H)
+    chroma = judge(transform(samples, bases, whole)[1], chroma_ends[0], chroma_ends[1])[1]
     return tl.where(some_slots(slots), luma, 0), chroma

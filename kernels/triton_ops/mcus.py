@@ -30,6 +30,34 @@ def per_mcu(x, TIMES: tl.constexpr):
 
 
 @triton.jit
+def twice(x):
+    """[K, ...] → [2 K, ...], each entry twice; or None."""
+    if x is None:
+        return None
+    elif len(x.shape) == 1:
+        return repeat(x, 2)
+    elif len(x.shape) == 2:
+        return tl.reshape(tl.broadcast_to(x[:, None, :], [x.shape[0], 2, 8]), [2 * x.shape[0], 8])
+    else:
+        return tl.reshape(tl.broadcast_to(x[:, None, :, :], [x.shape[0], 2, 8, 8]), [2 * x.shape[0], 8, 8])
+
+
+@triton.jit
+def both_twice(x):
+    """Of two tensors, or None."""
+    if x is None:
+        return None
+    else:
+        return twice(x[0]), twice(x[1])
+
+
+@triton.jit
+def once(x):
+    """The inverse of `twice`, of [2 K]."""
+    return tl.max(tl.reshape(x, [x.shape[0] // 2, 2]), axis=1)
+
+
+@triton.jit
 def whole_mcus(n, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
     """The numbers [G] of whole MCUs, the n-th [G] of all images' each. rows and columns: of MCUs of an image."""
     full_rows, full_columns = height // (8 * V), width // (8 * H)
@@ -53,6 +81,13 @@ def sizes(mcus, there, rows, columns, height, width, V: tl.constexpr, H: tl.cons
     down = tl.minimum(height - mcus // columns % rows * (8 * V), 8 * V)
     across = tl.minimum(width - mcus % columns * (8 * H), 8 * H)
     return tl.where(there, down, 0), tl.where(there, across, 0)
+
+
+@triton.jit
+def nothing(turns):
+    """0, but not for the compiler: what follows from numbers with it added is computed again instead of kept in
+    registers through a loop. turns: [G], a count that changes in the loop."""
+    return tl.min(tl.minimum(turns, 0), axis=0)
 
 
 @triton.jit
@@ -83,19 +118,14 @@ def chroma_slots(size, V: tl.constexpr, H: tl.constexpr):
 
 
 @triton.jit
-def of_pairs(size):
-    """Sizes of MCUs, twice each."""
-    if size is None:
-        return None
-    else:
-        return repeat(size[0], 2), repeat(size[1], 2)
-
-
-@triton.jit
-def coordinates(V: tl.constexpr, H: tl.constexpr):
-    """Of an MCU's pixels: row [1, 8, 1, M] and column [1, 1, 8, M]."""
+def coordinates(size, V: tl.constexpr, H: tl.constexpr):
+    """Of MCUs' pixels: row [K, 8, 1, M] and column [K, 1, 8, M]; K is 1 where all MCUs are whole."""
     at, m = tl.arange(0, 8), tl.arange(0, V * H)
-    return V * at[None, :, None, None] + m // H, H * at[None, None, :, None] + m % H
+    down, across = at[None, :, None, None], at[None, None, :, None]
+    if size is not None:  # depends on it, as `nothing` explains
+        zero = per_pixel(tl.minimum(size[0], 0))
+        down, across = down + zero, across + zero
+    return V * down + m // H, H * across + m % H
 
 
 @triton.jit
@@ -144,7 +174,7 @@ def unpair(x):
 def load_intervals(plane, tables, image, place, component, C: tl.constexpr):
     """Blocks' coefficients → what libjpeg's quantiser, rounding half away from zero, takes for them, of 8 times the
     DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all."""
-    step = tl.load(tables + expand((image * C + component) * 64) + places())
+    step = tl.load(tables + (expand((image * C + component) * 64) + places()))
     value = tl.load(expand(plane + place.to(tl.int64) * 64) + places()).to(tl.int32)
     step = tl.minimum(step, FARTHEST)
     value = tl.where(step == FARTHEST, tl.minimum(tl.maximum(value, -1), 1), value)
@@ -181,9 +211,9 @@ def load_channel(x, inside):
 
 
 @triton.jit
-def addresses(x, mcus, rows, columns, stride_n, stride_h, stride_w, V: tl.constexpr, H: tl.constexpr):
+def addresses(x, mcus, size, rows, columns, stride_n, stride_h, stride_w, V: tl.constexpr, H: tl.constexpr):
     """Pointers [G, 8, 8, M] to one channel's pixels of MCUs."""
-    row, column = coordinates(V, H)
+    row, column = coordinates(size, V, H)
     row = per_pixel(mcus // columns % rows * (8 * V)) + row
     column = per_pixel(mcus % columns * (8 * H)) + column
     corner = x + per_pixel((mcus // (rows * columns)).to(tl.int64) * stride_n)
@@ -196,7 +226,7 @@ def inside_image(size, V: tl.constexpr, H: tl.constexpr):
     if size is None:
         return tl.full([1, 8, 8, V * H], 1, tl.int1)
     else:
-        row, column = coordinates(V, H)
+        row, column = coordinates(size, V, H)
         return (row < per_pixel(size[0])) & (column < per_pixel(size[1]))
 
 
@@ -213,7 +243,7 @@ def load_pixels(
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """The channels [G, 8, 8, M] of MCUs, in sixteenths; of gray images the one thrice."""
-    where, inside = addresses(x, mcus, rows, columns, stride_n, stride_h, stride_w, V, H), inside_image(size, V, H)
+    where, inside = addresses(x, mcus, size, rows, columns, stride_n, stride_h, stride_w, V, H), inside_image(size, V, H)
     red = load_channel(where, inside)
     if C == 1:
         return red, red, red
@@ -228,7 +258,7 @@ def store_pixels(
 ):  # fmt: skip
     """Writes the pixels of MCUs `chosen` [G] into contiguous uint8 images."""
     area = height.to(tl.int64) * width
-    where = addresses(out, mcus, rows, columns, C * area, width, 1, V, H)
+    where = addresses(out, mcus, size, rows, columns, C * area, width, 1, V, H)
     mask = inside_image(size, V, H) & per_pixel(chosen)
     tl.store(where, red.to(tl.uint8), mask=mask)
     if C == 3:
@@ -255,7 +285,7 @@ def bias(V: tl.constexpr, H: tl.constexpr):
 @triton.jit
 def last_pixels(x, size, V: tl.constexpr, H: tl.constexpr):
     """Pixels → [K, 8, M]: those of the last true column, at all pixels of a group's row alike."""
-    column = coordinates(V, H)[1]
+    column = coordinates(size, V, H)[1]
     x = tl.sum(tl.where(column == per_pixel(size[1]) - 1, x, 0), axis=2)
     if H == 1:
         return x
@@ -274,7 +304,7 @@ def own_pixels(size, V: tl.constexpr, H: tl.constexpr):
 @triton.jit
 def last_true(size, V: tl.constexpr, H: tl.constexpr):
     """[K, 8, 8, M]: the pixels of the last true column, where chroma samples beyond it average it alone."""
-    last = coordinates(V, H)[1] == per_pixel(size[1]) - 1
+    last = coordinates(size, V, H)[1] == per_pixel(size[1]) - 1
     return last & inside_image(size, V, H) & per_pixel(size[1] < 8 * H)
 
 
@@ -425,7 +455,7 @@ def move_chroma(x, change, size, V: tl.constexpr, H: tl.constexpr):
         return x + moved
     else:
         if H == 2:
-            inner, column = size[1] // 2, coordinates(V, H)[1]
+            inner, column = size[1] // 2, coordinates(size, V, H)[1]
             edge = slot_at(change, inner)
             twice = expand(chroma_slots(size, V, H)[1] > PAIRED)
             edge = tl.where(twice, edge + slot_at(change, inner + 1) >> 1, edge)[:, :, :, None]
@@ -450,7 +480,7 @@ def chroma_samples(x, size, V: tl.constexpr, H: tl.constexpr):
 @triton.jit
 def repeated_samples(x, size, V: tl.constexpr, H: tl.constexpr):
     """The same over the edge."""
-    row, column = coordinates(V, H)
+    row, column = coordinates(size, V, H)
     x = tl.where(column < per_pixel(size[1]), x, last_pixels(x, size, V, H)[:, :, None, :])
     if V == 2:
         y = tl.reshape(x, [x.shape[0], 8, 8, V, H])

@@ -90,7 +90,7 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
     """Mends the pixels of whole MCUs `going` [G] by steps of one of them; a tabu search like `samples.search`. Returns
     the pixels at the best place found, how many coefficients [G] are wrong there, and how many turns [G] it took. Ends:
     low and high."""
-    row, column = coordinates(V, H)
+    row, column = coordinates(None, V, H)
     number = row * (8 * H) + column
     best_red, best_green, best_blue, free_from = red, green, blue, tl.zeros_like(red)
     best_cost, fewest = tl.full(going.shape, NOWHERE, tl.int32), tl.zeros(going.shape, tl.int32)

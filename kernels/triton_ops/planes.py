@@ -12,18 +12,21 @@ from kernels.triton_ops.gamut import bound_chroma, bound_luma
 from kernels.triton_ops.lines import search_line
 from kernels.triton_ops.mcus import (
     average,
+    both_twice,
     bound_slots,
     chroma_slots,
     from_blocks,
     inside_image,
     luma_slots,
-    of_pairs,
+    nothing,
+    once,
     pair,
     per_mcu,
     per_pixel,
     spread_chroma,
     swap,
     to_blocks,
+    twice,
     unpair,
 )
 from kernels.triton_ops.samples import (
@@ -159,7 +162,15 @@ def settle_chroma(
     sums = (least_sum, most_sum) if V * H == 4 and size is not None else None
     rows = size[0] if size is not None else None
     going = mine & some_slots(slots)
-    samples, missed, turns = settle(wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, draw, going)
+    if V * H == 4:  # as many blocks as of luma: so these share registers with luma's, and threads would do the same
+        samples, missed, turns = settle(
+            twice(wanted), twice(least), twice(most), both_twice(sums), twice(ends[0]), twice(ends[1]), bases,
+            both_twice(slots), twice(rows), draw, twice(going),
+        )  # fmt: skip
+        samples = tl.max(tl.reshape(samples, [wanted.shape[0], 2, 8, 8]), axis=1)
+        missed, turns = once(missed), once(turns)
+    else:
+        samples, missed, turns = settle(wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, draw, going)
     spread = spread_chroma(samples, chroma, lowest, highest, luma_first, size, V, H)
     bounded = touches(samples, least, most, slots) | luma_first
     blamed, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
@@ -183,8 +194,12 @@ def attempt(
         found, theirs = y * 0, chroma * 0
         wrong, turns = tl.zeros([y.shape[0]], tl.int32), tl.zeros([y.shape[0]], tl.int32)
         tight, narrow = wrong > 0, wrong > 0
-        both, number = of_pairs(size), tl.arange(0, chroma.shape[0]) % 2
+        number = tl.arange(0, chroma.shape[0]) % 2
         for stage in range(tl.where(luma_first, 3, 2)):
+            if size is not None:
+                zero = nothing(turns)
+                size, luma_ends = (size[0] + zero, size[1] + zero), (luma_ends[0] + zero, luma_ends[1] + zero)
+                chroma_ends = chroma_ends[0] + zero, chroma_ends[1] + zero
             if (stage == 0) == luma_first:
                 found, missed, took, blamed = settle_luma(
                     y, theirs, luma_first, size, luma_ends, draw, bases, ranges, C, V, H
@@ -193,7 +208,7 @@ def attempt(
             else:
                 mine = (number == ((order - BLUE_SECOND) ^ (stage - 1))) | (order == CHROMA_FIRST)
                 theirs, missed, took, blamed, unbounded = settle_chroma(
-                    found, chroma, theirs, stage == 2, luma_first, mine, both, chroma_ends, draw, bases, ranges, V, H
+                    found, chroma, theirs, stage == 2, luma_first, mine, both_twice(size), chroma_ends, draw, bases, ranges, V, H
                 )
                 wrong, turns, tight, narrow = wrong + missed, turns + took, tight | blamed, narrow | unbounded
         return found, theirs, wrong, turns, tight & (narrow == 0)

@@ -90,7 +90,7 @@ def load_base(bases, count, BACK: tl.constexpr):
     and columns share them: the bases of one are the other's, transposed."""
     kind: tl.constexpr = (BACK_TO if BACK else INTO) * (2 * PAIRED + 1)
     at = tl.arange(0, 8)
-    return tl.load(bases + ((count + kind) * 64)[None, :, None] + 8 * at[:, None, None] + at[None, None, :])
+    return tl.load(bases + (((count + kind) * 64)[None, :, None] + 8 * at[:, None, None] + at[None, None, :]))
 
 
 @triton.jit
@@ -172,11 +172,11 @@ def measure_steps(exact, found, low, high, bases, slots, turn):
     spread = tl.permute(load_basis(bases, slots, 0, False), (2, 1, 0))[:, None, :, :, None]
     count = tl.full([1], 8, tl.int32) if slots is None else slots[1]
     kind: tl.constexpr = INTO * (2 * PAIRED + 1)
-    weights = bases + ((count + kind) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
+    weights = ((count + kind) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
     up, down = exact * 0, exact * 0
     end = 8 + tl.minimum(tl.max(turn, axis=0), 0)  # no constant, or the assembler would unroll the loop
     for first in range(0, end, AT_ONCE):
-        weight = tl.load(weights + first)[:, :, None, :]
+        weight = tl.load(bases + (weights + first))[:, :, None, :]
         base = tl.permute(columns(exact, first), (2, 0, 1))[:, :, :, None] + 1024
         now = base >> 11
         rise, fall = (base + weight >> 11) - now, (base - weight >> 11) - now
