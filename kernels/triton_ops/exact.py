@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels import exact as settings
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.tables import constant
-from kernels.triton_ops.gamut import convert, convert_back, limited, recount, to_pixels, to_triples
+from kernels.triton_ops.gamut import convert_back, limited, recount, to_pixels, to_triples, to_ycc
 from kernels.triton_ops.launch import ALL_REGISTERS, SIZES, Configuration, aligned, check_precision, configured, launch, three
 from kernels.triton_ops.mcus import (
     average,
@@ -31,9 +31,8 @@ from kernels.triton_ops.mcus import (
     luma_slots,
     move_chroma,
     nothing,
-    pair,
     per_mcu,
-    per_pixel,
+    shifted,
     sizes,
     store_pixels,
     to_blocks,
@@ -53,16 +52,6 @@ LATE = tl.constexpr(settings.LATE)
 PIXEL_TURN = tl.constexpr(settings.PIXEL_TURN)
 UNKNOWN = tl.constexpr(1 << 20)
 """Wrong coefficients before the first attempt."""
-
-
-@triton.jit
-def to_ycc(red, green, blue, C: tl.constexpr):
-    """Sixteenths → Y [G, 8, 8, M] less 128, and Cb and Cr [2 G, 8, 8, M]; of gray Y twice."""
-    if C == 1:
-        return red - 2048, red
-    else:
-        y, cb, cr = convert(red, green, blue)
-        return y, pair(cb, cr)
 
 
 @triton.jit
@@ -144,12 +133,11 @@ def exact_kernel(
     entry = tl.program_id(0) * G + tl.arange(0, G)
     there = entry < mcus
     mcu = whole_mcus(tl.minimum(entry, mcus - 1), rows, columns, height, width, V, H)
-    channels = load_pixels(x, mcu, None, rows, columns, stride_n, stride_c, stride_h, stride_w, C, V, H)
-    y, chroma = to_ycc(channels[0], channels[1], channels[2], C)
+    wanted = load_pixels(x, mcu, None, rows, columns, stride_n, stride_c, stride_h, stride_w, C, V, H)
     luma, others = load_file(luma_plane, blue_plane, red_plane, tables, mcu, rows, columns, C, V, H)
     draw = tl.load(draws)
-    y, chroma, wrong, turns, tight = attempt(y, chroma, None, luma, others, draw, CHROMA_FIRST, bases, ranges, C, V, H)
-    red, green, blue, wrong, tight = examine(y, chroma, channels, wrong, tight, None, luma, others, bases, C, V, H)
+    y, chroma, wrong, turns, tight = attempt(wanted, None, luma, others, draw, CHROMA_FIRST, bases, ranges, C, V, H)
+    red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, None, luma, others, bases, C, V, H)
     store_pixels(image8, red, green, blue, there, mcu, None, rows, columns, height, width, C, V, H)
     blocks: tl.constexpr = V * H + C - 1
     patience = tl.where(attempts > 1, PATIENCE * blocks, -1)
@@ -174,21 +162,18 @@ def make_attempts(
     n, going = first, there
     while any_of(going) & (n < attempts):
         draw, zero = tl.load(draws + n), nothing(turns)
-        mcu += zero
-        if size is not None:
-            size = size[0] + zero, size[1] + zero
+        mcu, size = mcu + zero, shifted(size, zero)
         luma, others = load_file(luma_plane, blue_plane, red_plane, tables, mcu, rows, columns, C, V, H)
         if n > 0:
             red, green, blue, going = alternate(red, green, blue, size, luma, others, draw, bases, going, C, V, H)
-        y, chroma = to_ycc(red, green, blue, C)
         order = CHROMA_FIRST
         if C == 3:
             order = n % 3
             if size is None:
                 order = tl.where((n > LATE) & (n <= LATE + 2), order, CHROMA_FIRST)
-        y, chroma, wrong, took, tight = attempt(y, chroma, size, luma, others, draw, order, bases, ranges, C, V, H)
-        turns += took
         wanted = red, green, blue
+        y, chroma, wrong, took, tight = attempt(wanted, size, luma, others, draw, order, bases, ranges, C, V, H)
+        turns += took
         r, g, b, wrong, tight = examine(y, chroma, wanted, wrong, tight, size, luma, others, bases, C, V, H)
         if C == 3 and size is None:
             joint = going & (wrong > 0) & tight
@@ -197,7 +182,7 @@ def make_attempts(
                 wrong = tl.where(joint, left, wrong)
                 turns += PIXEL_TURN * tl.where(joint, took, 0)
         better = going & (wrong < fewest)
-        store_pixels(image8, r, g, b, better, mcu, size, rows, columns, height, width, C, V, H)
+        store_pixels(image8, r, g, b, better, mcu, size, rows, columns, height + zero, width + zero, C, V, H)
         fewest = tl.where(better, wrong, fewest)
         going &= (fewest > 0) & tight & (turns <= PATIENCE * blocks)
         n += 1

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
-from kernels.triton_ops.mcus import both_twice, chroma_samples, luma_slots, pair, per_pixel, to_blocks
+from kernels.triton_ops.mcus import both_twice, chroma_samples, luma_slots, pair, per_pixel, swap, to_blocks
 from kernels.triton_ops.samples import any_of, inside_slots, judge, some_slots, transform
 
 NEAR = tl.constexpr(settings.NEAR)
@@ -21,6 +21,16 @@ def convert(red, green, blue):
     y = (19595 * red + 38470 * green + 7471 * blue + 32768 >> 16) - 2048
     cb = -11059 * red - 21709 * green + 32768 * blue + 32768 >> 16
     return y, cb, 32768 * red - 27439 * green - 5329 * blue + 32768 >> 16
+
+
+@triton.jit
+def to_ycc(red, green, blue, C: tl.constexpr):
+    """Sixteenths → Y [G, 8, 8, M] less 128, and Cb and Cr [2 G, 8, 8, M]; of gray Y twice."""
+    if C == 1:
+        return red - 2048, red
+    else:
+        y, cb, cr = convert(red, green, blue)
+        return y, pair(cb, cr)
 
 
 @triton.jit
@@ -56,9 +66,10 @@ def bound_luma(cb, cr, inside, ranges):
 
 
 @triton.jit
-def bound_chroma(y, other, settled, ranges):
-    """Which values, least and most, of two chroma planes [2 G, 8, 8, M] luma and each one's `other` leave possible;
-    all, where none. The other one is `settled`, or about what is wanted."""
+def bound_chroma(y, wanted, found, settled, ranges):
+    """Which values, least and most, of two chroma planes [2 G, 8, 8, M] luma [G, 8, 8, M] and each one's other leave
+    possible; all, where none. The other one is as it is found if it is settled, else about what is wanted."""
+    y, other = pair(y, y), swap(tl.where(settled, found, wanted + 8 >> 4))
     number = tl.arange(0, y.shape[0]) % 2
     place = per_pixel((1 + number) * (2 << 16)) + limited(y + 128, 255) * 512
     doubt = tl.where(settled, 0, DOUBT)

@@ -91,6 +91,15 @@ def nothing(turns):
 
 
 @triton.jit
+def shifted(x, zero):
+    """Two tensors, or None, with it added."""
+    if x is None:
+        return None
+    else:
+        return x[0] + zero, x[1] + zero
+
+
+@triton.jit
 def luma_slots(size, V: tl.constexpr, H: tl.constexpr):
     """Sizes of MCUs [G] → rows and columns of slots of their luma blocks, [G V H]."""
     if size is None:

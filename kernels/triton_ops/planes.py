@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
-from kernels.triton_ops.gamut import bound_chroma, bound_luma
+from kernels.triton_ops.gamut import bound_chroma, bound_luma, to_ycc
 from kernels.triton_ops.lines import search_line
 from kernels.triton_ops.mcus import (
     average,
@@ -23,8 +23,8 @@ from kernels.triton_ops.mcus import (
     pair,
     per_mcu,
     per_pixel,
+    shifted,
     spread_chroma,
-    swap,
     to_blocks,
     twice,
     unpair,
@@ -154,10 +154,8 @@ def settle_chroma(
     wanted, inside = average(chroma, size, V, H), inside_slots(slots)
     least, most = tl.where(inside, wanted * 0 - 128, 0), tl.where(inside, wanted * 0 + 127, 0)
     least_sum, most_sum = tl.full([wanted.shape[0], 8], -256, tl.int32), tl.full([wanted.shape[0], 8], 254, tl.int32)
-    lowest, highest = chroma * 0, chroma * 0
     if luma_first:
-        other = swap(tl.where(settled, found, chroma + 8 >> 4))
-        lowest, highest = bound_chroma(pair(y, y), other, settled, ranges)
+        lowest, highest = bound_chroma(y, chroma, found, settled, ranges)
         least, most, least_sum, most_sum = bound_slots(lowest, highest, size, V, H)
     sums = (least_sum, most_sum) if V * H == 4 and size is not None else None
     rows = size[0] if size is not None else None
@@ -171,6 +169,9 @@ def settle_chroma(
         missed, turns = once(missed), once(turns)
     else:
         samples, missed, turns = settle(wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, draw, going)
+    lowest, highest = chroma * 0, chroma * 0
+    if luma_first:  # again, not to keep them during the search
+        lowest, highest = bound_chroma(y, chroma, found, settled, ranges)
     spread = spread_chroma(samples, chroma, lowest, highest, luma_first, size, V, H)
     bounded = touches(samples, least, most, slots) | luma_first
     blamed, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
@@ -179,36 +180,40 @@ def settle_chroma(
 
 @triton.jit
 def attempt(
-    y, chroma, size, luma_ends, chroma_ends, draw, order, bases, ranges,
-    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
-):  # fmt: skip
-    """One attempt on MCUs: wanted pixels in sixteenths → their Y, Cb and Cr in integers. order: CHROMA_FIRST, when it
-    bounds luma; BLUE_SECOND or RED_SECOND, when luma bounds it. Returns with the planes how many coefficients [G] are
-    wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut may be to blame for what
-    is wrong, or an edge."""
+    wanted, size, luma_ends, chroma_ends, draw, order, bases, ranges, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
+):
+    """One attempt on MCUs: the three channels wanted, in sixteenths → their Y, Cb and Cr in integers. order:
+    CHROMA_FIRST, when it bounds luma; BLUE_SECOND or RED_SECOND, when luma bounds it. Returns with the planes how many
+    coefficients [G] are wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut may
+    be to blame for what is wrong, or an edge."""
     luma_first = order != CHROMA_FIRST
+    red, green, blue = wanted
     if C == 1:
-        found, wrong, turns, tight = settle_luma(y, y, luma_first, size, luma_ends, draw, bases, ranges, C, V, H)
-        return found, chroma, wrong, turns, tight
+        y, chroma = to_ycc(red, green, blue, C)
+        y, wrong, turns, tight = settle_luma(y, y, luma_first, size, luma_ends, draw, bases, ranges, C, V, H)
+        return y, chroma, wrong, turns, tight
     else:
-        found, theirs = y * 0, chroma * 0
-        wrong, turns = tl.zeros([y.shape[0]], tl.int32), tl.zeros([y.shape[0]], tl.int32)
+        found, theirs = red * 0, pair(red, red) * 0
+        wrong, turns = tl.zeros([red.shape[0]], tl.int32), tl.zeros([red.shape[0]], tl.int32)
         tight, narrow = wrong > 0, wrong > 0
-        number = tl.arange(0, chroma.shape[0]) % 2
+        number = tl.arange(0, theirs.shape[0]) % 2
         for stage in range(tl.where(luma_first, 3, 2)):
             if size is not None:
                 zero = nothing(turns)
-                size, luma_ends = (size[0] + zero, size[1] + zero), (luma_ends[0] + zero, luma_ends[1] + zero)
-                chroma_ends = chroma_ends[0] + zero, chroma_ends[1] + zero
+                red, size, luma_ends = red + zero, shifted(size, zero), shifted(luma_ends, zero)
+                chroma_ends = shifted(chroma_ends, zero)
             if (stage == 0) == luma_first:
+                y = to_ycc(red, green, blue, C)[0]
                 found, missed, took, blamed = settle_luma(
                     y, theirs, luma_first, size, luma_ends, draw, bases, ranges, C, V, H
                 )
                 wrong, turns, tight = wrong + missed, turns + took, tight | blamed
             else:
+                chroma = to_ycc(red, green, blue, C)[1]
                 mine = (number == ((order - BLUE_SECOND) ^ (stage - 1))) | (order == CHROMA_FIRST)
                 theirs, missed, took, blamed, unbounded = settle_chroma(
-                    found, chroma, theirs, stage == 2, luma_first, mine, both_twice(size), chroma_ends, draw, bases, ranges, V, H
-                )
+                    found, chroma, theirs, stage == 2, luma_first, mine, both_twice(size), chroma_ends, draw, bases,
+                    ranges, V, H,
+                )  # fmt: skip
                 wrong, turns, tight, narrow = wrong + missed, turns + took, tight | blamed, narrow | unbounded
         return found, theirs, wrong, turns, tight & (narrow == 0)
