@@ -40,6 +40,20 @@ def pixels_of_all(ranges: np.ndarray) -> tuple[int, int, int]:
 
 
 @numba.njit
+def triples_of(rgb: np.ndarray) -> np.ndarray:
+    ycc = np.empty_like(rgb)
+    gamut.to_triples(rgb, ycc)
+    return ycc
+
+
+@numba.njit
+def pixels_near(ycc: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    rgb = np.empty_like(ycc)
+    gamut.to_pixels(ycc, wanted, rgb)
+    return rgb
+
+
+@numba.njit
 def transformed(samples: np.ndarray, bases: np.ndarray) -> np.ndarray:
     work = np.zeros((block.WORK, 64), np.int32)
     block.transform(samples, bases, 8, 8, work)
@@ -105,6 +119,25 @@ def bounds_of(found: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
 def test_all_triples_that_pixels_have_come_back_to_a_pixel():
     total, missed, other = pixels_of_all(ranges_of(0).numpy())
     assert (total, missed, other) == (REACHED, 0, 0)
+
+
+def test_of_pixels_with_one_triple_one_near_what_is_wanted_is_chosen(seed):
+    """What is wanted, rounded, if it has the triple; else not much farther from it than the nearest of all."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (3, 4096)).astype(np.int32)
+    ycc = triples_of(pixels)
+    close = (16 * pixels + random.integers(-8, 8, pixels.shape)).clip(0, 4080).astype(np.int32)
+    assert np.array_equal(pixels_near(ycc, close), pixels)
+    wanted = (16 * pixels + random.normal(0, 16, pixels.shape)).clip(0, 4080).astype(np.int32)
+    chosen = pixels_near(ycc, wanted)
+    assert np.array_equal(triples_of(chosen), ycc)
+    others = chosen[:, None] + np.mgrid[-4:5, -4:5, -4:5].reshape(3, -1, 1)
+    inside = ((others >= 0) & (others <= 255)).all(0)
+    triples = triples_of(others.reshape(3, -1).astype(np.int32)).reshape(others.shape)
+    same = inside & (triples == ycc[:, None]).all(0)
+    nearest = np.where(same, ((16 * others - wanted[:, None]) ** 2).sum(0), 1 << 30).min(0)
+    found = ((16 * chosen - wanted) ** 2).sum(0)
+    assert np.sqrt(found).mean() < 1.3 * np.sqrt(nearest).mean()
 
 
 def test_the_ranges_hold_every_pixel_and_end_at_one(seed):

@@ -1,7 +1,7 @@
 """Compiles kernels before they are needed, in several processes at once, into Triton's cache on disk.
 
-project_exact's two kernels take half a minute and more each, and without this they would be compiled one after another,
-where they are first used.
+project_exact's three kernels take up to a minute each, and without this they would be compiled one after another, where
+they are first used.
 
 python -m kernels.triton_ops.warm_up            every kernel, for this machine's GPU (into TRITON_CACHE_DIR)
 
@@ -56,8 +56,8 @@ Task = Callable[[], object]
 
 
 def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device: torch.device) -> None:
-    """Compiles and launches the kernels of one operator, on an image of one MCU."""
-    height, width = sampling.mcu
+    """Compiles and launches the kernels of one operator, on an image of a whole MCU and one over the edge."""
+    height, width = sampling.mcu[0], sampling.mcu[1] + 1
     x = torch.zeros(1, sampling.components, height, width, dtype=dtype, device=device)
     x.requires_grad_(operator.endswith("+backward"))
     tables = torch.ones(1, sampling.components, 8, 8, dtype=torch.int32, device=device)
