@@ -257,7 +257,7 @@ def search_mcus(  # numba takes no keywords alone
 def test_searched_pixels_are_the_cpus(device, seed):
     """A file's own image, some values moved."""
     sampling = Subsampling.S420
-    (height, width), (vertical, horizontal), count = sampling.mcu, sampling.factors, 3
+    (height, width), (vertical, horizontal), count = sampling.mcu, sampling.factors, 2
     image = tensor_of(scene(height, count * width, seed))
     c = by_libjpeg(scene(height, count * width, seed), tables_of(90, sampling), sampling)
     moved = torch.randint(-2, 3, image.shape) * (torch.rand(image.shape) < 0.03)
