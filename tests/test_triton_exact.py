@@ -163,7 +163,7 @@ def line_kernel(start, middle, low, high, bases, rows, columns, found, solved, n
 
 
 @numba.njit
-def search_lines(  # noqa: PLR0917  # numba takes no keywords alone
+def search_lines(  # numba takes no keywords alone
     samples: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, bases: np.ndarray, rows: np.ndarray,
     columns: np.ndarray,
 ) -> list[tuple[bool, int]]:  # fmt: skip

@@ -19,7 +19,9 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 def kernels_of(operators: list[str], kernels: list[str]) -> list[str]:
     """The kernels that these operators launch."""
-    named = {name.replace("+", "_"): name for name in OPERATORS} | dict.fromkeys(("exact", "mend", "edge"), "project_exact")
+    named = {name.replace("+", "_"): name for name in OPERATORS} | dict.fromkeys(
+        ("exact", "mend", "edge"), "project_exact"
+    )
     forward = {name.removesuffix("+backward") for name in operators}
     return [kernel for kernel in kernels if named.get(kernel) in operators or kernel in forward]
 

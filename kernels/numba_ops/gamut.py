@@ -54,7 +54,7 @@ def differs(luma: int, blueness: int, redness: int, red: int, green: int, blue: 
 
 @jit
 def come_nearer(ycc: Ints, wanted: Ints, share: int, rgb: Ints) -> None:
-    """Moves pixels [3, P] to the wanted ones, sixteenths, by so many halves of the way, where they keep their triple."""
+    """Moves pixels [3, P] to the wanted ones, sixteenths, by so many halves of the way where they keep their triple."""
     luma, blueness, redness = ycc[0], ycc[1], ycc[2]
     red, green, blue = rgb[0], rgb[1], rgb[2]
     keeps, near = np.empty(len(luma), np.int32), np.empty((3, len(luma)), np.int32)

@@ -87,9 +87,11 @@ def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int
     always = {"C": sampling.components, "V": vertical, "H": horizontal, "stride_w": 1, "gradient_stride_w": 1}
     for chosen in kernel.configurations:
         source = source_of(kernel.fn, always | CONSTANTS.get(name, {}) | chosen.constants(sampling), dtype)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen.options)
+        options = chosen.options_of(sampling)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        blocks = vertical * horizontal if chosen.single else chosen.blocks
         taken = (*usage(compiled.asm["cubin"]), compiled.metadata.shared)
-        yield Resources(name, sampling.label, dtype, capability, chosen.blocks, chosen.warps, *taken)
+        yield Resources(name, sampling.label, dtype, capability, blocks, options["num_warps"], *taken)
 
 
 def usage(cubin: bytes) -> tuple[int, int]:

@@ -17,7 +17,16 @@ from kernels import exact as settings
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.tables import constant
 from kernels.triton_ops.gamut import convert_back, limited, recount, to_pixels, to_triples, to_ycc
-from kernels.triton_ops.launch import ALL_REGISTERS, SIZES, Configuration, aligned, check_precision, configured, launch, three
+from kernels.triton_ops.launch import (
+    ALL_REGISTERS,
+    SIZES,
+    Configuration,
+    aligned,
+    check_precision,
+    configured,
+    launch,
+    three,
+)
 from kernels.triton_ops.mcus import (
     average,
     both_twice,
@@ -120,7 +129,7 @@ def load_file(
         return luma, chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C)
 
 
-@configured(Configuration(4, 4, ALL_REGISTERS, single=True), interpreted=16)
+@configured(Configuration(4, 8, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def exact_kernel(
     x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,

@@ -50,7 +50,8 @@ if INTERPRETED:
 @dataclass(frozen=True)
 class Configuration:
     """How a kernel is launched: luma blocks of a program (0: not its own choice), warps of a program, the most
-    registers of a thread (None: the assembler's choice), and whether a program has one MCU's blocks, however many."""
+    registers of a thread (None: the assembler's choice), and whether a program has one MCU's blocks, however many: then
+    the warps are 4:2:0's, and others have as many for each block of the plane that has most."""
 
     blocks: int
     warps: int
@@ -68,9 +69,15 @@ class Configuration:
 
     @property
     def options(self) -> dict[str, int]:
-        """Of the compilation."""
+        """Of the compilation, if it does not depend on the sampling."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, **limit, **OPTIONS}
+
+    def options_of(self, sampling: Subsampling) -> dict[str, int]:
+        """Of the compilation for a sampling."""
+        vertical, horizontal = sampling.factors
+        most = max(vertical * horizontal, sampling.components - 1)
+        return self.options | ({"num_warps": self.warps * most // 4} if self.single else {})
 
 
 @dataclass
@@ -129,7 +136,7 @@ def launch(
     grid = (triton.cdiv(count, chosen.mcus(sampling)),)
     constants = {"C": sampling.components, "V": vertical, "H": horizontal, **chosen.constants(sampling), **more}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, count, rows, columns, *size, **constants, **chosen.options)
+        kernel[grid](*arguments, count, rows, columns, *size, **constants, **chosen.options_of(sampling))
 
 
 def aligned(planes: list[Tensor]) -> list[Tensor]:

@@ -252,7 +252,10 @@ def load_pixels(
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """The channels [G, 8, 8, M] of MCUs, in sixteenths; of gray images the one thrice."""
-    where, inside = addresses(x, mcus, size, rows, columns, stride_n, stride_h, stride_w, V, H), inside_image(size, V, H)
+    where, inside = (
+        addresses(x, mcus, size, rows, columns, stride_n, stride_h, stride_w, V, H),
+        inside_image(size, V, H),
+    )
     red = load_channel(where, inside)
     if C == 1:
         return red, red, red
