@@ -18,8 +18,10 @@ from kernels.exact import (
     CHROMA_FIRST,
     DRAWS,
     FAR,
+    FEW,
     INTO_ROWS,
     LATE,
+    LONGER,
     PATIENCE,
     PIXEL_TURN,
     SOON,
@@ -148,7 +150,8 @@ def project_mcu(
             ycc[0, p] = wanted[0, p] - 2048
     fewest, turns, tight = 1 << 20, 0, True
     for n in range(len(draws)):
-        if fewest == 0 or not tight or turns > PATIENCE * blocks:
+        patience = PATIENCE * (LONGER if fewest <= FEW else 1)
+        if fewest == 0 or not tight or turns > patience * blocks:
             break
         if n and alternate(wanted, ycc, low, high, geometry, draws[n], bases, works[0]) > APART * components * pixels:
             break
@@ -161,7 +164,7 @@ def project_mcu(
                 candidate[0, p] = found[0, p] + 128
         elif to_pixels(found, wanted, candidate) > 0:  # what the search has counted is not what the pixels are
             to_triples(candidate, found)
-            wrong, tight = recount(found, low, high, geometry, bases, works[0]), tight or not whole
+            wrong, tight = recount(found, low, high, geometry, bases, works[0]), True
         if n >= LATE and order == CHROMA_FIRST and wrong > 0 and tight and components == 3 and whole:
             wrong, took = search_pixels(candidate, low, high, vertical, horizontal, bases, constants.spreads[8], works)
             turns += PIXEL_TURN * took

@@ -57,6 +57,8 @@ PATIENCE = tl.constexpr(settings.PATIENCE)
 APART = tl.constexpr(settings.APART)
 SOON = tl.constexpr(settings.SOON)
 FAR = tl.constexpr(settings.FAR)
+FEW = tl.constexpr(settings.FEW)
+LONGER = tl.constexpr(settings.LONGER)
 LATE = tl.constexpr(settings.LATE)
 PIXEL_TURN = tl.constexpr(settings.PIXEL_TURN)
 UNKNOWN = tl.constexpr(1 << 20)
@@ -80,8 +82,7 @@ def examine(
             luma, others = recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V, H)
             other = sum_pixels(missed) > 0
             wrong = tl.where(other, per_mcu(luma, V * H) + per_mcu(others, 2), wrong)
-            if size is not None:
-                tight |= other
+            tight |= other
         return red, green, blue, wrong, tight
 
 
@@ -148,9 +149,7 @@ def exact_kernel(
     y, chroma, wrong, turns, tight = attempt(wanted, None, luma, others, draw, CHROMA_FIRST, bases, ranges, C, V, H)
     red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, None, luma, others, bases, C, V, H)
     store_pixels(image8, red, green, blue, there, mcu, None, rows, columns, height, width, C, V, H)
-    blocks: tl.constexpr = V * H + C - 1
-    patience = tl.where(attempts > 1, PATIENCE * blocks, -1)
-    again = there & (wrong > 0) & tight & (turns <= patience)
+    again = there & (wrong > 0) & tight & (tl.zeros_like(turns) + attempts > 1)
     tl.atomic_add(mismatches + mcu // (rows * columns), wrong, mask=there & (wrong > 0) & (again == 0))
     place = 1 + 3 * tl.atomic_add(listed + tl.zeros_like(mcu), 1, mask=again)
     tl.store(listed + place, mcu, mask=again)
@@ -193,7 +192,8 @@ def make_attempts(
         better = going & (wrong < fewest)
         store_pixels(image8, r, g, b, better, mcu, size, rows, columns, height + zero, width + zero, C, V, H)
         fewest = tl.where(better, wrong, fewest)
-        going &= (fewest > 0) & tight & (turns <= PATIENCE * blocks)
+        patience = PATIENCE * tl.where(fewest <= FEW, LONGER, 1)
+        going &= (fewest > 0) & tight & (turns <= patience * blocks)
         n += 1
     tl.atomic_add(mismatches + mcu // (rows * columns), fewest, mask=there & (fewest > 0))
 
