@@ -7,6 +7,7 @@ files and beside the network alone, both with as many workers.
   python bench/restore.py --data val.tar --sizes 512x512 --megapixels 16 --weights mmse
   python bench/restore.py --data val.tar --sizes --scaling      time and memory by files and by megapixels
   python bench/restore.py --data val.tar --json figures.json --chart stages.png
+  python bench/restore.py --data shards --as-is                 real files, just as they are
 
 CPU time: user and system, of the stage's threads or processes. busy: the share of the time, by the clock, that those
 who do a stage were in it. Megapixels are the images', each pixel once. Timed is from listing the shards to closing the
@@ -39,7 +40,7 @@ from end_to_end.chart import can_draw, draw_scaling, draw_stages
 from end_to_end.measure import BenchError, Run, Setup, measure_beside, restore_shards
 from end_to_end.memory import in_fresh_process
 from end_to_end.report import Outcome, Rung, markdown, scaling_table
-from end_to_end.workload import Size, Workload, write_shards
+from end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
 from photographs import Pixels, load
 
 from pipeline.device import choose_device
@@ -74,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     many = result.add_mutually_exclusive_group()
     many.add_argument("--files", type=int, metavar="N", help="of each size")
     many.add_argument("--megapixels", type=float, metavar="N", help=f"of each size [{ON_CPU:.0f}; a GPU: {ON_GPU:.0f}]")
+    add(
+        "--as-is", action="store_true", help="the files of --data themselves, all or as many as --files or --megapixels"
+    )
     add("--quality", type=int, default=10, help="[%(default)s]")
     add("--sampling", choices=("4:2:0", "4:2:2", "4:4:4", "gray"), default="4:2:0", help="[%(default)s]")
     add("--weights", default=SAMPLER, help="[%(default)s]")
@@ -107,7 +111,9 @@ def check(options: argparse.Namespace) -> None:
         raise BenchError("expected positive numbers of files, megapixels, samples, megabytes and workers")
     if not 1 <= options.quality <= 100:
         raise BenchError(f"--quality {options.quality}: expected 1..100")
-    if not options.sizes and not options.scaling:
+    if options.as_is and (options.quick or options.sizes or options.scaling):
+        raise BenchError("--as-is: files as they are have no --sizes; nor --quick, --scaling")
+    if not (options.as_is or options.sizes or options.scaling):
         raise BenchError("nothing to measure: --sizes without a size, and no --scaling")
     if options.chart and not can_draw():
         raise BenchError("--chart needs matplotlib; install it with: pip install '.[bench]'")
@@ -133,30 +139,43 @@ class Bench:
     def outcome(self, size: Size, files: int) -> Outcome:
         workload = self.workload(size, files)
         with TemporaryDirectory() as folder:
-            shards, run, peak = self._run(workload, Path(folder))
-            beside, _ = in_fresh_process(measure_beside, self.setup, shards, self.seconds)
+            shards = write_shards(self.photographs, workload, Path(folder) / "shards")
+            return self._outcome(workload, shards, self.warm_up_size(size))
+
+    def as_is(self, path: Path, files: int | None, megapixels: float | None) -> Outcome:
+        """Of the first files there."""
+        with TemporaryDirectory() as folder:
+            shards, workload = write_as_is(path, files, megapixels, Path(folder) / "shards")
+            return self._outcome(workload, shards, Size(WARM_UP, WARM_UP))
+
+    def _outcome(self, workload: Workload | AsIs, shards: Path, small: Size) -> Outcome:
+        run, peak = self._run(workload.files, shards, small)
+        beside, _ = in_fresh_process(measure_beside, self.setup, shards, self.seconds)
         return Outcome(workload, run, beside, peak, self.setup.workers, self.cores)
 
     def rung(self, size: Size, files: int) -> Rung:
         workload = self.workload(size, files)
         with TemporaryDirectory() as folder:
-            _, run, peak = self._run(workload, Path(folder))
+            shards = write_shards(self.photographs, workload, Path(folder) / "shards")
+            run, peak = self._run(files, shards, self.warm_up_size(size))
         return Rung(workload, run.seconds, peak, run.gpu_bytes)
 
-    def _run(self, workload: Workload, folder: Path) -> tuple[Path, Run, int]:
-        """The shards, what came of restoring them, and the peak memory. Raises BenchError."""
-        shards = write_shards(self.photographs, workload, folder / "shards")
-        small = workload.size if self.setup.device.startswith("cuda") else Size(WARM_UP, WARM_UP)
-        warm_up = write_shards(self.photographs, self.workload(small, 1), folder / "warm-up")
-        run, peak = in_fresh_process(restore_shards, self.setup, shards, warm_up, folder / "output")
-        if run.images != workload.files:
-            raise BenchError(f"{run.images} of {workload.files} files were restored")
-        return shards, run, peak
+    def warm_up_size(self, size: Size) -> Size:
+        return size if self.setup.device.startswith("cuda") else Size(WARM_UP, WARM_UP)
+
+    def _run(self, files: int, shards: Path, small: Size) -> tuple[Run, int]:
+        """What came of restoring so many files, and the peak memory. Raises BenchError."""
+        with TemporaryDirectory() as folder:
+            warm_up = write_shards(self.photographs, self.workload(small, 1), Path(folder) / "warm-up")
+            run, peak = in_fresh_process(restore_shards, self.setup, shards, warm_up, Path(folder) / "output")
+        if run.images != files:
+            raise BenchError(f"{run.images} of {files} files were restored")
+        return run, peak
 
 
 def prepare(options: argparse.Namespace) -> Bench:
     """Raises SourceError, BenchError, or ValueError for a device that is not there."""
-    photographs = load(options.data, MOST_PHOTOGRAPHS)
+    photographs = load(options.data, 1 if options.as_is else MOST_PHOTOGRAPHS)
     if not photographs:
         raise BenchError(f"{options.data}: no JPEG file")
     samples = options.samples or (AVERAGED if options.mode == "mean" else 1)
@@ -167,6 +186,10 @@ def prepare(options: argparse.Namespace) -> Bench:
 
 def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], list[Rung], list[Rung]]:
     """Prints tables as they become known. By size, by files, by megapixels."""
+    if options.as_is:
+        outcome = bench.as_is(options.data, options.files, options.megapixels)
+        print(markdown(outcome), flush=True)
+        return [outcome], [], []
     on_cpu, on_gpu = (QUICK_CPU, QUICK_GPU) if options.quick else (ON_CPU, ON_GPU)
     total = options.megapixels or (on_gpu if bench.setup.device.startswith("cuda") else on_cpu)
     outcomes = []
@@ -207,7 +230,7 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given, argparse.Namespace(given=given))
-    if options.sizes is None:
+    if options.sizes is None and not options.as_is:
         options.sizes = [QUICK_SIZE] if options.quick else [*SIZES]
     try:
         run(options)

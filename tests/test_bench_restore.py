@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import time
@@ -21,7 +22,7 @@ import restore
 from end_to_end.measure import BenchError, count
 from end_to_end.memory import in_fresh_process
 from end_to_end.report import JPEG_STAGES, STAGES
-from end_to_end.workload import PATCH, Size, Workload, picture, write_shards
+from end_to_end.workload import PATCH, Size, Workload, picture, write_as_is, write_shards
 
 FILES, SIZE, MEGAPIXELS = 5, Size(70, 50), 5 * 70 * 50 / 1e6
 
@@ -85,6 +86,30 @@ def scales(figures):
     assert one["megapixels"] == pytest.approx(0.01, rel=0.02)
     assert min(several["peak"], one["peak"]) > 50 << 20
     assert min(several["seconds"], one["seconds"]) > 0
+
+
+def test_files_as_they_are(data, tmp_path, capsys):
+    """One that cannot be restored is left out, and said to be."""
+    folder = tmp_path / "files"
+    shutil.copytree(data, folder)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    (folder / "small.jpg").write_bytes(encode(photograph(24, 40, 3), "4:2:0", 50))
+    arguments = ["--data", folder, "--as-is", "--weights", tiny_weights(tmp_path, noise=True), "--workers", 1]
+    arguments += ["--device", "cpu", "--dtype", "float32", "--seconds", 0.1, "--json", tmp_path / "figures.json"]
+    assert restore.main([*map(str, arguments)]) == 0
+    assert "1 of quality 50, 2 of quality 97, 1 left out" in capsys.readouterr().out
+    (figures,) = json.loads((tmp_path / "figures.json").read_text())["sizes"]
+    assert (figures["workload"]["files"], figures["run"]["images"]) == (3, 3)
+    assert figures["workload"]["megapixels"] == pytest.approx(figures["run"]["megapixels"])
+    assert figures["run"]["megapixels"] == pytest.approx((136 * 200 + 200 * 130 + 24 * 40) / 1e6)
+
+
+def test_the_first_files_as_they_are(data, tmp_path):
+    _, two = write_as_is(data, 2, None, tmp_path / "two")
+    shards, one = write_as_is(data, None, 0.01, tmp_path / "one")
+    assert (two.files, one.files, one.qualities) == (2, 1, {97: 1})
+    with tarfile.open(next(shards.iterdir())) as shard:
+        assert [shard.extractfile(member).read() for member in shard] == [(data / "0.jpg").read_bytes()]
 
 
 def test_files_are_what_they_are_said_to_be(tmp_path):
@@ -151,6 +176,7 @@ def test_errors_say_what_to_do(data, tmp_path, capsys):
         (["--quality", "0"], "--quality 0: expected 1..100"),
         (["--files", "0"], "expected positive numbers"),
         (["--sizes"], "nothing to measure"),
+        (["--as-is", "--sizes", "64x64"], "files as they are have no --sizes"),
         (["--data", str(tmp_path / "none.tar")], "none.tar"),
         (["--json", str(tmp_path / "no" / "a.json")], "no folder"),
         (["--device", "tpu"], "expected auto, cpu or cuda:N"),

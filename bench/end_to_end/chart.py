@@ -40,7 +40,7 @@ def draw_stages(outcomes: Sequence[Outcome], path: Path) -> None:
             heights = [1000 * o.beside.pillow[name].cpu / o.run.megapixels for o in outcomes]
             axes.bar([x + 0.4 for x in range(len(outcomes))], heights, 0.36, below, color=gray, label=name)
             below = [one + other for one, other in zip(below, heights, strict=True)]
-        axes.set_xticks([x + 0.2 for x in range(len(outcomes))], [str(o.workload.size) for o in outcomes])
+        axes.set_xticks([x + 0.2 for x in range(len(outcomes))], [o.workload.label for o in outcomes])
         axes.set(ylabel="CPU ms/MP", title=title)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center")

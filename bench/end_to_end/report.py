@@ -7,7 +7,7 @@ from typing import Any
 
 from end_to_end.measure import PILLOW_DECODE, PILLOW_PNG, Beside, Run
 from end_to_end.memory import MEASURE
-from end_to_end.workload import Workload
+from end_to_end.workload import AsIs, Workload
 from pipeline.stopwatch import Times
 
 STAGES = ("read", "bitstream", "decode", "network", "project", "encode", "write")
@@ -18,9 +18,9 @@ MEBI = 1 << 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """One size. peak: bytes of memory that the pipeline took. cores: of the machine, which this process may use."""
+    """One workload. peak: bytes of memory that the pipeline took. cores: of the machine, which this process may use."""
 
-    workload: Workload
+    workload: Workload | AsIs
     run: Run
     beside: Beside
     peak: int
@@ -79,8 +79,8 @@ class Outcome:
 
 
 def markdown(outcome: Outcome) -> str:
-    """A table of the stages, and what follows from it."""
-    rows = [["stage", "CPU ms/MP", "CPU s", "wall s", "busy"], ["---"] + 4 * ["---:"]]
+    """A table of the stages, and what follows from it. share: of all CPU time."""
+    rows = [["stage", "CPU ms/MP", "CPU s", "share", "wall s", "busy"], ["---"] + 5 * ["---:"]]
     for stage in STAGES:
         rows.append(_row(outcome, stage, outcome.run.stages[stage], f"{outcome.busy(stage):.0%}"))
     rows.append(_row(outcome, ELSEWHERE, Times(0.0, outcome.elsewhere)))
@@ -92,7 +92,8 @@ def markdown(outcome: Outcome) -> str:
 
 def _row(outcome: Outcome, name: str, times: Times, busy: str = "") -> list[str]:
     each = 1000 * times.cpu / outcome.run.megapixels
-    return [name, f"{each:.1f}", f"{times.cpu:.2f}", f"{times.wall:.2f}" if times.wall else "", busy]
+    share = "" if name in outcome.beside.pillow else f"{times.cpu / outcome.run.cpu:.0%}"
+    return [name, f"{each:.1f}", f"{times.cpu:.2f}", share, f"{times.wall:.2f}" if times.wall else "", busy]
 
 
 def remarks(outcome: Outcome) -> str:

@@ -1,4 +1,4 @@
-"""Shards of JPEG files of one size, made of clean photographs."""
+"""Shards of JPEG files: of one size, made of clean photographs, or as they are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Self
 
@@ -16,11 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from photographs import Pixels, to_jpeg
 
+from pipeline.bitstream import read_bitstream
+from pipeline.markers import JpegError
+from pipeline.restorer import Options
+from pipeline.source import Item, list_sources, read
+
 PATCH = 1024
 """Pixels a side of what one photograph, continued by mirroring, fills of a larger picture. A picture of one photograph
 only would repeat itself, which flatters what compresses it."""
 
 PER_SHARD = 256
+MOST_PIXELS = Options().max_pixels
 GOLDEN = 0.618
 """Multiples of it, without their whole part, are spread evenly over 0..1."""
 
@@ -68,27 +76,75 @@ class Workload:
         """Of the images, counted once: no halo, no padding."""
         return self.files * self.size.megapixels
 
+    @property
+    def label(self) -> str:
+        return str(self.size)
+
     def __str__(self) -> str:
         files = f"{self.files} file{'s'[: self.files != 1]}"
         return f"{files} of {self.size}, {self.megapixels:.2f} MP, quality {self.quality} {self.sampling}"
 
 
+@dataclass(frozen=True)
+class AsIs:
+    """Files as they were found. qualities: how many of each; left_out: how many could not be restored."""
+
+    files: int
+    megapixels: float
+    qualities: dict[int, int]
+    left_out: int
+
+    label = "as they are"
+
+    def __str__(self) -> str:
+        files = ", ".join(f"{count} of quality {quality}" for quality, count in self.qualities.items())
+        without = f", {self.left_out} left out that cannot be restored" if self.left_out else ""
+        return f"{self.files} files as they are, {self.megapixels:.2f} MP: {files}{without}"
+
+
 def write_shards(photographs: Sequence[Pixels], workload: Workload, folder: Path) -> Path:
     """The files, in tar shards in a new folder, which is returned. They are made on all cores: Pillow's encoder runs
     without the GIL."""
-    folder.mkdir()
 
     def make(number: int) -> bytes:
         return to_jpeg(picture(photographs, workload.size, number), workload.quality, workload.sampling)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for first in range(0, workload.files, PER_SHARD):
-            numbers = range(first, min(first + PER_SHARD, workload.files))
-            with tarfile.open(folder / f"{first // PER_SHARD:05}.tar", "w") as shard:
-                for number, data in zip(numbers, pool.map(make, numbers), strict=True):
-                    member = tarfile.TarInfo(f"{number:06}.jpg")
-                    member.size = len(data)
-                    shard.addfile(member, io.BytesIO(data))
+        return _pack(pool.map(make, range(workload.files)), folder)
+
+
+def write_as_is(path: Path, files: int | None, megapixels: float | None, folder: Path) -> tuple[Path, AsIs]:
+    """The JPEG files under `path`, the first so many or until there are so many megapixels, in shards likewise. Raises
+    SourceError."""
+    chosen: list[bytes] = []
+    qualities: Counter[int] = Counter()
+    area, left_out = 0.0, 0
+    for item in read(list_sources(path)):
+        if not isinstance(item, Item) or item.data is None:
+            continue
+        if len(chosen) == files or (megapixels is not None and area >= megapixels):
+            break
+        try:
+            bitstream = read_bitstream(item.data, MOST_PIXELS)
+        except JpegError:
+            left_out += 1
+            continue
+        height, width = bitstream.coefficients.size
+        chosen.append(item.data)
+        qualities[bitstream.quality] += 1
+        area += height * width / 1e6
+    return _pack(chosen, folder), AsIs(len(chosen), area, dict(sorted(qualities.items())), left_out)
+
+
+def _pack(files: Iterable[bytes], folder: Path) -> Path:
+    folder.mkdir()
+    rest = iter(enumerate(files))
+    for shard_number, first in enumerate(rest):
+        with tarfile.open(folder / f"{shard_number:05}.tar", "w") as shard:
+            for number, data in chain([first], islice(rest, PER_SHARD - 1)):
+                member = tarfile.TarInfo(f"{number:06}.jpg")
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
     return folder
 
 
