@@ -18,7 +18,7 @@ from kernels import Coefficients, Subsampling, quality_to_tables, triton_ops
 from kernels.exact import DRAWS
 from kernels.triton_ops import exact
 
-SIZE, QUALITIES = (33, 37), (30, 96)
+SIZE, QUALITIES = (33, 37), (30, 100)
 
 
 def launch(sampling: Subsampling, device: torch.device, size: tuple[int, int], attempts: int) -> int:
