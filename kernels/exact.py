@@ -23,7 +23,7 @@ from torch import Tensor
 from kernels.libjpeg import integer_basis
 from kernels.tables import constant
 
-DRAWS = (256, 64, 128, 96, 192, 384, 64, 256, 128, 192, 96, 512, *(64, 80, 112, 160, 224, 320) * 2)
+DRAWS = (256, 64, 128, 96, 192, 384, 64, 256, 128, 192, 96, 512)
 """How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit. The first one, which
 nearly all MCUs are right after, is far in: nearer to the middle samples have less error, and are no less sharp."""
 
@@ -32,9 +32,6 @@ ALTERNATIONS = 20
 
 PATIENCE = 384
 """Turns for each block of an MCU, all together, after which it is given no further attempt."""
-
-FEW, LONGER = 2, 4
-"""MCUs with so few wrong coefficients are given so many times as many."""
 
 EDGE_PASSES = 16
 """Over a block at an edge, whose repeated places one projection does not bring to the nearest point."""

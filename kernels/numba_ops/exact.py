@@ -18,10 +18,8 @@ from kernels.exact import (
     CHROMA_FIRST,
     DRAWS,
     FAR,
-    FEW,
     INTO_ROWS,
     LATE,
-    LONGER,
     PATIENCE,
     PIXEL_TURN,
     SOON,
@@ -150,8 +148,7 @@ def project_mcu(
             ycc[0, p] = wanted[0, p] - 2048
     fewest, turns, tight = 1 << 20, 0, True
     for n in range(len(draws)):
-        patience = PATIENCE * (LONGER if fewest <= FEW else 1)
-        if fewest == 0 or not tight or turns > patience * blocks:
+        if fewest == 0 or not tight or turns > PATIENCE * blocks:
             break
         if n and alternate(wanted, ycc, low, high, geometry, draws[n], bases, works[0]) > APART * components * pixels:
             break

@@ -57,8 +57,6 @@ PATIENCE = tl.constexpr(settings.PATIENCE)
 APART = tl.constexpr(settings.APART)
 SOON = tl.constexpr(settings.SOON)
 FAR = tl.constexpr(settings.FAR)
-FEW = tl.constexpr(settings.FEW)
-LONGER = tl.constexpr(settings.LONGER)
 LATE = tl.constexpr(settings.LATE)
 PIXEL_TURN = tl.constexpr(settings.PIXEL_TURN)
 UNKNOWN = tl.constexpr(1 << 20)
@@ -192,8 +190,7 @@ def make_attempts(
         better = going & (wrong < fewest)
         store_pixels(image8, r, g, b, better, mcu, size, rows, columns, height + zero, width + zero, C, V, H)
         fewest = tl.where(better, wrong, fewest)
-        patience = PATIENCE * tl.where(fewest <= FEW, LONGER, 1)
-        going &= (fewest > 0) & tight & (turns <= patience * blocks)
+        going &= (fewest > 0) & tight & (turns <= PATIENCE * blocks)
         n += 1
     tl.atomic_add(mismatches + mcu // (rows * columns), fewest, mask=there & (fewest > 0))
 
