@@ -16,6 +16,7 @@ from torch import Tensor
 from kernels import exact as settings
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.tables import constant
+from kernels.triton_ops.chroma import average, move_chroma
 from kernels.triton_ops.gamut import convert_back, limited, recount, to_pixels, to_triples, to_ycc
 from kernels.triton_ops.launch import (
     ALL_REGISTERS,
@@ -28,7 +29,6 @@ from kernels.triton_ops.launch import (
     three,
 )
 from kernels.triton_ops.mcus import (
-    average,
     both_twice,
     chroma_intervals,
     chroma_slots,
@@ -38,7 +38,6 @@ from kernels.triton_ops.mcus import (
     load_pixels,
     luma_intervals,
     luma_slots,
-    move_chroma,
     nothing,
     per_mcu,
     shifted,

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
-from kernels.triton_ops.mcus import both_twice, chroma_samples, luma_slots, pair, per_pixel, swap, to_blocks
+from kernels.triton_ops.chroma import chroma_samples
+from kernels.triton_ops.mcus import both_twice, luma_slots, pair, per_pixel, swap, to_blocks
 from kernels.triton_ops.samples import any_of, inside_slots, judge, some_slots, transform
 
 NEAR = tl.constexpr(settings.NEAR)

@@ -11,18 +11,9 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
+from kernels.triton_ops.chroma import bias, chroma_samples
 from kernels.triton_ops.gamut import limited, to_triples
-from kernels.triton_ops.mcus import (
-    bias,
-    chroma_samples,
-    coordinates,
-    from_blocks,
-    pair,
-    per_mcu,
-    per_pixel,
-    to_blocks,
-    unpair,
-)
+from kernels.triton_ops.mcus import coordinates, from_blocks, pair, per_mcu, per_pixel, to_blocks, unpair
 from kernels.triton_ops.samples import any_of, expand, judge, measure_steps, transform
 
 TURNS = tl.constexpr(settings.PIXEL_TURNS)

@@ -8,12 +8,11 @@ import triton
 import triton.language as tl
 
 from kernels import exact as settings
+from kernels.triton_ops.chroma import average, bound_slots, spread_chroma
 from kernels.triton_ops.gamut import bound_chroma, bound_luma, to_ycc
 from kernels.triton_ops.lines import search_line
 from kernels.triton_ops.mcus import (
-    average,
     both_twice,
-    bound_slots,
     chroma_slots,
     from_blocks,
     inside_image,
@@ -24,7 +23,6 @@ from kernels.triton_ops.mcus import (
     per_mcu,
     per_pixel,
     shifted,
-    spread_chroma,
     to_blocks,
     twice,
     unpair,
