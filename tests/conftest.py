@@ -8,10 +8,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # And looking for a GPU must not start CUDA, which does not survive a fork either.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
+import gc
 import secrets
 
 import pytest
 import torch
+
+# What tests leave to the garbage collector is destroyed in the process that made it, not in one that forked: DALI's
+# pipelines have threads, and those do not survive it either.
+os.register_at_fork(after_in_child=gc.freeze)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,3 +67,28 @@ def test_processes_end_with_their_parent():
     os.close(writing)
     os.waitpid(child, 0)
     assert os.read(reading, 1) == b""  # returns when the last process is gone that has the pipe's other end
+
+
+def test_its_parents_garbage_is_not_collected_there():
+    """It may have had threads, which did not come along. In a process that conftest.py has not prepared."""
+    code = """
+import gc, os
+from pipeline.hands import Hand
+from pipeline.stopwatch import Stopwatch
+
+class Pipeline:
+    def __del__(self):
+        if os.getpid() != parent:
+            os._exit(7)
+
+parent = os.getpid()
+garbage = Pipeline()
+garbage.itself = garbage
+del garbage
+one = Hand([lambda units: lambda: [gc.collect() and None]], lambda: None, Stopwatch(), [])
+one.do(0, None)
+one.kill()
+assert gc.isenabled()
+assert gc.get_freeze_count() == 0
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0
