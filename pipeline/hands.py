@@ -10,8 +10,7 @@ import gc
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,8 +39,13 @@ class Hand:
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=self._serve, args=(theirs,), daemon=True)
-        with _undisturbed():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child has its own handlers
+        gc.freeze()  # for good in the child, where what had threads (DALI's pipelines) hangs or crashes if collected
+        try:
             self._process.start()
+        finally:
+            gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
     def do(self, number: int, work: Any) -> Any:
@@ -68,11 +72,7 @@ class Hand:
         self._process.join()
 
     def _serve(self, connection: Connection) -> None:
-        """The process. Signals are its parent's business: it ends by `kill`, or when its parent is gone. So is what the
-        parent has left to the garbage collector: destroyed here, what has threads (a pipeline of DALI's) hangs or
-        crashes, as threads do not survive a fork."""
-        gc.freeze()
-        gc.enable()
+        """The process. Signals are its parent's business: it ends by `kill`, or when its parent is gone."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -95,19 +95,6 @@ class Hand:
             return pickle.dumps((result, None, dict(times)), 5)
         except Exception as error:
             return pickle.dumps((None, _portable(error), dict(times)), 5)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No signal and no garbage collection, here and in a process forked meanwhile, until that allows them."""
-    blocked, collects = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _portable(error: Exception) -> Exception:
