@@ -81,7 +81,7 @@ def restorations(
     for number, image in enumerate(images):
         data = to_jpeg(image, quality, sampling)
         c = read_bitstream(data, image.size).coefficients
-        yield data, c, Drawer(restorer, c).draw(number)[None]
+        yield data, c, Drawer(restorer, c).draw(number)
 
 
 def measure(images: list[Pixels], quality: int, sampling: str, restorer: Restorer, damage: bool) -> Sums:

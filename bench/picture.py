@@ -19,9 +19,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels import Subsampling
-from pipeline.restorer import REGRESSION, SAMPLER, Restorer
+from pipeline.restorer import SAMPLER, Restorer
 from pipeline.source import SourceError
 from train.evaluate import (
+    MMSE_HELP,
     EvaluationError,
     Photograph,
     Photographs,
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--sampling", choices=[s.label for s in Subsampling], default="4:2:0", help="[%(default)s]")
     many.add_argument("--samples", type=int, default=16, help="draws that mean and deviation are over [%(default)s]")
     many.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
-    many.add_argument("--mmse", help=f"the regression network beside a sampler [{REGRESSION}]")
+    many.add_argument("--mmse", help=MMSE_HELP)
     return result
 
 

@@ -26,9 +26,9 @@ from rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engi
 from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import write_whole
-from pipeline.restorer import REGRESSION, SAMPLER
+from pipeline.restorer import SAMPLER
 from pipeline.source import SourceError
-from train.evaluate import EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
+from train.evaluate import MMSE_HELP, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
 from train.measures import CROP, CROPS_WANTED, Extractor, load_extractors
 from train.restorations import MODES, Networks
 from train.table import Column, Report, Row, heading, line
@@ -178,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
     add("--quality", type=int, nargs="+", default=[10, 20, 30, 40], help="[10 20 30 40]")
     add("--sampling", nargs="+", choices=labels, default=["4:2:0"], help="[4:2:0]")
     add("--weights", default=SAMPLER, help="a sampler, or a regression network [%(default)s]")
-    add("--mmse", help=f"the regression network beside a sampler [{REGRESSION}]")
+    add("--mmse", help=MMSE_HELP)
     add("--samples", type=int, default=16, help="draws of each image [%(default)s]")
     add("--no-frechet", action="store_true", help="no Fréchet distances, and no weights needed for them")
     add("--hed", action="store_true", help="also Fréchet distances by HED, which no loss has seen, but BSDS500 taught")

@@ -1,15 +1,16 @@
 """The generator: decoded image + quantisation tables (+ noise) → restored image.
 
-A trunk on a 4x pixel-unshuffled image, FiLM-conditioned on the tables (the paper conditions on a quality number), with
-noise injected. It knows where it is in the JPEG grid: a learned bias for each position in a 16x16 MCU. What it computes
-is a change of the decoded image. Two trunks: plain residual blocks, small and fast, and the paper's RRDB.
+A trunk on a 4x pixel-unshuffled image, FiLM-conditioned on the tables (the paper conditions on a quality number). It
+knows where it is in the JPEG grid: a learned bias for each position in a 16x16 MCU. What it computes is a change of the
+decoded image. Two trunks: plain residual blocks, small and fast, deterministic, whose samples come from a noise head
+(model/noise_head.py) beside the regression's output; and the paper's RRDB, with noise injected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import log
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from kernels.coefficients import Subsampling
 from model.noise import gaussian
+from model.noise_head import NoiseHead
 from model.rrdb import RRDB, Upsampler
 
 SCALE = 4
@@ -33,7 +35,8 @@ TRUNKS = ("residual", "rrdb")
 class GeneratorConfig:
     """features: width of the trunk. blocks: at a quarter of the resolution; half of the residual ones lie before and
     half after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). embedding: width of
-    the conditioning. noise: inject it. trunk: `residual` or `rrdb`. growth: channels that a convolution of `rrdb` adds.
+    the conditioning. noise: draw samples. trunk: `residual` or `rrdb`. growth: channels that a convolution
+    of `rrdb` adds.
 
     Raises ValueError for another trunk, and for inner blocks in `rrdb`."""
 
@@ -52,6 +55,16 @@ class GeneratorConfig:
         if self.trunk == "rrdb" and self.inner_blocks:
             raise ValueError(f"inner_blocks {self.inner_blocks}: the trunk rrdb has none, expected 0")
 
+    @property
+    def has_head(self) -> bool:
+        """Whether samples come from a noise head, beside a regression's output."""
+        return self.noise and self.trunk == "residual"
+
+    @property
+    def regresses(self) -> bool:
+        """Whether there is an output without noise."""
+        return not self.noise or self.has_head
+
 
 PAPER = GeneratorConfig(trunk="rrdb", blocks=23, features=64, growth=32, noise=True)
 """The paper's size: 17 million parameters."""
@@ -63,28 +76,45 @@ would be less like the original than the plain decode; from the second on its no
 
 
 EXTREME = 2.0
-"""Noise beyond it is cut off: at a Gaussian's rare extremes networks drew hatching, as they had seen too few of them to
+"""Gaussian noise beyond it is cut off: at its rare extremes networks drew hatching, as they had seen too few of them to
 learn otherwise."""
 
 
-NOISE = 2
-"""The version of what a seed means: another gives other samples with the same weights. 1: without `EXTREME`, and a
-seed's complement had noise of its own."""
+NOISE = 3
+"""The version of what a seed means: another gives other samples. 1: without `EXTREME`, and a seed's complement had
+noise of its own. 2: Gaussian noise in residual blocks, at a quarter of the resolution."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Which noise to inject: seeds [N] int64 and the place [N, 2] int64 (y, x), in pixels, of each input's corner in
-    its image, on the MCU grid like the inputs themselves. amplitude: [N, 1, 1, 1], see `loudness`; whole when None."""
+    """Which noise to draw: seeds [N, K] int64, for K samples of each input, and the place [N, 2] int64 (y, x), in
+    pixels, of each input's corner in its image, on the MCU grid like the inputs themselves."""
 
     seeds: Tensor
     origins: Tensor
-    amplitude: Tensor | None = None
 
-    def layers(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
-        """[N, count, h, w] float32: the noise of layers `first` and on, on a grid of every `scale` pixels."""
+
+@dataclass(frozen=True)
+class Layers:
+    """The Gaussian noise of one sample of each input: seeds [N], origins as in `Noise`, and the amplitude [N, 1, 1, 1],
+    see `loudness`."""
+
+    seeds: Tensor
+    origins: Tensor
+    amplitude: Tensor
+
+    def draw(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
+        """[N, count, h, w] float32: layers `first` and on, on a grid of every `scale` pixels."""
         origins = self.origins // scale
         return gaussian(self.seeds, first, count, origins, size, limit=EXTREME, amplitude=self.amplitude)
+
+
+class Drawn(NamedTuple):
+    """samples: [N, K, 3, H, W]. mean: [N, 3, H, W], the regression's output; None of `rrdb`. Samples have the mean's
+    value in them, not its gradient: what they are trained for leaves the regression's tail alone."""
+
+    samples: Tensor
+    mean: Tensor | None
 
 
 def loudness(tables: Tensor) -> Tensor:
@@ -119,32 +149,28 @@ class Conditioning(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(film(conv(x) + noise))), the noise z [N, 1, h, w] times a learned weight for each feature."""
+    """x + conv(relu(film(conv(x))))."""
 
-    def __init__(self, features: int, embedding: int, noise: bool) -> None:
+    def __init__(self, features: int, embedding: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(features, features, 3, padding=1)
         self.second = nn.Conv2d(features, features, 3, padding=1)
         self.film = nn.Linear(embedding, 2 * features)
-        if noise:
-            self.noise_weight = nn.Parameter(torch.full((features, 1, 1), 0.1))
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         with torch.no_grad():
             self.second.weight.mul_(0.2)
 
-    def forward(self, x: Tensor, embedded: Tensor, z: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         gain, shift = self.film(embedded)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
-        h = self.first(x)
-        if z is not None:
-            h = torch.addcmul(h, z.to(h.dtype), self.noise_weight.to(h.dtype))
-        h = F.relu(torch.addcmul(shift, h, 1 + gain), inplace=True)
+        h = F.relu(torch.addcmul(shift, self.first(x), 1 + gain), inplace=True)
         change: Tensor = self.second(h)
         return change.add_(x)  # in place: the sum costs as much as a tenth of a convolution
 
 
 class Generator(nn.Module):
-    """See the module. `config.noise` False makes it deterministic (a regression network)."""
+    """See the module. Without `config.noise` it is a regression network; with it, it draws samples, and of residual
+    blocks it is both."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -161,7 +187,7 @@ class Generator(nn.Module):
         channels = 3 * SCALE**2
 
         def stage(features: int, blocks: int) -> nn.ModuleList:
-            return nn.ModuleList(ResidualBlock(features, config.embedding, config.noise) for _ in range(blocks))
+            return nn.ModuleList(ResidualBlock(features, config.embedding) for _ in range(blocks))
 
         self.before = stage(config.features, config.blocks // 2)
         self.inner = stage(config.inner_features, config.inner_blocks)
@@ -174,6 +200,8 @@ class Generator(nn.Module):
         start_small(self.tail)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
+        if config.noise:
+            self.noise_head = NoiseHead(config.features)
 
     def _build_rrdb(self, config: GeneratorConfig) -> None:
         self.dense = nn.ModuleList(
@@ -191,7 +219,8 @@ class Generator(nn.Module):
         if config.trunk == "rrdb":
             return SCALE * (2 + RRDB.draws * config.blocks) + Upsampler.reach
         inner = 4 * config.inner_blocks + 1 if config.inner_blocks else 0
-        return SCALE * (2 + 2 * config.blocks + inner)
+        head = -(-NoiseHead.reach // SCALE) if config.noise else 0
+        return SCALE * (2 + 2 * config.blocks + inner + head)
 
     def convolve_in(self, dtype: torch.dtype) -> Generator:
         """For inference: convolutions (and their inputs) in `dtype`, channels last; the conditioning stays as it is."""
@@ -200,61 +229,66 @@ class Generator(nn.Module):
                 module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         return self
 
-    def forward(self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None) -> Tensor:
+    def forward(self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None) -> Tensor | Drawn:
         """decoded: [N, 3, H, W], 0..1, H and W multiples of 16, its corner on the MCU grid. tables: [N, 1 or 3, 8, 8].
-        sampling: [N] int64, positions in `Subsampling`. Returns [N, 3, H, W] in the input's dtype, not limited to 0..1.
+        sampling: [N] int64, positions in `Subsampling`. Returns the regression's output [N, 3, H, W], or with noise
+        what is drawn, in the input's dtype, not limited to 0..1. Residual blocks run once for all samples.
 
-        Raises ValueError for other shapes, and when noise is missing or not wanted."""
-        height, width = decoded.shape[-2:]
-        if decoded.dim() != 4 or decoded.shape[1] != 3 or height % ALIGNMENT or width % ALIGNMENT:
-            raise ValueError(
-                f"the generator takes [N, 3, H, W], H and W multiples of {ALIGNMENT} pixels, got {list(decoded.shape)}"
-            )
-        if self.config.noise != (noise is not None):
-            raise ValueError("a noisy generator needs noise, a deterministic one takes none")
+        Raises ValueError for other shapes, and for noise that is missing or not wanted."""
+        self._check(decoded, noise)
         embedded = self.conditioning(tables, sampling)
         x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
         x = self.head(x)
-        x = x + self.place.to(x.dtype).repeat(1, 1, height // ALIGNMENT, width // ALIGNMENT)
-        noise = None if noise is None else replace(noise, amplitude=loudness(tables))
-        trunk = self._rrdb if self.config.trunk == "rrdb" else self._residual
-        return decoded + trunk(x, embedded, noise).to(decoded.dtype)
+        x = x + self.place.to(x.dtype).repeat(1, 1, *(side // ALIGNMENT for side in decoded.shape[2:]))
+        if self.config.trunk == "rrdb":
+            if noise is None:
+                return decoded + self._rrdb(x, embedded, None).to(decoded.dtype)
+            changes = self._rrdb_drawn(x, embedded, noise, loudness(tables))
+            return Drawn(decoded[:, None] + changes.to(decoded.dtype), None)
+        x = self._residual(x, embedded)
+        change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
+        change = F.pixel_shuffle(change, SCALE).to(decoded.dtype)
+        mean = decoded + change
+        if noise is None:
+            return mean
+        texture = self.noise_head(x, decoded, change.detach(), noise.seeds, noise.origins).to(decoded.dtype)
+        return Drawn(torch.addcmul(mean.detach()[:, None], loudness(tables)[:, None], texture), mean)
 
-    def _residual(self, x: Tensor, embedded: Tensor, noise: Noise | None) -> Tensor:
-        """Head's features [N, features, h, w] → change [N, 3, H, W]."""
-        z = self._residual_noise(x, noise)
+    def _check(self, decoded: Tensor, noise: Noise | None) -> None:
+        if decoded.dim() != 4 or decoded.shape[1] != 3 or any(side % ALIGNMENT for side in decoded.shape[2:]):
+            raise ValueError(
+                f"the generator takes [N, 3, H, W], H and W multiples of {ALIGNMENT} pixels, got {list(decoded.shape)}"
+            )
+        if noise is None and not self.config.regresses:
+            raise ValueError("the trunk rrdb has no output without noise, when it was built with it: it needs noise")
+        if noise is not None and not self.config.noise:
+            raise ValueError("a regression network takes no noise")
+
+    def _residual(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """Head's features [N, features, h, w] → the residual trunk's last, of the same shape."""
         for block in self.before:
-            x = block(x, embedded, next(z))
+            x = block(x, embedded)
         if self.config.inner_blocks:
             y = self.down(x)
             for block in self.inner:
-                y = block(y, embedded, next(z))
+                y = block(y, embedded)
             x = x + F.pixel_shuffle(self.up(y), 2)
         for block in self.after:
-            x = block(x, embedded, next(z))
-        change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
-        return F.pixel_shuffle(change, SCALE)
+            x = block(x, embedded)
+        return x
 
-    def _residual_noise(self, x: Tensor, noise: Noise | None) -> Iterator[Tensor | None]:
-        """The noise [N, 1, h, w] of each residual block in turn, in the dtype of the trunk's features x. Layers are
-        numbered through the blocks; those of neighbouring blocks of one scale are drawn together."""
-        before, inner, after = len(self.before), len(self.inner), len(self.after)
-        if noise is None:
-            return iter([None] * (before + inner + after))
-        draws: list[Tensor | None] = []
-        for count, shrink in ((before, 1), (inner, 2), (after, 1)) if inner else ((before + after, 1),):
-            size = (x.shape[2] // shrink, x.shape[3] // shrink)
-            z = noise.layers(len(draws), count, SCALE * shrink, size).to(x.dtype)
-            draws += [z[:, n : n + 1] for n in range(count)]
-        return iter(draws)
+    def _rrdb_drawn(self, x: Tensor, embedded: Tensor, noise: Noise, amplitude: Tensor) -> Tensor:
+        """Head's features → changes [N, K, 3, H, W]: all dense blocks run for each sample."""
+        layers = [Layers(seeds, noise.origins, amplitude) for seeds in noise.seeds.unbind(1)]
+        return torch.stack([self._rrdb(x, embedded, one) for one in layers], 1)
 
-    def _rrdb(self, x: Tensor, embedded: Tensor, noise: Noise | None) -> Tensor:
+    def _rrdb(self, x: Tensor, embedded: Tensor, layers: Layers | None) -> Tensor:
         """Head's features [N, features, h, w] → change [N, 3, H, W]. Layers of noise are numbered in their order."""
         height, width = x.shape[2:]
 
         def drawn(first: int, count: int, scale: int) -> Tensor | None:
             size = (height * SCALE // scale, width * SCALE // scale)
-            return None if noise is None else noise.layers(first, count, scale, size)
+            return None if layers is None else layers.draw(first, count, scale, size)
 
         y, layer = x, 0
         for block in self.dense:
@@ -273,10 +307,10 @@ def start_small(tail: nn.Conv2d) -> None:
 
 
 def inherit(generator: Generator, trained: Generator) -> None:
-    """Takes over all weights of a trained generator of the same width. A noisy one keeps its own noise where the
-    trained one has none: so a sampler starts from a regression network. A deeper one, of residual blocks, has the
-    trained blocks at both ends and new ones in the middle, which change nothing at first. Raises ValueError where it
-    cannot be."""
+    """Takes over all weights of a trained generator of the same width. What draws a noisy one's samples stays as it is
+    where the trained one has none: so a sampler starts from a regression network. A deeper one, of residual blocks, has
+    the trained blocks at both ends and new ones in the middle, which change nothing at first. Raises ValueError where
+    it cannot be."""
     ours, theirs = generator.config, trained.config
     deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
     grown = replace(theirs, noise=theirs.noise or ours.noise, blocks=ours.blocks if deeper else theirs.blocks)

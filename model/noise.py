@@ -1,5 +1,9 @@
-"""Counter-based Gaussian noise: a pure function of (seed, layer, y, x), so that an image gets the same noise whatever
-the tile, batch or device. The counter is Philox-4x32-10 (Salmon et al., SC11), the shape Box and Muller's."""
+"""Counter-based noise: a pure function of (seed, channel, y, x), so that an image gets the same noise whatever the
+tile, batch or device. The counter is Philox-4x32-10 (Salmon et al., SC11). Uniform noise is the bits of its words, the
+same on all devices; Gaussian noise has the shape of Box and Muller.
+
+The complement ~s of a seed s has its noise with the sign turned, so that the two make an antithetic pair (Hammersley
+and Morton, "A new Monte Carlo technique: antithetic variates", 1956)."""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ _LOW = 0xFFFFFFFF
 
 WORDS = 4
 """That a counter gives, of 32 bits each."""
+
+UNIFORM = 2 * WORDS
+"""Channels of uniform noise: the 16-bit halves of the words of one counter."""
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -38,6 +45,34 @@ def _multiply(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
     return (product >> 32) & _LOW, product & _LOW
 
 
+def uniform(seeds: Tensor, origins: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, 8, h, w] float32, channels last: noise of mean 0 and variance 1, uniform over 65,536 values.
+
+    seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first pixel. With w the 16-bit halves of the
+    words of the counter (x, y, 0, 0), the lower first, the values are (2w - 65535) · (√3 / 65536): an integer times a
+    float32, so that the CPU's (numba) and CUDA's (Triton) are equal. Raises RuntimeError where Triton is missing."""
+    noise: Tensor = _uniform_operator(seeds, origins, *size)
+    return noise
+
+
+@torch.library.custom_op("jpeg_posterior::uniform", mutates_args=(), device_types="cpu")
+def _uniform_operator(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
+    from kernels.numba_ops import noise  # noqa: PLC0415  # where it is used: a GPU needs no numba
+
+    return noise.uniform(seeds, origins, (height, width))
+
+
+@_uniform_operator.register_kernel("cuda")
+def _(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
+    drawn: Tensor = _triton(seeds.device).uniform(seeds, origins, (height, width))
+    return drawn
+
+
+@_uniform_operator.register_fake
+def _(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
+    return seeds.new_empty((len(seeds), height, width, UNIFORM), dtype=torch.float32).permute(0, 3, 1, 2)
+
+
 def gaussian(
     seeds: Tensor,
     first: int,
@@ -51,9 +86,8 @@ def gaussian(
     """[N, count, h, w] float32: the standard normal noise of layers `first` and on, clipped at ±limit, then times the
     amplitude. Four layers share the words of one counter.
 
-    seeds: [N] int64, any value; the complement ~s of a seed s has its noise with the sign turned, so that the two make
-    an antithetic pair (Hammersley and Morton, "A new Monte Carlo technique: antithetic variates", 1956). origins:
-    [N, 2] int64, the (y, x) of each first sample in the layers' own grid. amplitude: [N, 1, 1, 1] float32; 1 when None.
+    seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first sample in the layers' own grid.
+    amplitude: [N, 1, 1, 1] float32; 1 when None.
 
     On CUDA one Triton kernel, whose words are the CPU's and whose values differ in the last bits. Raises RuntimeError
     there when Triton is missing.
@@ -84,13 +118,13 @@ def _gaussian(seeds: Tensor, first: int, count: int, origins: Tensor, size: tupl
     key = ((seeds ^ turned) & _LOW, ((seeds ^ turned) >> 32) & _LOW)
     words = philox((x & _LOW, y & _LOW, calls, torch.zeros_like(calls)), key)
     radii, turns = torch.stack(words[::2], 2), torch.stack(words[1::2], 2)
-    radius = (_uniform(radii).log() * -2).sqrt() * (1 + 2 * turned).unsqueeze(2)
-    angle = _uniform(turns) * (2 * pi)
+    radius = (_fraction(radii).log() * -2).sqrt() * (1 + 2 * turned).unsqueeze(2)
+    angle = _fraction(turns) * (2 * pi)
     normals = torch.stack((radius * angle.cos(), radius * angle.sin()), 3).flatten(1, 3)
     return normals[:, first % WORDS : first % WORDS + count]
 
 
-def _uniform(words: Tensor) -> Tensor:
+def _fraction(words: Tensor) -> Tensor:
     """32-bit words → float32 above 0 and at most 1, of their upper 24 bits: as many as it holds."""
     return ((words >> 8).float() + 0.5) * 2.0**-24
 

@@ -81,6 +81,12 @@ def load(name: str) -> Loaded:
         raise WeightsError(f"cannot read weights from {path}: {error}") from error
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path} does not hold a generator of this program (format {metadata.get('format')!r})")
+    if "before.0.noise_weight" in tensors or "after.0.noise_weight" in tensors:
+        raise WeightsError(
+            f"{path} holds a sampler of before noise version 3, with noise in its residual blocks; a noise head at "
+            "full resolution has replaced that (model/noise_head.py): use the sampler that ships, or train one by "
+            "train/configs/posterior.yaml"
+        )
     try:
         with torch.device("meta"):  # no random numbers are drawn, and no memory taken, for what is loaded anyway
             generator = Generator(GeneratorConfig(**json.loads(metadata["config"])))

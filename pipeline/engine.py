@@ -89,7 +89,7 @@ class Job:
             shards=self.shards,
             input=str(self.input.resolve()),
             frontend=options.frontend,
-            noise=NOISE if restorer.generator.config.noise else 1,
+            noise=1 if restorer.mode == "mmse" else NOISE,
             dtype=self.dtype,
             tile=options.tile,
             batch=options.batch,
@@ -154,7 +154,7 @@ def find(job: Job) -> Sources:
 
 
 def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    samples = len(job.restorer.averages())
+    samples = job.restorer.images
     if job.shards:
         return ShardSink(manifest, sources.root, job.format, samples)
     return FolderSink(manifest, job.format, samples)
@@ -238,7 +238,7 @@ def weigh(job: Job, step: Step) -> int:
         return len(step.data)
     height, width = step.size or (0, 0)
     pixels = height * width if height * width <= job.restorer.options.max_pixels else 0
-    return len(step.item.data or b"") + pixels * (6 + 6 * len(job.restorer.averages()))
+    return len(step.item.data or b"") + pixels * (6 + 6 * job.restorer.images)
 
 
 def fail(step: Step, error: Exception) -> Step:

@@ -45,6 +45,9 @@ SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
 MOST = 64
 """Tiles in a batch."""
 
+DRAWS = 8
+"""Samples from one pass of the trunk. More would save little of it, and each is a float image in memory."""
+
 
 class ModeError(ValueError):
     """A mode that the weights cannot serve; the message says which they can."""
@@ -54,8 +57,8 @@ class ModeError(ValueError):
 class Options:
     """How to restore.
 
-    mode: `sample` draws, `mean` averages `samples` draws, in antithetic pairs, `mmse` regresses; None: draw if the
-        weights can, or regress.
+    mode: `sample` draws, `mean` averages `samples` draws, in antithetic pairs, `mmse` regresses, with a regression's
+        weights or a sampler's; None: draw if the weights can, or regress.
     tile: pixels a side, halo included, a multiple of 16. batch: tiles that go through the network together on a GPU,
     and more of small ones (on the CPU they take turns: a core is busy with one, and no result can depend on how many
     there are). max_pixels: larger images are refused before memory is taken for them. frontend: `libjpeg` reads the
@@ -186,7 +189,7 @@ class Restorer:
         if where.type == "cuda":
             use_ieee_float32()
         if options.compile:
-            compile_network(generator, where, (len(SIDES) + 1) ** 2)
+            compile_network(generator, where, 2 * (len(SIDES) + 1) ** 2)  # of DRAWS samples, and of those left over
         return cls(generator, loaded.digest, where, number, options)
 
     @property
@@ -253,7 +256,7 @@ class Restorer:
             seeds = derive_pairs(seed, key, count)
         else:
             seeds = [derive_seed(seed, key, draw) for draw in range(count)]
-        return Work(bitstream, seed, self.parts(bitstream.coefficients, tuple(seeds)), len(self.averages()))
+        return Work(bitstream, seed, self.parts(bitstream.coefficients, tuple(seeds)), self.images)
 
     def tiles(self, size: tuple[int, int]) -> list[tiling.Tile]:
         """How an image of (height, width) pixels is cut."""
@@ -262,10 +265,10 @@ class Restorer:
     def parts(self, c: Coefficients, seeds: tuple[int, ...] = ()) -> list[Part]:
         return [Part(tiling.tile_coefficients(c, tile), tile, seeds) for tile in self.tiles(c.size)]
 
-    def averages(self) -> list[range]:
-        """For each image that a file becomes, the numbers of the draws whose mean it is."""
-        count = self.options.samples
-        return [range(count)] if self.mode == "mean" else [range(n, n + 1) for n in range(count)]
+    @property
+    def images(self) -> int:
+        """How many images a file becomes."""
+        return 1 if self.mode == "mean" else self.options.samples
 
     def shape(self, part: Part) -> tuple[int, int]:
         """(height, width) in pixels of what the network is given for a part. A function of the part alone, so that no
@@ -291,15 +294,27 @@ class Restorer:
             decoded = [self.decode(part) for part in parts]
         images: list[list[Tensor]] = [[] for _ in parts]
         mismatches: list[list[Tensor]] = [[] for _ in parts]
-        for draws in self.averages():
-            with self._timed("network"):
-                restored = self._average(parts, decoded, draws)
+        for restored in self._restored(parts, decoded):
             with self._timed("project"):
                 for number, (part, x) in enumerate(zip(parts, restored, strict=True)):
-                    image, wrong = self.project(part, tiling.cut_core(x, part.tile))
-                    images[number].append(image)
-                    mismatches[number].append(wrong)
+                    for core in tiling.cut_core(x, part.tile).split(1):
+                        image, wrong = self.project(part, core)
+                        images[number].append(image)
+                        mismatches[number].append(wrong)
         return self._end([torch.cat(x) for x in images], [torch.cat(x) for x in mismatches])
+
+    def _restored(self, parts: Sequence[Part], decoded: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Of each part some of its images before projection, [k, C, H, W], until there are all."""
+        count, totals = len(parts[0].seeds), [torch.zeros(())] * len(parts)
+        for first in range(0, count, DRAWS):
+            with self._timed("network"):
+                drawn = self.draw(parts, decoded, [part.seeds[first : first + DRAWS] for part in parts])
+            if self.mode == "mean":
+                totals = [total.to(x.device) + x.sum(0, keepdim=True) for total, x in zip(totals, drawn, strict=True)]
+            else:
+                yield drawn
+        if self.mode == "mean":
+            yield [total / count for total in totals]
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         """Measures a stage, on a GPU by its stream's time."""
@@ -317,38 +332,33 @@ class Restorer:
             return tiling.pad(decode(part.c), self.shape(part))
 
     @torch.inference_mode()
-    def draw(self, parts: Sequence[Part], decoded: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
-        """What the network makes of each part's decoded tile with the noise of its seed (a deterministic network takes
-        any): [1, C, H, W] float32, gray levels, not limited to 0..255. Gray is seen as three equal planes, and averaged
-        on the way back. Parts may be of different files."""
+    def draw(self, parts: Sequence[Part], decoded: Sequence[Tensor], seeds: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What the network makes of each part's decoded tile, for each of its K seeds, as many for all parts:
+        [K, C, H, W] float32, gray levels, not limited to 0..255. In mode mmse the seeds are not used, and K is 1. Gray
+        is seen as three equal planes, and averaged on the way back. Parts may be of different files."""
         missing = self.together(self.shape(parts[0])) - len(parts) if self.batched else 0
         x = torch.cat([tile.expand(-1, 3, -1, -1) for tile in decoded])
         tables = torch.cat([three_tables(part.c.tables) for part in parts])
+        own = seeds if self.mode != "mmse" else [()] * len(parts)
         rows = [
-            (seed, SAMPLINGS.index(part.c.sampling), *part.tile.origin) for seed, part in zip(seeds, parts, strict=True)
+            (SAMPLINGS.index(part.c.sampling), *part.tile.origin, *some) for some, part in zip(own, parts, strict=True)
         ]
         if missing:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing))
             tables = torch.cat([tables, tables[:1].expand(missing, -1, -1, -1)])
-            rows += [(0, 0, 0, 0)] * missing
+            rows += [(0,) * len(rows[0])] * missing
         numbers = send(torch.tensor(rows), self.device)
-        noise = Noise(numbers[:, 0], numbers[:, 2:]) if self.generator.config.noise else None
-        restored: Tensor = self.generator(x / 255, tables, numbers[:, 1], noise).float() * 255
-        images = restored[: len(parts)].split(1)
+        if self.mode == "mmse":
+            restored = self.generator(x / 255, tables, numbers[:, 0])[:, None]
+        else:
+            restored = self.generator(x / 255, tables, numbers[:, 0], Noise(numbers[:, 3:], numbers[:, 1:3])).samples
+        images = (restored[: len(parts)].float() * 255).unbind()
         return [y if tile.shape[1] == 3 else y.mean(1, keepdim=True) for y, tile in zip(images, decoded, strict=True)]
 
     def project(self, part: Part, core: Tensor) -> tuple[Tensor, Tensor]:
         """A core [1, C, h, w], gray levels, made exactly consistent with its loaded part: uint8, and [1] mismatches."""
         with one_thread(self.device):
             return project_exact(core, tiling.core_of_tile(part.c, part.tile))
-
-    def _average(self, parts: Sequence[Part], decoded: Sequence[Tensor], draws: range) -> list[Tensor]:
-        """The mean of some draws of each part."""
-        total = self.draw(parts, decoded, [part.seeds[draws[0]] for part in parts])
-        for number in draws[1:]:
-            drawn = self.draw(parts, decoded, [part.seeds[number] for part in parts])
-            total = [x.add_(y) for x, y in zip(total, drawn, strict=True)]
-        return [x / len(draws) for x in total]
 
     def _end(self, images: list[Tensor], mismatches: list[Tensor]) -> Callable[[], list[Piece]]:
         """What waits for the device and brings its results; images come as encoders take them, [K, H, W, C]."""
@@ -374,12 +384,12 @@ def check_mode(generator: Generator, name: str, options: Options) -> None:
         raise ModeError(f"mode {options.mode!r}: expected {', '.join(MODES)}")
     if options.samples < 1:
         raise ModeError(f"samples {options.samples}: expected at least 1")
-    if options.mode == "mmse" and generator.config.noise:
-        raise ModeError(f"weights {name!r} draw samples: mode mmse wants a regression network, such as {REGRESSION!r}")
+    if options.mode == "mmse" and not generator.config.regresses:
+        raise ModeError(f"weights {name!r} only draw samples: mode mmse wants others, such as {REGRESSION!r}")
     if options.mode in ("sample", "mean") and not generator.config.noise:
         raise ModeError(
             f"weights {name!r} are deterministic, trained with MSE: mode {options.mode} has nothing to draw. "
             "Use mode mmse, or weights that take noise"
         )
-    if not generator.config.noise and options.samples > 1:
+    if (options.mode == "mmse" or not generator.config.noise) and options.samples > 1:
         raise ModeError("mode mmse gives one image a file: samples must be 1")

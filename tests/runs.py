@@ -40,9 +40,8 @@ def tiny_weights(folder: Path, noise: bool = False) -> Path:
         generator = Generator(GeneratorConfig(features=8, blocks=2, noise=noise))
         with torch.no_grad():
             generator.tail.weight.normal_(0, 0.02)
-            for name, parameter in generator.named_parameters():
-                if name.endswith("noise_weight"):
-                    parameter.fill_(0.5)
+            if noise:
+                generator.noise_head.amplitudes.bias.fill_(2.0)
     save(generator, path)
     return path
 

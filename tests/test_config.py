@@ -78,6 +78,8 @@ def test_overrides_replace_single_values(written):
         ("data.train", []),
         ("data.crop", 100),
         ("data.batch", 0),
+        ("data.late_crop", 100),
+        ("data.late_crop", -16),
         ("data.loader", "disk"),
         ("data.orientations", 4),
         ("data.workers", 0),
@@ -98,6 +100,8 @@ def test_overrides_replace_single_values(written):
         ("optimiser.ema", 1),
         ("optimiser.warmup", -1),
         ("optimiser.accumulate", 0),
+        ("optimiser.trunk_rate", 0),
+        ("optimiser.trunk_clip", -1),
         ("critic.features", 0),
         ("critic.halvings", -1),
         ("run.bfloat16", "fast"),
@@ -136,6 +140,8 @@ def test_mistakes_are_named_by_their_key(written, key, value):
         ("game.moment_images=0", "game.moment_images"),
         ("game.moments_every=0", "game.moments_every"),
         ("game.unbiased=2", "game.unbiased"),
+        ("game.regression=0", "game.regression"),
+        ("model.trunk=rrdb", "game.regression"),
         ("model.noise=false", "model.noise"),
         ("data.batch=33", "data.batch"),
         ("game.second_moment=.nan", "game.second_moment"),
@@ -154,7 +160,7 @@ def test_a_game_without_any_term_of_a_single_sample_is_refused(written):
     with pytest.raises(ConfigError, match=r"game\.adversarial"):
         written(game, *nothing)
     assert written(game, *nothing, "game.perceptual=1")
-    deterministic = ("model.noise=false", "game.first_moment=0")
+    deterministic = ("model.noise=false", "game.first_moment=0", "game.regression=0")
     assert not written(game, *deterministic).model.noise
     assert written(game, "game.samples=1", "game.unbiased=false").game.samples == 1
 

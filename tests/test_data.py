@@ -82,6 +82,18 @@ def test_crops_lie_as_they_were_told_to(pictures, tmp_path, source, orientations
     assert seen >= {upright, mirrored} if orientations > 1 else seen == {upright}
 
 
+def test_crops_are_larger_in_the_second_half(pictures, tmp_path, source):
+    """By the step alone, so that a resumed run has the same."""
+    config = changed(crops_of(pictures, tmp_path, 8), {"data": {"late_crop": 48}, "optimiser": {"steps": 7}})
+    opened = of(source, config)
+    assert [opened.batch(step).shape[-2:] for step in range(6)] == 3 * [(CROP, CROP)] + 3 * [(48, 48)]
+    resumed = of(source, config)
+    resumed.load_state_dict(opened.state_dict())
+    assert torch.equal(resumed.batch(6), opened.batch(6))
+    for one in (opened, resumed):
+        one.close()
+
+
 def test_what_cannot_be_opened_is_an_error_that_says_why(tmp_path):
     config = config_of(tmp_path, tmp_path)
     with pytest.raises(SourceError, match=r"train\.tar"):

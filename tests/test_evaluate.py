@@ -150,11 +150,20 @@ def test_samples_before_projection(networks):
     assert consistency(found.image, compressed).mismatches > 0
 
 
+def test_a_sampler_is_compared_with_its_own_regression_or_another(weights):
+    regression, sampler = weights
+    own, other, alone = load_networks(sampler), load_networks(sampler, regression), load_networks(regression)
+    assert own.regression.digest == own.sampler.digest == other.sampler.digest
+    assert other.regression.digest == alone.regression.digest != own.regression.digest
+    assert alone.sampler is None
+    assert own.regression.mode == "mmse"
+
+
 def test_noise_is_as_strong_as_the_samples_vary(networks):
     compressed = compress("key", image(128, 128), 10, S420)
     found = restorations(compressed, networks, ALL, samples=3, seed=0)
     drawer = Drawer(networks.regression, compressed.bitstream.coefficients)
-    expected = drawer.draw(0)
+    expected = drawer.draw()[0]
     added = torch.zeros_like(expected)
     noise = white_noise(3, added)
     assert abs(float(noise.mean())) < 0.02
@@ -336,11 +345,10 @@ def test_errors_name_the_file_and_the_way_out(tmp_path, shard, weights, capsys):
     (tmp_path / "broken" / "bad.jpg").write_bytes(b"no image")
     (tmp_path / "empty.tar").write_bytes(bytes(10240))
     (tmp_path / "inception.pth").write_bytes(b"no weights")
-    regression, sampler = weights
+    regression, _ = weights
     for arguments, *messages in (
         (["--weights", "nothing", "--data", shard], "'nothing'", "those shipped"),
         (["--weights", regression, "--mmse", "mmse", "--data", shard], "tiny.safetensors", "without --mmse"),
-        (["--weights", sampler, "--mmse", sampler, "--data", shard], "tiny-noisy", "regression network"),
         (["--weights", regression, "--data", tmp_path / "none.tar"], "none.tar", "expected a folder"),
         (["--weights", regression, "--data", tmp_path / "broken"], "bad.jpg", "take it out"),
         (["--weights", regression, "--data", tmp_path / "empty.tar"], "empty.tar", "give a tar"),

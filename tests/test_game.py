@@ -11,17 +11,17 @@ from training import assert_equal, checkpoint, config_of, game_of, lines, write_
 import train.game as game_module
 from kernels import Subsampling
 from model.features import EfficientNetLite0
-from model.generator import Noise
-from model.weights import load
+from model.generator import Generator, GeneratorConfig, Noise
+from model.weights import load, save
 from train.checkpoint import FAILURE
 from train.config import ConfigError
 from train.crops import load_images, random_crops, step_generator
 from train.degradation import degrade
 from train.distributed import Ranks
-from train.energy import feature_energy, pixel_energy
+from train.energy import feature_energy, pixel_energy, spectral_energy
 from train.game import Aides, consistency, critic_step, draws, generator_step, load_aides, projected
 from train.losses import consistency as consistency_of
-from train.losses import first_moment, generator_loss, perceptual, second_moment
+from train.losses import first_moment, generator_loss, log_mse, perceptual, second_moment
 from train.state import TrainingError, consistency_weight, new_state
 from train.trainer import train
 from train.update import Guard
@@ -59,8 +59,8 @@ def gradients_of(monkeypatch, step, learner, *arguments):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkeypatch, parts):
-    of_features = 0.2 if parts == 1 else 0.0  # measured by the crops at hand
-    terms = {"consistency": (5.0, 5.0), "energy": 0.3, "feature_energy": of_features}
+    of_features, of_spectra = (0.2, 0.1) if parts == 1 else (0.0, 0.0)  # measured by the crops at hand
+    terms = {"consistency": (5.0, 5.0), "energy": 0.3, "spectral": of_spectra, "feature_energy": of_features}
     config, state, batch = prepared(photos, tmp_path, game={"mmse": "mmse", **terms})
     aides, game = load_aides(config, torch.device("cpu")), config.game
     found = gradients_of(
@@ -72,9 +72,10 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
         return network(batch.decoded[places], batch.tables[places], batch.sampling_index[places], noise)
 
     generator, everything = state.generator.network, list(range(4))
-    one = restored(generator, everything, batch.seeds[:, 1])
+    drawn = restored(generator, everything, batch.seeds[:, 1:2])
+    one = drawn.samples[:, 0]
     few = [0, 1, 2]  # 3 of 4, evenly spread
-    samples = torch.stack([restored(generator, few, batch.seeds[few, 2 + k]) for k in range(game.samples)], 1)
+    samples = restored(generator, few, batch.seeds[few, 2:]).samples
     lite0, mean = EfficientNetLite0.load(), restored(load("mmse").generator, few)
     singles = [
         consistency_of(one[i : i + 1], batch.clean[i : i + 1], batch.tables[i : i + 1, : s.components], s)
@@ -87,7 +88,9 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
         + game.first_moment * first_moment(samples, batch.clean[few], unbiased=True)
         + game.second_moment * second_moment(samples, batch.clean[few], mean)
         + 0.3 * pixel_energy(samples, batch.clean[few])
+        + of_spectra * spectral_energy(samples, batch.clean[few], drawn.mean[few].detach())
         + of_features * feature_energy(samples, batch.clean[few], lite0)
+        + game.regression * log_mse(drawn.mean, batch.clean)
     )
     wanted = torch.autograd.grad(loss, list(generator.parameters()))
     wanted = torch.cat([gradient.flatten().double() for gradient in wanted])
@@ -99,8 +102,8 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, parts):
-    """Without terms of single samples; its gradient is taken where the projection leads, and given to what it left,
-    which is called back."""
+    """And the regression, without terms of single samples; the energy's gradient is taken where the projection leads,
+    and given to what it left, which is called back."""
     alone = dict.fromkeys(("adversarial", "first_moment", "second_moment", "perceptual"), 0.0)
     alone |= {
         "consistency": (0.0, 0.0),
@@ -115,11 +118,13 @@ def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, pa
     assert state.critic is None
     with torch.no_grad():
         state.generator.network.tail.weight.mul_(50)
+        state.generator.network.noise_head.mix.weight.mul_(10)
     aides = load_aides(config, torch.device("cpu"))
     arguments = state, batch.split(parts), aides, config, Guard(Ranks())
     found = gradients_of(monkeypatch, generator_step, state.generator, *arguments)
-    noises = [Noise(batch.seeds[:, 2 + k], torch.zeros(4, 2, dtype=torch.int64)) for k in range(2)]
-    free = [state.generator.network(batch.decoded, batch.tables, batch.sampling_index, noise) for noise in noises]
+    noise = Noise(batch.seeds[:, 2:], torch.zeros(4, 2, dtype=torch.int64))
+    drawn, mean = state.generator.network(batch.decoded, batch.tables, batch.sampling_index, noise)
+    free = drawn.unbind(1)
     bound = [projected(x.detach(), batch).requires_grad_() for x in free]
     for x, y in zip(free, bound, strict=True):
         assert (projected(y, batch) - y).abs().max() < 1e-3 < (y - x).abs().max()
@@ -127,7 +132,8 @@ def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, pa
     strays = [3 * 2 * (x - y).detach() / (2 * x.numel()) for x, y in zip(free, bound, strict=True)]
     slopes = [slope + stray for slope, stray in zip(slopes, strays, strict=True)]
     assert torch.stack(strays).norm() > 1e-2 * torch.stack(slopes).norm()
-    wanted = torch.autograd.grad(free, list(state.generator.network.parameters()), list(slopes))
+    outputs, slopes = (*free, log_mse(mean, batch.clean)), [*slopes, torch.tensor(config.game.regression)]
+    wanted = torch.autograd.grad(outputs, list(state.generator.network.parameters()), slopes)
     wanted = torch.cat([gradient.flatten().double() for gradient in wanted])
     assert (found - wanted).norm() < 1e-3 * wanted.norm()
 
@@ -153,9 +159,9 @@ def test_the_critics_gradient_is_that_of_equation_9_and_lazy_r1_counts_for_the_s
 
     _, state, batch = prepared(photos, tmp_path)
     critic, generator = state.critic.network, state.generator.network
-    noise = Noise(batch.seeds[:, 0], torch.zeros(4, 2, dtype=torch.int64))
+    noise = Noise(batch.seeds[:, :1], torch.zeros(4, 2, dtype=torch.int64))
     with torch.no_grad():
-        restored = generator(batch.decoded, batch.tables, batch.sampling_index, noise)
+        restored = generator(batch.decoded, batch.tables, batch.sampling_index, noise).samples[:, 0]
     clean = batch.clean.clone().requires_grad_()
     logits = critic(clean)
     (slope,) = torch.autograd.grad(logits.sum(), clean, create_graph=True)
@@ -209,9 +215,9 @@ def test_a_weight_of_0_leaves_its_term_out(photos, tmp_path, left_out, gone, oth
 
 
 def test_frozen_networks_that_do_not_fit_are_named(photos, tmp_path):
-    sampler = train(game_of(photos, tmp_path, optimiser={"steps": 1}))
-    cpu = torch.device("cpu")
-    for game, said in (({"mmse": "nowhere"}, "nowhere"), ({"mmse": str(sampler)}, "regression network")):
+    sampler, cpu = tmp_path / "sampler.safetensors", torch.device("cpu")
+    save(Generator(GeneratorConfig(trunk="rrdb", features=8, blocks=1, growth=4, noise=True)), sampler)
+    for game, said in (({"mmse": "nowhere"}, "nowhere"), ({"mmse": str(sampler)}, "regression's output")):
         with pytest.raises(ConfigError, match=rf"game\.mmse.*{said}"):
             load_aides(game_of(photos, tmp_path, game=game), cpu)
     (tmp_path / "vgg.pth").write_bytes(b"text")
@@ -228,7 +234,7 @@ def test_a_sampler_starts_from_regression_weights(photos, tmp_path):
     weights = train(game_of(photos, tmp_path / "run", run={"start": str(start)}, optimiser=still))
     began, ended = (load(str(path)).generator.state_dict() for path in (start, weights))
     assert all(torch.allclose(ended[name], value, atol=1e-29) for name, value in began.items())
-    assert {name.rpartition(".")[2] for name in ended.keys() - began.keys()} == {"noise_weight"}
+    assert {name.partition(".")[0] for name in ended.keys() - began.keys()} == {"noise_head"}
     for wrong, said in (({"run": {"start": "nowhere"}}, "nowhere"), ({"run": {"start": "mmse"}}, "cannot take over")):
         with pytest.raises(ConfigError, match=rf"run\.start.*{said}"):
             train(game_of(photos, tmp_path / "wrong", **wrong))
@@ -290,3 +296,9 @@ def test_gray_is_compared_as_gray(photos, tmp_path):
     gray = [place for place, sampling in enumerate(batch.samplings) if sampling is Subsampling.GRAY]
     assert (batch.tables[gray, 1:] == 1).all()
     assert float(consistency(batch.clean, batch)) == 0
+
+
+def test_the_spectral_term_joins_when_its_share_of_the_schedule_is_reached(photos, tmp_path):
+    game = {"spectral": 0.1, "spectral_from": 0.5, "moments_every": 1}
+    train(game_of(photos, tmp_path / "run", game=game, optimiser={"steps": 4}, run={"log_every": 1}))
+    assert ["spectral" in line for line in lines(tmp_path / "run")] == [False, False, True, True]

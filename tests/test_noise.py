@@ -1,9 +1,9 @@
-"""The noise: Philox as its authors publish it, Gaussian, and the same whatever surrounds a pixel."""
+"""The noise: Philox as its authors publish it, Gaussian or uniform, and the same whatever surrounds a pixel."""
 
 import pytest
 import torch
 
-from model.noise import derive_pairs, derive_seed, gaussian, philox
+from model.noise import UNIFORM, derive_pairs, derive_seed, gaussian, philox, uniform
 
 ONES = 0xFFFFFFFF
 KNOWN_ANSWERS = [  # of Random123's kat_vectors, philox4x32 10
@@ -80,6 +80,44 @@ def test_seeds_of_all_64_bits_differ():
 def test_a_seeds_complement_turns_the_sign_of_its_noise():
     origins = [[16, -32]] * len(SEEDS)
     assert torch.equal(field((~SEEDS).tolist(), 3, origins, (5, 6)), -field(SEEDS.tolist(), 3, origins, (5, 6)))
+
+
+def test_uniform_noise_is_the_halves_of_philoxs_words():
+    """At places and seeds of all 64 bits; of negative seeds with the sign turned."""
+    seeds, low = torch.tensor([0, 1, -3, 2**62 + 12345, -(2**63)]), 0xFFFFFFFF
+    origins = torch.tensor([[0, 0], [16, 2**31 - 9], [2**32 - 3, 7], [2**40 + 5, 2**33 - 2], [-8, -1]])
+    found = uniform(seeds, origins, (5, 37))
+    for n, (seed, (y, x)) in enumerate(zip(seeds, origins.tolist(), strict=True)):
+        key = ~seed if seed < 0 else seed
+        rows = (y + torch.arange(5)).reshape(-1, 1) & low
+        columns = (x + torch.arange(37)) & low
+        words = philox((columns, rows, torch.tensor(0), torch.tensor(0)), (key & low, key >> 32 & low))
+        halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)])
+        expected = (2 * halves - 65535).float() * (torch.tensor(3.0).sqrt() / 65536)
+        assert torch.equal(found[n], -expected if seed < 0 else expected)
+
+
+def test_uniform_noise_is_uniform_and_white():
+    noise = uniform(SEEDS, torch.zeros(5, 2, dtype=torch.int64), (200, 200)).double()
+    assert noise.shape == (5, UNIFORM, 200, 200)
+    n, bound = noise.numel(), 3**0.5
+    for power, moment, variance in ((1, 0, 1), (2, 1, 4 / 5), (3, 0, 27 / 7), (4, 9 / 5, 81 / 9 - 81 / 25)):
+        assert abs(float((noise**power).mean()) - moment) < 5 * (variance / n) ** 0.5
+    expected = (noise.flatten().sort().values + bound) / (2 * bound)
+    assert float((expected - torch.arange(n) / n).abs().max()) * n**0.5 < 2  # Kolmogorov and Smirnov
+    channels = noise.flatten(0, 1).flatten(1)
+    products = channels @ channels.T / 200**2
+    assert float((products - torch.diag(products.diag())).abs().max()) < 5 / 200
+    for dim in (2, 3):
+        assert float((noise * noise.roll(1, dim)).mean((2, 3)).abs().max()) < 5 / 200
+
+
+def test_uniform_noise_has_its_place_and_turns_with_its_seed():
+    origins = torch.tensor([[-8, 4]] * 5)
+    whole = uniform(SEEDS, origins, (40, 60))
+    assert torch.equal(uniform(SEEDS, origins + torch.tensor([11, 23]), (20, 30)), whole[:, :, 11:31, 23:53])
+    assert torch.equal(uniform(SEEDS[2:4], origins[2:4], (40, 60)), whole[2:4])
+    assert torch.equal(uniform(~SEEDS, origins, (40, 60)), -whole)
 
 
 def test_noise_is_clipped_and_then_scaled():

@@ -19,14 +19,15 @@ from kernels.triton_ops.noise import (
     CONSTANTS,
     POSITIONS,
     cosine_sine,
+    fraction,
     grid_positions,
     noise_kernel,
     random_words,
-    uniform,
 )
 from kernels.triton_ops.noise import gaussian as gaussian_in_triton
+from kernels.triton_ops.noise import uniform as uniform_in_triton
 from model.generator import EXTREME, Generator, GeneratorConfig, Noise
-from model.noise import gaussian, philox
+from model.noise import UNIFORM, gaussian, philox, uniform
 
 LOW = 0xFFFFFFFF
 OPTIONS = CONSTANTS | noise_kernel.configuration.options
@@ -109,6 +110,15 @@ def test_values_are_clipped_and_then_scaled(device):
     assert found.abs().amax((1, 2, 3)).tolist() == (EXTREME * amplitude).flatten().tolist()
 
 
+@pytest.mark.parametrize("size", [(3, 5), (20, 27), (1, 513), (2, 256)])
+def test_uniform_noise_is_the_cpus_bit_for_bit(size, device, poisoned):
+    found = uniform_in_triton(SEEDS.to(device), ORIGINS.to(device), size)
+    assert found.shape == (len(SEEDS), UNIFORM, *size)
+    assert torch.equal(found.cpu(), uniform(SEEDS, ORIGINS, size))
+    assert found.stride() == uniform(SEEDS, ORIGINS, size).stride()
+    assert torch.equal(uniform_in_triton(~SEEDS.to(device), ORIGINS.to(device), size), -found)
+
+
 def test_a_seeds_complement_turns_the_sign(device):
     there, origins = SEEDS.to(device), ORIGINS.to(device)
     drawn = [gaussian_in_triton(seeds, 3, 2, origins, (9, 9)) for seeds in (there, ~there)]
@@ -186,7 +196,7 @@ def test_positions_are_counted_in_64_bits(start, width, device):
 @triton.jit
 def angle_kernel(cosines, sines, BLOCK: tl.constexpr):  # noqa: N803
     number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    cosine, sine = cosine_sine(uniform((number << 8).to(tl.uint32)) * 6.283185307179586)
+    cosine, sine = cosine_sine(fraction((number << 8).to(tl.uint32)) * 6.283185307179586)
     tl.store(cosines + number, cosine)
     tl.store(sines + number, sine)
 
@@ -216,23 +226,24 @@ class Operations(TorchDispatchMode):
 def inputs_of(images, size=32):
     """Of a generator."""
     tables = torch.full((images, 3, 8, 8), 40, dtype=torch.int32)
-    noise = Noise(torch.arange(images), torch.zeros(images, 2, dtype=torch.int64))
+    noise = Noise(torch.arange(2 * images).reshape(images, 2), torch.zeros(images, 2, dtype=torch.int64))
     return torch.rand(images, 3, size, size), tables, torch.zeros(images, dtype=torch.int64), noise
 
 
-def test_a_pass_that_draws_by_the_kernel_launches_it_once(monkeypatch):
+def test_a_pass_draws_once_a_sample():
     """Traced on tensors that hold no data: nothing is read back to the host."""
-    monkeypatch.setattr("model.generator.gaussian", gaussian_in_triton)
     with torch.no_grad(), FakeTensorMode():
         generator = Generator(GeneratorConfig(features=8, blocks=9, embedding=8, noise=True))
         inputs = inputs_of(2)
         with Operations() as operations:
-            generator(*inputs)
-    assert operations.names.count("jpeg_posterior::gaussian") == 1
+            drawn = generator(*inputs)
+    assert drawn.samples.shape == (2, 2, 3, 32, 32)
+    assert operations.names.count("jpeg_posterior::uniform") == 2
 
 
 def test_the_operator_is_one_that_pytorch_may_compile(device):
     seeds, origins, amplitude = SEEDS.to(device), ORIGINS.to(device), torch.rand(4, device=device)
+    torch.library.opcheck(torch.ops.jpeg_posterior.uniform.default, (seeds, origins, 5, 6))
     operator = torch.ops.jpeg_posterior.gaussian.default
     torch.library.opcheck(operator, (seeds, origins, amplitude, 3, (2, 5, 6)), {"limit": 2.0})
 
@@ -260,6 +271,12 @@ def test_the_gpu_takes_the_kernel_and_agrees_with_the_cpu():
 
 
 @needs_gpu
+def test_the_gpus_uniform_noise_is_the_cpus():
+    found = uniform(SEEDS.cuda(), ORIGINS.cuda(), (130, 70))
+    assert torch.equal(found.cpu(), uniform(SEEDS, ORIGINS, (130, 70)))
+
+
+@needs_gpu
 def test_a_captured_graph_draws_for_new_seeds():
     seeds, origins = SEEDS.cuda(), ORIGINS.cuda()
     gaussian(seeds, 0, 9, origins, (30, 40))  # compiles, which no capture can
@@ -278,7 +295,7 @@ def test_a_compiled_generator_draws_the_same():
     inputs = [entry.cuda() for entry in inputs[:3]] + [Noise(inputs[3].seeds.cuda(), inputs[3].origins.cuda())]
     compiled = torch.compile(generator, fullgraph=True, dynamic=False)
     with torch.no_grad():
-        assert torch.allclose(compiled(*inputs), generator(*inputs), atol=1e-4)
+        assert torch.allclose(compiled(*inputs).samples, generator(*inputs).samples, atol=1e-4)
 
 
 AHEAD = """

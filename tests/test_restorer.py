@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from jpegs import SAMPLINGS, encode, photograph
 from PIL import Image
 from runs import mismatches, tiny_weights
 
+from model.generator import Generator, GeneratorConfig
 from model.noise import derive_seed
+from model.weights import load, save
 from pipeline import tiling
 from pipeline.bitstream import BitstreamError, UnsupportedJpeg
 from pipeline.device import choose_dtype, compile_network
@@ -66,6 +69,43 @@ def test_samples_differ_and_come_again(noisy):
     assert [mismatches(data, as_png(first, k)) for k in range(3)] == first.sample_mismatches
 
 
+def test_a_sample_is_the_same_however_many_are_drawn_and_the_trunk_runs_once_for_eight(noisy):
+    data = encode(photograph(48, 64), quality=10)
+    several, one = (Restorer.from_pretrained(noisy, options=Options("sample", samples=count)) for count in (9, 1))
+    calls = []
+    several.generator.after[0].register_forward_hook(lambda *_: calls.append(1))
+    images = several.restore(data, seed=1, key="a").images
+    assert len(calls) == 2
+    assert torch.equal(one.restore(data, seed=1, key="a").image, images[0])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_regression_of_a_sampler_is_that_of_its_trunk(noisy, tmp_path, batched):
+    """In mode mmse: the same image as by a regression network with the same trunk, whatever the seed."""
+    sampler = load(noisy).generator
+    alone = Generator(replace(sampler.config, noise=False))
+    alone.load_state_dict({name: x for name, x in sampler.state_dict().items() if not name.startswith("noise_head.")})
+    save(alone, tmp_path / "alone.safetensors")
+    data, images = encode(photograph(60, 70), quality=20), []
+    for weights, seed in ((noisy, 1), (noisy, 2), (str(tmp_path / "alone.safetensors"), 3)):
+        restorer = Restorer.from_pretrained(weights, options=Options("mmse"))
+        restorer.batched = batched
+        restored = restorer.restore(data, seed)
+        assert (restorer.mode, restored.images.shape, restored.mismatches) == ("mmse", (1, 3, 60, 70), 0)
+        images.append(restored.image)
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_a_sampler_without_a_regressions_output_has_no_mode_mmse(tmp_path):
+    path = tmp_path / "rrdb.safetensors"
+    save(Generator(GeneratorConfig(trunk="rrdb", features=8, blocks=1, growth=4, noise=True)), path)
+    with pytest.raises(ModeError, match="only draw samples"):
+        Restorer.from_pretrained(str(path), options=Options("mmse"))
+    data = encode(photograph(24, 24), quality=10)
+    assert Restorer.from_pretrained(str(path), options=Options("sample", 2, tile=512)).restore(data).mismatches == 0
+
+
 def test_mean_lies_amid_the_samples(noisy):
     """The average of K draws is nearer to each than they are to one another, if it is averaged before rounding."""
     data = encode(photograph(64, 64), quality=10)
@@ -113,9 +153,9 @@ def test_parts_draws_and_projections_make_up_a_restoration(noisy):
     for part in pickle.loads(pickle.dumps(restorer.parts(bitstream.coefficients, seeds))):
         loaded = restorer.load(part)
         decoded = restorer.decode(loaded)
-        for image, seed in zip(images, seeds, strict=True):
-            (drawn,) = restorer.draw([loaded], [decoded], [seed])
-            core, wrong = restorer.project(loaded, tiling.cut_core(drawn, part.tile))
+        (drawn,) = restorer.draw([loaded], [decoded], [seeds])
+        for image, x in zip(images, drawn.split(1), strict=True):
+            core, wrong = restorer.project(loaded, tiling.cut_core(x, part.tile))
             assert wrong.tolist() == [0]
             tiling.paste(image, core[0], part.tile)
     assert torch.equal(images, expected.images)
@@ -144,7 +184,7 @@ def test_modes_that_the_weights_cannot_serve(weights, noisy):
         (weights, Options("sample"), "deterministic"),
         (weights, Options("mean", 4), "deterministic"),
         (weights, Options("mmse", 2), "one image a file"),
-        (noisy, Options("mmse"), "draw samples"),
+        (noisy, Options("mmse", 2), "one image a file"),
         (noisy, Options("sample", 0), "at least 1"),
         (noisy, Options("best"), "expected sample, mean, mmse"),
     ):

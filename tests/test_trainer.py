@@ -180,6 +180,26 @@ def test_parts_of_a_batch_change_nothing_but_rounding(photos, tmp_path):
     assert_same_gradients(*(checkpoint(tmp_path / str(parts)) for parts in (1, 4)))
 
 
+def test_head_and_trunk_have_rates_and_clipping_of_their_own(photos, tmp_path):
+    """Adam's first step is as long as the learning rate, however long the gradient; its first moment is a tenth of the
+    gradient, clipped."""
+    optimiser = {"steps": 1, "learning_rate": 1e-3, "warmup": 0, "betas": (0.9, 0.99), "clip": 2e-3, "trunk_clip": 1e-3}
+    start = scattered_weights(game_of(photos, tmp_path), tmp_path)
+    changes = {"optimiser": {**optimiser, "trunk_rate": 0.3}, "run": {"start": start}}
+    folder, config = tmp_path / "run", game_of(photos, tmp_path / "run", **changes)
+    began = load(start).generator.state_dict()
+    train(config)
+    content = checkpoint(folder)
+    moves = {name: (value - began[name]).abs().max().item() for name, value in content["generator"].items()}
+    for name, move in moves.items():
+        rate = 1.0 if name.startswith("noise_head.") else 0.3
+        assert move == pytest.approx(rate * 1e-3, rel=0.05), name
+    groups = content["optimiser"]["param_groups"]
+    moments = [[content["optimiser"]["state"][n]["exp_avg"] for n in group["params"]] for group in groups]
+    norms = [torch.cat([x.flatten() for x in group]).norm().item() for group in moments]
+    assert norms == pytest.approx([0.1 * 1e-3, 0.1 * 2e-3], rel=1e-3)
+
+
 def test_what_may_change_between_runs_of_a_game(photos, tmp_path):
     train(game_of(photos, tmp_path, optimiser={"steps": 1}))
     others = {"game": {"first_moment": 0.5}, "critic": {"features": 4}, "data": {"orientations": 2}}

@@ -14,7 +14,7 @@ from model.weights import load
 from train.config import Config, ConfigError
 from train.texture import Residual
 from train.trainer import train
-from train.validate import QUALITIES, SAMPLES, compressed, draw, validate
+from train.validate import QUALITIES, SAMPLES, compressed, outputs, validate
 
 CPU = torch.device("cpu")
 NAMES = [f"{name}_{quality}" for quality in QUALITIES for name in ("lattice", "lattice_worst", "flat_deviation")]
@@ -27,26 +27,27 @@ def grainy(seed):
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory):
-    """A sampler and a regression."""
+    """A sampler with a regression's output, and a regression."""
     folder = tmp_path_factory.mktemp("weights")
     return tuple(load(str(tiny_weights(folder, noise))).generator for noise in (True, False))
 
 
-def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks):
+@pytest.mark.parametrize("own", [True, False])
+def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks, own):
     sampler, mmse = networks
     images = [grainy(0), grainy(1)]
-    figures = validate(sampler, images, Config(), CPU, mmse)
+    figures = validate(sampler, images, Config(), CPU, None if own else mmse)
     for quality in QUALITIES:
         batch, residual = compressed(torch.stack(images), quality, CPU), Residual()
-        samples, expected = (255 * draw(network, batch, Config(), SAMPLES)[:, 0] for network in networks)
-        for sample, restored in zip(samples, expected, strict=True):
+        made = outputs(sampler, batch, Config(), SAMPLES)
+        expected = made.expected if own else outputs(mmse, batch, Config(), 1).expected
+        for sample, restored in zip(255 * made.samples[:, 0], 255 * expected, strict=True):
             residual.add(sample, restored)
         assert residual.windows == 2 * 9 * 9
         assert figures[f"lattice_{quality}"] == pytest.approx(residual.lattice, abs=1e-3)
         assert figures[f"lattice_worst_{quality}"] == pytest.approx(residual.lattice_worst, abs=1e-3)
         assert figures[f"flat_deviation_{quality}"] == pytest.approx(residual.deviation, abs=1e-3)
         assert residual.deviation > 0
-    assert validate(sampler, images, Config(), CPU) == {n: v for n, v in figures.items() if n not in NAMES}
     assert not set(NAMES) & set(validate(mmse, images, Config(), CPU))
 
 
@@ -57,6 +58,21 @@ def test_images_without_flat_areas_have_no_texture_and_all_other_figures(network
     assert all(math.isfinite(value) for value in figures.values())
 
 
+def test_both_outputs_of_a_sampler_are_watched(networks):
+    """The gain of the regression is that of the same output alone."""
+    sampler, _ = networks
+    images = [grainy(0), tensor_of(photograph(160, 160, 0))[0].to(torch.uint8)]
+    figures = validate(sampler, images, Config(), CPU)
+    for quality in QUALITIES:
+        batch = compressed(torch.stack(images), quality, CPU)
+        with torch.no_grad():
+            mean = sampler(batch.decoded, batch.tables, batch.sampling_index).clamp(0, 1)
+        errors = [(x - batch.clean).square().flatten(1).mean(1) for x in (batch.decoded, mean)]
+        gain = 10 * (errors[0] / errors[1]).log10().mean()
+        assert figures[f"gain_{quality}"] == pytest.approx(float(gain), abs=1e-3)
+        assert figures[f"sample_gain_{quality}"] < figures[f"mean_gain_{quality}"]
+
+
 def test_training_a_sampler_prints_its_texture_and_wants_a_regression_for_that(tmp_path):
     photos = write_photos(tmp_path)
     path = tmp_path / "grainy.jpg"
@@ -64,7 +80,9 @@ def test_training_a_sampler_prints_its_texture_and_wants_a_regression_for_that(t
     changes = {"data": {"validation": str(path)}, "optimiser": {"steps": 1}}
     train(game_of(photos, tmp_path / "run", **changes))
     assert set(NAMES) < set(lines(tmp_path / "run")[-1])
+    without = {"model": {"trunk": "rrdb", "blocks": 1, "growth": 4}}
     with pytest.raises(ConfigError, match=r"game\.mmse.*nowhere"):
-        train(game_of(photos, tmp_path / "other", game={"mmse": "nowhere", "second_moment": 0.0}, **changes))
+        game = {"mmse": "nowhere", "second_moment": 0.0, "regression": 0.0}
+        train(game_of(photos, tmp_path / "other", game=game, **without, **changes))
     train(config_of(photos, tmp_path / "regression", **changes))
     assert not set(NAMES) & set(lines(tmp_path / "regression")[-1])

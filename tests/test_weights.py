@@ -115,6 +115,17 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path):
         load(str(path))
 
 
+def test_samplers_with_noise_in_their_blocks_are_refused_with_what_replaced_them(tmp_path):
+    """As files of noise version 2 are."""
+    path, config = tmp_path / "old.safetensors", dataclasses.replace(CONFIG, noise=False)
+    tensors = generator_of(config=config).state_dict()
+    tensors |= {f"{name}.noise_weight": torch.zeros(8, 1, 1) for name in ("before.0", "after.0", "after.1")}
+    text = str(dataclasses.asdict(CONFIG)).replace("'", '"').replace("True", "true")
+    save_file(tensors, path, {"format": FORMAT, "config": text})
+    with pytest.raises(WeightsError, match=r"old\.safetensors.*noise head.*posterior\.yaml"):
+        load(str(path))
+
+
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     generators, path = [generator_of(seed) for seed in (0, 1)], tmp_path / "w.safetensors"
     save(generators[0], path)

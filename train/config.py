@@ -44,6 +44,7 @@ class DataConfig:
     train: list[str] = field(default_factory=list)  # tar shards, folders or files of clean images
     validation: str = ""  # the same for the figures printed on the way; never trained on
     crop: int = 96  # pixels, a multiple of 16
+    late_crop: int = 0  # the same in the second half of `optimiser.steps`; 0: as before
     batch: int = 32  # crops a step, of all ranks together
     loader: str = "memory"  # memory: JPEGs alone, all decoded and kept; dali: crops decoded as they are needed
     orientations: int = 8  # of a crop, all as likely: 8, 2 (mirrored or not: for what has an upper side), or 1
@@ -73,8 +74,14 @@ class OptimiserConfig:
     warmup: int = 200  # steps
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = 1.0  # largest norm of the gradient; .inf: any
+    trunk_rate: float = 0.2  # of a generator with a noise head: the others' learning rate, as a share of the head's
+    trunk_clip: float = 0.05  # and the largest norm of their gradient; `clip` is then the head's
     accumulate: int = 1  # parts of a rank's batch that go through the networks one after another: less memory
     ema: float = 0.999  # decay of the averaged weights, which are what is shipped
+
+
+MOMENTS = ("first_moment", "second_moment", "energy", "feature_energy", "spectral", "astray")
+"""The terms of the game that take several samples of an image, by the names of their weights."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,19 @@ class GameConfig:
     first_moment: float = 1.0  # FM
     unbiased: bool = True  # FM without the Var / K that K samples add to it
     second_moment: float = 0.0  # SM
-    mmse: str = "mmse"  # SM's frozen X̄, and validation's measure of texture: weights by name or path
+    mmse: str = "mmse"  # SM's frozen X̄, and validation's measure of texture for a sampler without a regression's
+    # output: weights by name or path
     moment_images: int = 8  # images for FM, SM and E, of all ranks together
     samples: int = 8  # of each, K
     moments_every: int = 8  # steps; FM, SM and E keep their weights
     energy: float = 0.0  # E, the energy score of K samples, of pixels and bands
     feature_energy: float = 0.0  # the same of `features`
+    spectral: float = 0.0  # the same of the shape of spectra in flat areas
+    spectral_from: float = 0.0  # from this share of the schedule on, 0..1
     projected: bool = False  # all terms are about samples projected onto their file's intervals, as users get them
     astray: float = 0.0  # mean square between a sample before projection and after, which hides how far it strays
     perceptual: float = 0.0  # P
+    regression: float = 0.2  # log_mse of the regression's output of a generator with a noise head; of others 0
     features: str = LITE0  # P's and E's: lite0, or the path of torchvision's VGG-19 file
 
 
@@ -232,7 +243,7 @@ def _signs(config: Config) -> Iterator[Rule]:
     positive = {
         "model": ("features", "inner_features", "embedding", "growth"),
         "data": ("batch", "workers"),
-        "optimiser": ("steps", "learning_rate", "clip", "accumulate"),
+        "optimiser": ("steps", "learning_rate", "clip", "trunk_rate", "trunk_clip", "accumulate"),
         "critic": ("features", "most_features"),
         "game": ("r1_every", "moments_every", "samples"),
         "run": ("log_every", "validate_every", "save_every", "timeout"),
@@ -248,8 +259,10 @@ def _signs(config: Config) -> Iterator[Rule]:
             "second_moment",
             "energy",
             "feature_energy",
+            "spectral",
             "astray",
             "perceptual",
+            "regression",
         ),
         "run": ("seconds", "threads", "grid_every"),
     }
@@ -268,6 +281,7 @@ def _data_rules(config: Config) -> list[Rule]:
     return [
         ("data.train", bool(data.train), "clean images: data.train=[PATH, ...], tar shards, folders or files of JPEGs"),
         ("data.crop", data.crop > 0 and data.crop % ALIGNMENT == 0, f"a multiple of {ALIGNMENT} pixels"),
+        ("data.late_crop", data.late_crop >= 0 and data.late_crop % ALIGNMENT == 0, f"0, or a multiple of {ALIGNMENT}"),
         ("data.loader", data.loader in LOADERS, " or ".join(LOADERS)),
         ("data.orientations", data.orientations in (1, 2, 8), "1, 2 or 8"),
         ("degradation.quality", 1 <= low <= high <= 100, "two numbers in 1..100, the lower one first"),
@@ -306,7 +320,7 @@ def _game_rules(config: Config) -> list[Rule]:
     game = config.game
     weights = game.consistency
     moments = has_moments(game)
-    enough = 2 if game.second_moment or game.energy or game.feature_energy else 1
+    enough = 2 if game.second_moment or game.energy or game.feature_energy or game.spectral else 1
     if game.first_moment and game.unbiased:
         enough = 2
     in_each_step = game.moments_every == 1 and game.moment_images == config.data.batch
@@ -321,9 +335,20 @@ def _game_rules(config: Config) -> list[Rule]:
         (
             "model.noise",
             config.model.noise or not moments,
-            "true: game.first_moment, second_moment, energy, feature_energy and astray are about samples",
+            "true: game.first_moment, second_moment, energy, feature_energy, spectral and astray are about samples",
         ),
+        (
+            "game.spectral",
+            config.model.has_head or not game.spectral,
+            "0 for a generator without a noise head, whose regression says what is flat",
+        ),
+        ("game.spectral_from", 0 <= game.spectral_from <= 1, "a share, 0..1"),
         ("game.astray", game.projected or not game.astray, "0 without game.projected"),
+        (
+            "game.regression",
+            (game.regression > 0) == config.model.has_head,
+            "more than 0 for a generator with a noise head, whose regression nothing else trains, and 0 for others",
+        ),
         ("game.samples", not moments or game.samples >= enough, "2 or more: the terms compare samples"),
         (
             "game.moment_images",
@@ -335,7 +360,7 @@ def _game_rules(config: Config) -> list[Rule]:
 
 def has_moments(game: GameConfig) -> bool:
     """Whether there are terms of several samples of an image: FM, SM, E, and how far they stray."""
-    return max(game.first_moment, game.second_moment, game.energy, game.feature_energy, game.astray) > 0
+    return any(getattr(game, name) > 0 for name in MOMENTS)
 
 
 def has_single_samples(game: GameConfig) -> bool:

@@ -16,8 +16,8 @@ class Source(Protocol):
     """Crops by step: all ranks' together are the same however many ranks there are."""
 
     def batch(self, step: int) -> Tensor:
-        """[n, 3, crop, crop] uint8 on the rank's device: its share of the step's crops, one after another in rank
-        order."""
+        """[n, 3, crop, crop] uint8, as large as `crop_at` says, on the rank's device: its share of the step's crops,
+        one after another in rank order."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it, besides the step."""
@@ -25,6 +25,12 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
+
+
+def crop_at(step: int, config: Config) -> int:
+    """Pixels of a side of the step's crops."""
+    late = config.data.late_crop and step >= config.optimiser.steps // 2
+    return config.data.late_crop if late else config.data.crop
 
 
 class MemorySource:
@@ -40,7 +46,7 @@ class MemorySource:
         random = step_generator(self.config.run.seed, step)
         crops = random_crops(
             self.images,
-            data.crop,
+            crop_at(step, self.config),
             data.batch,
             random,
             areas=self.areas,
@@ -60,14 +66,14 @@ class MemorySource:
 
 
 class DaliSource:
-    """Each image once an epoch, decoded when its turn comes."""
+    """Each image once an epoch, decoded when its turn comes. Where crops grow, all are cut as the largest."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
-        data = config.data
+        self.config, data = config, config.data
         self.loader = Loader(
             LoaderConfig(
                 paths=data.train,
-                crop=data.crop,
+                crop=max(data.crop, data.late_crop),
                 batch=ranks.share(data.batch),
                 orientations=data.orientations,
                 seed=config.run.seed,
@@ -83,7 +89,8 @@ class DaliSource:
         if step != self.loader.step:
             state = self.loader.state_dict()
             self.loader.load_state_dict(state | {"position": step * state["crops_per_step"]})
-        return next(self.loader).images
+        crop = crop_at(step, self.config)
+        return next(self.loader).images[..., :crop, :crop]
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()
@@ -100,4 +107,5 @@ def open_source(config: Config, ranks: Ranks) -> Source:
     the ranks cannot share."""
     if config.data.loader == "dali":
         return DaliSource(config, ranks)
-    return MemorySource(load_images(config.data.train, config.data.crop), config, ranks)
+    smallest = max(config.data.crop, config.data.late_crop)
+    return MemorySource(load_images(config.data.train, smallest), config, ranks)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.colour import rgb_to_ycc
 from model.features import Features
 
 PIXELS = (1, 4, 8)
@@ -75,6 +76,55 @@ def _blur(x: Tensor) -> Tensor:
     for dim in (2, 3):
         x = torch.cat((x.narrow(dim, 1, 1), x, x.narrow(dim, -2, 1)), dim)
     return F.avg_pool2d(x, 3, 1)
+
+
+WINDOW, STRIDE = 16, 8
+"""Pixels of the sides of the windows whose spectra are compared, and from one to the next."""
+
+FLOOR = 0.25
+"""Gray levels squared: power of about that of rounding, below which frequencies do not count."""
+
+FLAT = 4.0
+"""Gray levels: a window counts half as much where the luma of the regression's image deviates by so much."""
+
+
+def spectral_energy(samples: Tensor, clean: Tensor, mean: Tensor) -> Tensor:
+    """Of the shape of spectra in flat areas: in windows of Y, Cb and Cr of what is added to the regression's output
+    `mean` [n, 3, h, w], how the logarithms of the power at each frequency differ from their mean over all. How strong
+    the detail is, is up to the other terms, which feel the faint detail of flat areas too little to give it more than a
+    few frequencies: it came as hatching. Windows are weighted by how flat `mean` is there."""
+    weights = _flatness(mean)
+    theirs = _spectra(clean - mean)
+    draws = [_spectra(draw - mean) for draw in samples.unbind(1)]
+    near = torch.stack([_spectral_distance(draw, theirs, weights) for draw in draws]).mean()
+    apart = torch.stack([_spectral_distance(a, b, weights) for a, b in combinations(draws, 2)]).mean()
+    return near - apart / 2
+
+
+def _flatness(x: Tensor) -> Tensor:
+    """[n, 3, h, w] → each window's weight, [n, rows, columns]; their sum is 1."""
+    luma = rgb_to_ycc(*(255 * x).unbind(1))[0]
+    weights = 1 / (1 + _windows(luma).var((-2, -1)) / FLAT**2)
+    return weights / weights.sum()
+
+
+def _spectra(x: Tensor) -> Tensor:
+    """[n, 3, h, w] → [n, 3, rows, columns of windows, 16, 9]."""
+    windows = _windows(torch.stack(rgb_to_ycc(*(255 * x).unbind(1)), 1))
+    hann = torch.hann_window(WINDOW, device=x.device)
+    windows = (windows - windows.mean((-2, -1), keepdim=True)) * hann * hann[:, None]
+    power = torch.view_as_real(torch.fft.rfft2(windows)).square().sum(-1) / hann.square().sum() ** 2
+    logs = (power + FLOOR).log()
+    return logs - logs.mean((-2, -1), keepdim=True)
+
+
+def _windows(x: Tensor) -> Tensor:
+    """[..., h, w] → [..., rows, columns, 16, 16], a view."""
+    return x.unfold(-2, WINDOW, STRIDE).unfold(-2, WINDOW, STRIDE)
+
+
+def _spectral_distance(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    return ((a - b).abs().mean((1, -2, -1)) * weights).sum()
 
 
 def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:

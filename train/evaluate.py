@@ -98,17 +98,22 @@ def _decoded(item: Item, path: Path) -> Tensor:
     return pixels.expand(3, -1, -1)
 
 
+MMSE_HELP = f"another regression beside a sampler [its own, or {REGRESSION}]"
+
+
 def load_networks(weights: str, mmse: str | None = None, device: str = "auto", dtype: str = "auto") -> Networks:
-    """weights: a sampler's or a regression network's, by shipped name or path. mmse: the regression network's beside a
-    sampler, else the shipped one. Raises EvaluationError."""
+    """weights: a sampler's or a regression network's, by shipped name or path. mmse: another regression network's
+    beside a sampler; None takes the sampler's own output, or where it has none the shipped network. Raises
+    EvaluationError."""
     try:
-        noisy = load(weights).generator.config.noise
+        config = load(weights).generator.config
+        noisy = config.noise
         if not noisy and mmse is not None:
             raise EvaluationError(
                 f"weights {weights!r} are those of a regression network: give them without --mmse {mmse}, "
                 "or give weights that draw samples"
             )
-        estimator = (mmse or REGRESSION) if noisy else weights
+        estimator = mmse or (weights if config.regresses else REGRESSION)
         regression = Restorer.from_pretrained(estimator, device, dtype, Options("mmse"))
         sampler = Restorer.from_pretrained(weights, device, dtype, Options("sample")) if noisy else None
         return Networks(regression, sampler)
@@ -250,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--weights", required=True, metavar="W", help="a shipped name or a file: a sampler, or a regression network")
-    add("--mmse", metavar="W", help=f"the regression network beside a sampler [{REGRESSION}]")
+    add("--mmse", metavar="W", help=MMSE_HELP)
     add("--data", type=Path, required=True, metavar="PATH", help="clean photographs: a tar, a folder or a JPEG file")
     add("--quality", type=int, nargs="+", default=[5, 10, 20, 30], metavar="Q", help="1 to 100 [5 10 20 30]")
     add("--sampling", default="4:2:0", metavar="S", help="chroma sampling: 4:2:0, 4:2:2, 4:4:0, 4:4:4, gray [4:2:0]")

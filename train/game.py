@@ -1,14 +1,15 @@
 """The game of equations 8 to 10 (arXiv 2211.11827): one step of the critic, one of the generator, in turn.
 
 A step's crops go through in parts (`optimiser.accumulate`), on one rank or several; the result is the same up to
-rounding (E's features aside, see train/energy.py). The last backward pass of an update goes through the `shared`
-network, which averages over the ranks what that pass and all before it have summed up. So R1 and the terms of several
-samples come first, through the plain network (the latter through the shared one where there are no others).
+rounding, except for the energy scores of features and of spectra, which measure by the crops at hand (train/energy.py).
+The last backward pass of an update goes through the `shared` network, which averages over the ranks what that pass and
+all before it have summed up. So R1 and the terms of several samples come first, through the plain network (the latter
+through the shared one where there are no others).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,21 +21,18 @@ from model.critic import Critic
 from model.features import VGG19, EfficientNetLite0, Features, FeaturesError
 from model.generator import Generator
 from model.weights import WeightsError, load
-from train.config import LITE0, Config, ConfigError, GameConfig, has_moments, has_single_samples
+from train.config import LITE0, MOMENTS, Config, ConfigError, GameConfig, has_moments, has_single_samples
 from train.degradation import Batch
 from train.distributed import Ranks
-from train.energy import feature_energy, pixel_energy
+from train.energy import feature_energy, pixel_energy, spectral_energy
 from train.losses import consistency as consistency_of
-from train.losses import critic_loss, first_moment, generator_loss, perceptual, r1, second_moment
-from train.regression import Terms, autocast, restore
-from train.state import Learner, State, consistency_weight
+from train.losses import critic_loss, first_moment, generator_loss, log_mse, perceptual, r1, second_moment
+from train.regression import Terms, autocast, draw, restore
+from train.state import START, Mark, State, consistency_weight
 from train.update import Guard, update
 
 CRITICS_DRAW, GENERATORS_DRAW, FIRST_MOMENTS_DRAW = 0, 1, 2
 """Which of a crop's noise seeds serve for what; FM, SM and E take all from the third on."""
-
-MOMENTS = ("first_moment", "second_moment", "energy", "feature_energy", "astray")
-"""The terms of several samples, by the names of their weights."""
 
 
 def draws(game: GameConfig) -> int:
@@ -70,8 +68,8 @@ def load_mmse(game: GameConfig, device: torch.device) -> Generator:
         mmse = load(game.mmse).generator
     except WeightsError as error:
         raise ConfigError(f"game.mmse: {error}") from error
-    if mmse.config.noise:
-        raise ConfigError(f"game.mmse: {game.mmse} is a sampler, expected a regression network")
+    if not mmse.config.regresses:
+        raise ConfigError(f"game.mmse: {game.mmse} is a sampler without a regression's output, expected one with it")
     return mmse.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -88,9 +86,8 @@ def critic_step(state: State, parts: list[Batch], config: Config, guard: Guard) 
             terms["r1"] += penalty.detach() * share
     terms["critic"] = torch.zeros_like(guard.failed)
     for part in parts:
-        seeds = part.seeds[:, CRITICS_DRAW] if config.model.noise else None
         with torch.no_grad():
-            restored = drawn(state.generator.network, part, config, seeds)
+            restored, _ = drawn(state.generator.network, part, config, CRITICS_DRAW)
         network = critic.shared if part is parts[-1] else critic.network
         with autocast(config, restored.device):
             clean_logits, restored_logits = network(torch.cat((part.clean, restored))).chunk(2)
@@ -110,12 +107,11 @@ def generator_step(state: State, parts: list[Batch], aides: Aides, config: Confi
     terms, zero = Terms(), torch.zeros_like(guard.failed)
     with frozen(critic):
         if has_moments(game) and state.step % game.moments_every == 0:
-            terms |= moments_pass(learner, parts, aides, config, guard.ranks)
+            terms |= moments_pass(state, parts, aides, config, guard.ranks)
         for part in parts if has_single_samples(game) else ():
             network = learner.shared if part is parts[-1] else learner.network
-            seeds = part.seeds[:, GENERATORS_DRAW] if config.model.noise else None
-            restored = drawn(network, part, config, seeds)
-            found = sample_terms(restored, part, critic, aides, config)
+            restored, mean = drawn(network, part, config, GENERATORS_DRAW)
+            found = sample_terms(restored, part, critic, aides, config) | regression_term(mean, part)
             loss = torch.stack([weights[name] * value for name, value in found.items()]).sum() / len(parts)
             torch.autograd.backward(loss)
             for name, value in found.items():
@@ -125,12 +121,22 @@ def generator_step(state: State, parts: list[Batch], aides: Aides, config: Confi
 
 
 def _weights(game: GameConfig) -> dict[str, float]:
-    return {name: getattr(game, name) for name in ("adversarial", "perceptual")}
+    return {name: getattr(game, name) for name in ("adversarial", "perceptual", "regression")}
 
 
-def drawn(network: nn.Module, batch: Batch, config: Config, seeds: Tensor | None) -> Tensor:
-    """`restore`, and projected where `game.projected` says so."""
-    return bound(restore(network, batch, config, seeds), batch, config)
+def drawn(network: nn.Module, batch: Batch, config: Config, number: int) -> tuple[Tensor, Tensor | None]:
+    """One sample of each crop [n, 3, h, w], by the noise of its seed of that number, or what a generator without noise
+    restores; projected where `game.projected` says so. And the regression's output of a generator with a noise head."""
+    if not config.model.noise:
+        return bound(restore(network, batch, config), batch, config), None
+    samples, mean = draw(network, batch, config, batch.seeds[:, number : number + 1])
+    return bound(samples[:, 0], batch, config), mean
+
+
+def regression_term(mean: Tensor | None, batch: Batch) -> Terms:
+    """The loss of the regression beside the samples, where there is one. It is taken in an update's last pass, which
+    thus reaches all parameters, as the shared network wants it."""
+    return {} if mean is None else {"regression": log_mse(mean, batch.clean)}
 
 
 def bound(restored: Tensor, batch: Batch, config: Config) -> Tensor:
@@ -184,40 +190,54 @@ def consistency(restored: Tensor, batch: Batch) -> Tensor:
     return total
 
 
-def moments_pass(learner: Learner[Generator], parts: list[Batch], aides: Aides, config: Config, ranks: Ranks) -> Terms:
-    """FM, SM and E of K samples for each of a few crops, spread over the step: their gradients, and their means."""
+def moment_weights(config: Config, step: int, mark: Mark = START) -> dict[str, float]:
+    """Of the terms of several samples, after so many steps; and of the regression where it goes with them."""
     game = config.game
-    names = [name for name in MOMENTS if getattr(game, name)]
-    terms = {name: torch.zeros((), device=ranks.device) for name in names}
+    names = MOMENTS if has_single_samples(game) else (*MOMENTS, "regression")
+    weights = {name: getattr(game, name) for name in names if getattr(game, name)}
+    if mark.rise(step, 0, config.optimiser.steps) < game.spectral_from:
+        weights.pop("spectral", None)
+    return weights
+
+
+def moments_pass(state: State, parts: list[Batch], aides: Aides, config: Config, ranks: Ranks) -> Terms:
+    """FM, SM and E of K samples for each of a few crops, spread over the step: their gradients, and their means."""
+    game, learner = config.game, state.generator
+    weights = moment_weights(config, state.step, state.mark)
+    terms = {name: torch.zeros((), device=ranks.device) for name in weights}
     for part in parts:
         chosen = part.spread(game.moment_images)
         if not chosen:
             continue
         last = part is parts[-1] and not has_single_samples(game)
         share = len(chosen) * ranks.size / game.moment_images  # ranks are averaged, however many crops each has
-        found = moment_terms(learner.shared if last else learner.network, part.take(chosen), aides, config)
-        torch.autograd.backward(torch.stack([found[name] * getattr(game, name) for name in names]).sum() * share)
-        for name in names:
+        network = learner.shared if last else learner.network
+        found = moment_terms(network, part.take(chosen), weights, aides, config)
+        torch.autograd.backward(torch.stack([found[name] * weight for name, weight in weights.items()]).sum() * share)
+        for name in weights:
             terms[name] += found[name].detach() * share
     return terms
 
 
-def moment_terms(network: nn.Module, batch: Batch, aides: Aides, config: Config) -> Terms:
-    """FM and SM, equations 5 and 7, E, and how far they stray, of K samples for each crop."""
-    game, count = config.game, len(batch)
-    repeated = batch.take([place for place in range(count) for _ in range(game.samples)])
-    seeds = batch.seeds[:, FIRST_MOMENTS_DRAW:].flatten()
-    free = restore(network, repeated, config, seeds)
-    samples = bound(free, repeated, config).unflatten(0, (count, game.samples))
-    terms = {}
+def moment_terms(network: nn.Module, batch: Batch, weights: Container[str], aides: Aides, config: Config) -> Terms:
+    """FM and SM, equations 5 and 7, E, and how far they stray, of K samples for each crop; and the regression's loss
+    where there are no terms of single samples."""
+    game = config.game
+    free, regressed = draw(network, batch, config, batch.seeds[:, FIRST_MOMENTS_DRAW:])
+    repeated = batch.take([place for place in range(len(batch)) for _ in range(game.samples)])
+    samples = bound(free.flatten(0, 1), repeated, config).unflatten(0, (len(batch), game.samples))
+    terms = {} if has_single_samples(game) else regression_term(regressed, batch)
     if game.astray:
-        terms["astray"] = (free - samples.detach().flatten(0, 1)).square().mean()
+        terms["astray"] = (free - samples.detach()).square().mean()
     if game.first_moment:
         terms["first_moment"] = first_moment(samples, batch.clean, game.unbiased)
     if aides.mmse is not None:
         with torch.no_grad():
             mean = restore(aides.mmse, batch, config)
         terms["second_moment"] = second_moment(samples, batch.clean, mean)
+    if "spectral" in weights:
+        assert regressed is not None  # as the configuration has been checked
+        terms["spectral"] = spectral_energy(samples, batch.clean, regressed.detach())
     if game.energy:
         terms["energy"] = pixel_energy(samples, batch.clean)
     if game.feature_energy:

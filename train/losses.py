@@ -99,7 +99,7 @@ def _variance(samples: Tensor) -> Tensor:
     """[n, K, 3, h, w] → the variance of each pixel over its K samples, [n, 3, h, w]. Raises ValueError for K = 1."""
     if samples.shape[1] < 2:
         raise ValueError(f"a variance takes 2 samples or more for each image, got {list(samples.shape)}")
-    return samples.var(1, correction=1)
+    return (samples - samples.mean(1, keepdim=True)).square().sum(1) / (samples.shape[1] - 1)  # faster than var
 
 
 def _precise(x: Tensor) -> Tensor:

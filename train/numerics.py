@@ -71,9 +71,11 @@ def _deterministic() -> Iterator[None]:
     - convolutions and the backward pass of indexing by tensors become deterministic, at a cost;
     - the backward pass of adaptive average pooling raises: the critic pools so where its halvings do not take a crop to
       4x4 places (5 halvings: all crops but those of 128 pixels);
-    - reflection padding raised, too; train/energy.py reflects by slices instead.
+    - reflection padding raised, too; train/energy.py reflects by slices instead;
 
-    Not used: bilinear interpolation, replication padding with a gradient, float cumsum, scattered sums. Our Triton
+    - the backward pass of bilinear interpolation (of the noise head's amplitudes) is computed by slices and products.
+
+    Not used: replication padding with a gradient, float cumsum, scattered sums. Our Triton
     kernels have no atomic additions in what training runs, and one launch configuration. Sums over ranks are NCCL's:
     the same only on the same machines. None of this has run on a GPU."""
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

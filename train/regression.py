@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.generator import Noise
+from model.generator import Drawn, Noise
 from train.config import Config
 from train.degradation import Batch
 from train.losses import LOSSES
@@ -24,14 +24,19 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.run, device))
 
 
-def restore(generator: nn.Module, batch: Batch, config: Config, seeds: Tensor | None = None) -> Tensor:
-    """[n, 3, h, w] float32, 0..1. seeds: [n] int64, the noise of each crop; none for a deterministic generator."""
-    noise = None
-    if seeds is not None:
-        noise = Noise(seeds, torch.zeros(len(batch), 2, dtype=torch.int64, device=seeds.device))
+def restore(generator: nn.Module, batch: Batch, config: Config) -> Tensor:
+    """A regression's output, [n, 3, h, w] float32, 0..1."""
     with autocast(config, batch.decoded.device):
-        restored: Tensor = generator(batch.decoded, batch.tables, batch.sampling_index, noise)
+        restored: Tensor = generator(batch.decoded, batch.tables, batch.sampling_index)
     return restored.float()
+
+
+def draw(generator: nn.Module, batch: Batch, config: Config, seeds: Tensor) -> Drawn:
+    """What a generator with noise draws, float32, 0..1. seeds: [n, K] int64, those of each crop's samples."""
+    noise = Noise(seeds, torch.zeros(len(batch), 2, dtype=torch.int64, device=seeds.device))
+    with autocast(config, batch.decoded.device):
+        samples, mean = generator(batch.decoded, batch.tables, batch.sampling_index, noise)
+    return Drawn(samples.float(), None if mean is None else mean.float())
 
 
 def regression_step(state: State, parts: list[Batch], config: Config, guard: Guard) -> Terms:

@@ -36,7 +36,7 @@ WHITE = -1
 
 @dataclass(frozen=True)
 class Networks:
-    """regression: a deterministic network. sampler: a noisy one, or None."""
+    """regression: of mode mmse. sampler: of mode sample, or None. They may have the same weights."""
 
     regression: Restorer
     sampler: Restorer | None = None
@@ -62,13 +62,15 @@ class Drawer:
         self.parts = [restorer.load(part) for part in restorer.parts(c)]
         self.decoded = [restorer.decode(part) for part in self.parts]
 
-    def draw(self, seed: int) -> Tensor:
-        """[C, H, W] float32, gray levels, not limited to 0..255; a deterministic network takes any seed."""
-        image = torch.empty(self.c.sampling.components, *self.c.size, device=self.restorer.device)
+    def draw(self, *seeds: int) -> Tensor:
+        """An image for each seed, in mode mmse one: [K, C, H, W] float32, gray levels, not limited to 0..255."""
+        count = 1 if self.restorer.mode == "mmse" else len(seeds)
+        images = torch.empty(count, self.c.sampling.components, *self.c.size, device=self.restorer.device)
         for part, decoded in zip(self.parts, self.decoded, strict=True):
-            (restored,) = self.restorer.draw([part], [decoded], [seed])
-            tiling.paste(image, tiling.cut_core(restored, part.tile)[0], part.tile)
-        return image
+            (restored,) = self.restorer.draw([part], [decoded], [seeds])
+            for image, core in zip(images, tiling.cut_core(restored, part.tile), strict=True):
+                tiling.paste(image, core, part.tile)
+        return images
 
     def project(self, x: Tensor) -> tuple[Tensor, int]:
         """[C, H, W] float32 → uint8, on the CPU, consistent with the file but for so many coefficients."""
@@ -93,7 +95,7 @@ def restorations(
     if networks.sampler is None and modes & DRAWN:
         raise ValueError(f"modes {', '.join(sorted(modes & DRAWN))} need a network that draws samples")
     regression = Drawer(networks.regression, compressed.bitstream.coefficients)
-    expected = regression.draw(0)
+    expected = regression.draw()[0]
     found = {"plain": Restoration(compressed.decoded), "mmse": Restoration(*regression.project(expected))}
     if networks.sampler is not None and modes & DRAWN:
         drawer = Drawer(networks.sampler, compressed.bitstream.coefficients)
@@ -113,12 +115,11 @@ def _drawn(drawer: Drawer, seeds: list[int], modes: frozenset[str]) -> dict[str,
     drawn: list[Tensor] = []
     projected: list[tuple[Tensor, int]] = []
     for number, seed in enumerate(seeds):
-        x = drawer.draw(seed)
+        with_its_pair = "mean" in modes and 2 * number + 1 < len(seeds)
+        x, *opposite = drawer.draw(*((seed, ~seed) if with_its_pair else (seed,)))
         total = total.to(x.device) + x
         if "mean" in modes and 2 * number < len(seeds):
-            paired = paired.to(x.device) + x
-            if 2 * number + 1 < len(seeds):
-                paired = paired + drawer.draw(~seed)
+            paired = sum(opposite, paired.to(x.device) + x)
         limited = x.clamp(0, 255)
         free.add(limited)
         if number < SHOWN:

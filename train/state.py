@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import cos, exp, log, pi
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,23 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what was kept."""
 
 
+class Group(NamedTuple):
+    """Parameters that are updated alike. rate: a share of the learning rate. clip: their gradient's largest norm."""
+
+    parameters: list[nn.Parameter]
+    rate: float
+    clip: float
+
+
 @dataclass(frozen=True)
 class Learner(Generic[Network]):
     """A network that is trained. shared: the same one, as train.distributed.shared has it, for the last backward pass
-    before an update."""
+    before an update. groups: the optimiser's."""
 
     network: Network
     shared: nn.Module
     optimiser: torch.optim.Optimizer
+    groups: list[Group]
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,21 @@ def new_state(config: Config, ranks: Ranks) -> State:
 def _learner(network: Network, config: Config, ranks: Ranks) -> Learner[Network]:
     if config.run.compile:
         network.compile()
-    optimiser = torch.optim.Adam(network.parameters(), lr=0.0, betas=config.optimiser.betas, fused=True)
-    return Learner(network, shared(network, ranks), optimiser)
+    groups = parameter_groups(network, config)
+    parameters = [{"params": group.parameters} for group in groups]
+    optimiser = torch.optim.Adam(parameters, lr=0.0, betas=config.optimiser.betas, fused=True)
+    return Learner(network, shared(network, ranks), optimiser, groups)
+
+
+def parameter_groups(network: nn.Module, config: Config) -> list[Group]:
+    """Of a generator with a noise head, the head and all else; of other networks everything."""
+    optimiser = config.optimiser
+    if not (isinstance(network, Generator) and network.config.has_head):
+        return [Group(list(network.parameters()), 1.0, optimiser.clip)]
+    head = list(network.noise_head.parameters())
+    own = {id(parameter) for parameter in head}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in own]
+    return [Group(others, optimiser.trunk_rate, optimiser.trunk_clip), Group(head, 1.0, optimiser.clip)]
 
 
 def start_from(state: State, weights: str) -> None:

@@ -36,7 +36,7 @@ DEGRADATION = 1
 @dataclass(frozen=True)
 class Run:
     """What a run holds besides its state. held_out: [3, H, W] uint8 each, on the first rank alone. mmse: the regression
-    that a sampler is compared with on them."""
+    that a sampler is compared with on them if it has none of its own."""
 
     config: Config
     ranks: Ranks
@@ -81,7 +81,7 @@ def _train(config: Config) -> Path:
         Guard(ranks),
         Watch(config, ranks, folder, state.step),
         load_images(held_out, 128) if held_out else [],
-        load_mmse(config.game, ranks.device) if held_out and config.model.noise else None,
+        load_mmse(config.game, ranks.device) if held_out and not config.model.regresses else None,
     )
     if loaded:
         run.source.load_state_dict(loaded)

@@ -47,10 +47,11 @@ class Guard:
 def update(learner: Learner[Any], losses: Mapping[str, Tensor], state: State, config: Config, guard: Guard) -> Tensor:
     """Clips the gradients of one of the state's networks, takes Adam's step if they and the losses are finite, and
     forgets them. Returns their norm before clipping. losses: by name, this rank's, for the guard."""
-    norm = torch.nn.utils.clip_grad_norm_(learner.network.parameters(), config.optimiser.clip)
+    norms = [torch.nn.utils.clip_grad_norm_(group.parameters, group.clip) for group in learner.groups]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     guard.look(state.step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
-    for group in learner.optimiser.param_groups:
-        group["lr"] = learning_rate(config, state.step, state.mark)
+    for values, group in zip(learner.optimiser.param_groups, learner.groups, strict=True):
+        values["lr"] = group.rate * learning_rate(config, state.step, state.mark)
     learner.optimiser.found_inf = guard.failed  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it to skip
     learner.optimiser.step()
     learner.optimiser.zero_grad(set_to_none=True)

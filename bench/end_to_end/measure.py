@@ -134,7 +134,7 @@ class SlowSink(ShardSink):
 
 
 def slow_sink(throttle: float, job: engine.Job, manifest: Ledger, sources: Sources) -> Sink:
-    sink = SlowSink(manifest, sources.root, job.format, len(job.restorer.averages()))
+    sink = SlowSink(manifest, sources.root, job.format, job.restorer.images)
     sink.throttle = throttle
     return sink
 
@@ -206,7 +206,7 @@ def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
     together = restorer.together(restorer.shape(part))
     loaded = restorer.load(part)
     parts, decoded = [loaded] * together, [restorer.decode(loaded)] * together
-    return lambda: restorer.draw(parts, decoded, list(range(together)))
+    return lambda: restorer.draw(parts, decoded, [(number,) for number in range(together)])
 
 
 def network_on_cpu(restorer: Restorer, part: Part, workers: int, seconds: float) -> float:

@@ -45,7 +45,7 @@ POINTERS = {
 
 FLOATS = ("half", "limit")
 
-CONSTANTS: dict[str, dict[str, Any]] = {"noise": noise.CONSTANTS}
+CONSTANTS: dict[str, dict[str, Any]] = {"noise": noise.CONSTANTS, "uniform": noise.CONSTANTS}
 """Constants of a kernel that neither its sampling nor its configuration says, by the kernel's name."""
 
 Job = tuple[str, Subsampling, str, int]
@@ -148,7 +148,7 @@ def main() -> int:
     work = [
         job
         for job in product(options.kernel, samplings, options.dtype, options.capability)
-        if job[0] != "noise" or job[1:3] == first
+        if job[0] not in ("noise", "uniform") or job[1:3] == first
     ]
     if not options.json:
         print("| kernel | sampling | images | sm | blocks | warps | registers | stack | shared |")

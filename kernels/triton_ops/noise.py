@@ -1,7 +1,7 @@
-"""Gaussian noise on CUDA: what model.noise.gaussian computes, all layers in one launch.
+"""Noise on CUDA: what model.noise.gaussian computes, all layers in one launch, and model.noise.uniform.
 
 N images, L layers, P = h·w positions of a layer in row-major order. A program computes `POSITIONS` positions of one
-image for one Philox call: up to `WORDS` layers.
+image for one Philox call: up to `WORDS` layers of Gaussian noise, or the 2 · `WORDS` channels of uniform noise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def random_words(seeds, origins, image, call, y, x):
 
 
 @triton.jit
-def uniform(word):
+def fraction(word):
     """uint32 → float32 in (0, 1], from the upper 24 bits."""
     return ((word >> 8).to(tl.float32) + 0.5) * 5.9604644775390625e-08  # 2^-24
 
@@ -60,8 +60,8 @@ def cosine_sine(angle):
 @triton.jit
 def box_muller(radius_word, angle_word, sign):
     """Two words → two standard normal values."""
-    radius = tl.sqrt_rn(tl.log(uniform(radius_word)) * -2.0) * sign
-    cosine, sine = cosine_sine(uniform(angle_word) * 6.283185307179586)
+    radius = tl.sqrt_rn(tl.log(fraction(radius_word)) * -2.0) * sign
+    cosine, sine = cosine_sine(fraction(angle_word) * 6.283185307179586)
     return radius * cosine, radius * sine
 
 
@@ -91,6 +91,40 @@ def noise_kernel(
         if (layer >= 0) & (layer < count):
             where = out32 + ((image * count + layer) * positions + start) + step
             tl.store(where, tl.clamp(normals[word], -limit, limit) * scale, mask=step < positions - start)
+
+
+@triton.jit
+def centred(half):
+    """An integer from 0 to 65535 → uniform noise: an exact odd integer times √3 / 65536 in float32."""
+    return (2 * half - 65535).to(tl.float32) * 2.6428997443872504e-05
+
+
+@configured(Configuration(0, 4))
+@triton.jit(do_not_specialize=["seeds", "origins", "tiles", "height", "width"])
+def uniform_kernel(seeds, origins, out32, tiles, height, width, POSITIONS: tl.constexpr):
+    """out[n, y, x, 2k] and [2k + 1] = centred(lower and upper half of word k): channels are innermost."""
+    program = tl.program_id(0)
+    image, start = (program // tiles).to(tl.int64), (program % tiles).to(tl.int64) * POSITIONS
+    positions, step = height.to(tl.int64) * width, tl.arange(0, POSITIONS)
+    y, x = grid_positions(start, width, POSITIONS)
+    w0, w1, w2, w3, sign = random_words(seeds, origins, image, tl.zeros((), tl.int32), y, x)
+    words = (w0, w1, w2, w3)
+    where, inside = out32 + ((image * positions + start) + step) * (2 * WORDS), step < positions - start
+    for k in tl.static_range(WORDS):
+        tl.store(where + 2 * k, centred((words[k] & 0xFFFF).to(tl.int32)) * sign, mask=inside)
+        tl.store(where + 2 * k + 1, centred((words[k] >> 16).to(tl.int32)) * sign, mask=inside)
+
+
+def uniform(seeds: Tensor, origins: Tensor, size: tuple[int, int]) -> Tensor:
+    """See model.noise.uniform, whose operator calls this."""
+    out = seeds.new_empty((len(seeds), *size, 2 * WORDS.value), dtype=torch.float32)
+    tiles = triton.cdiv(size[0] * size[1], POSITIONS)
+    if out.numel():
+        with on_device_of(out):
+            chosen = uniform_kernel.configuration.options
+            inputs = (seeds.contiguous(), origins.contiguous())
+            uniform_kernel[(len(seeds) * tiles,)](*inputs, out, tiles, *size, **CONSTANTS, **chosen)
+    return out.permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("jpeg_posterior::gaussian", mutates_args=())

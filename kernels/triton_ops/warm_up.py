@@ -30,7 +30,7 @@ from tqdm import tqdm
 from kernels import triton_ops
 from kernels.coefficients import Coefficients, Subsampling
 from kernels.triton_ops.launch import INTERPRETED
-from kernels.triton_ops.noise import gaussian
+from kernels.triton_ops.noise import gaussian, uniform
 
 OPERATORS = (
     "project_exact",
@@ -79,9 +79,10 @@ def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device
 
 
 def draw_noise(device: torch.device) -> None:
-    """Compiles and launches the noise's kernel."""
+    """Compiles and launches the noise's kernels."""
     zeros = torch.zeros(1, 3, dtype=torch.int64, device=device)
     gaussian(zeros[:, 0], 0, 4, zeros[:, 1:], (8, 8))
+    uniform(zeros[:, 0], zeros[:, 1:], (8, 8))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
