@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 OTHERS = ("torch", "triton", "numpy", "PIL", "yaml", "tqdm", "safetensors", "fsspec", "isal", "jpeglib", "simplejpeg")
-OURS = ("kernels", "model.generator", "pipeline.restorer", "train.trainer")
+OURS = ("kernels", "model.generator", "pipeline.engine.restorer", "train.trainer")
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader")
 MISSING = "missing"
 

@@ -39,7 +39,7 @@ SAVING = 15.0
 """Seconds before the end at which no step goes on: what it leaves has to be written down."""
 
 OK, FAILED, TIMED_OUT, NO_TIME, NOT_REHEARSED = "ok", "failed", "timed out", "no time left", "not rehearsed"
-SMOKE_TESTS = ("tests/test_noise_triton.py", "tests/test_triton_encode.py", "tests/test_triton_decode.py")
+SMOKE_TESTS = [f"tests/kernels/test_{name}.py" for name in ("noise_triton", "triton_encode", "triton_decode")]
 KERNEL_TESTS = ("exact", "cuda", "project", "roundtrip", "decode", "encode")
 TRAINED = ("generator.safetensors", "checkpoint.pt", "metrics.jsonl")
 PYTHON = sys.executable
@@ -121,8 +121,8 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
 
     restore: list[str | Path] = ["--input-dir", sample, "--device", device, "--verify"]
     restore += ["--weights", "mmse"] if small else []
-    every_kernel = ["tests/test_restore_cuda.py", *(f"tests/test_triton_{name}.py" for name in KERNEL_TESTS)]
-    every_kernel += ["tests/test_noise_triton.py"]
+    every_kernel = [f"tests/kernels/test_triton_{name}.py" for name in KERNEL_TESTS]
+    every_kernel += ["tests/kernels/test_noise_triton.py", "tests/pipeline/engine/test_restore_cuda.py"]
     train = [f"run.output={settings.training}", f"run.device={device}", f"run.seconds={max(10, seconds):.0f}"]
     train += [] if small else ["run.save_every=1000", "run.validate_every=1000"]
     train += [f"data.train=[{','.join(settings.data)}]"] if settings.data else []
@@ -139,7 +139,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             tested,
             essential=True,
         ),
-        Step("tests", [pytest(*(["tests/test_triton_encode.py"] if small else every_kernel))], 200, tested),
+        Step("tests", [pytest(*(["tests/kernels/test_triton_encode.py"] if small else every_kernel))], 200, tested),
         Step(
             "sanitizer",
             [sanitized("memcheck")] if small else [sanitized("memcheck"), sanitized("racecheck")],

@@ -30,8 +30,8 @@ from photographs import load, to_jpeg
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline import encode
-from pipeline.restorer import SAMPLER, Restorer
+from pipeline.engine.restorer import SAMPLER, Restorer
+from pipeline.outputs import formats as encode
 
 Planes = NDArray[np.uint8]
 Encoder = Callable[[Planes], bytes]

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from kernels import Coefficients, Subsampling, project_exact
 from kernels.libjpeg import compress
-from pipeline.bitstream import read_bitstream
-from pipeline.restorer import REGRESSION, SAMPLER, Restorer
-from pipeline.source import SourceError
+from pipeline.engine.restorer import REGRESSION, SAMPLER, Restorer
+from pipeline.inputs.source import SourceError
+from pipeline.jpeg.bitstream import read_bitstream
 from train.restorations import Drawer
 
 QUALITIES = (10, 50, 75, 85, 90, 92, 94, 95, 96, 97, 98, 99, 100)

@@ -24,9 +24,10 @@ from encoders import processor
 from photographs import load, to_jpeg
 from tqdm import tqdm
 
-from pipeline.bitstream import Bitstream, JpegError, read_bitstream
-from pipeline.dali_frontend import DaliFrontend, FrontendError, as_read
-from pipeline.device import choose_device
+from pipeline.engine.device import choose_device
+from pipeline.jpeg.bitstream import Bitstream, read_bitstream
+from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, as_read
+from pipeline.jpeg.errors import JpegError
 
 Reader = Callable[[Sequence[bytes]], Sequence[Bitstream | JpegError]]
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.source import Item, list_sources, read
+from pipeline.inputs.source import Item, list_sources, read
 
 Pixels = NDArray[np.uint8]
 

@@ -19,8 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels import Subsampling
-from pipeline.restorer import SAMPLER, Restorer
-from pipeline.source import SourceError
+from pipeline.engine.restorer import SAMPLER, Restorer
+from pipeline.inputs.source import SourceError
 from train.evaluate import (
     MMSE_HELP,
     EvaluationError,

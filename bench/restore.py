@@ -43,11 +43,11 @@ from end_to_end.report import Outcome, Rung, markdown, scaling_table
 from end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
 from photographs import Pixels, load
 
-from pipeline.device import choose_device
-from pipeline.manifest import SinkError
+from pipeline.engine.device import choose_device
+from pipeline.engine.restorer import MODES, SAMPLER
+from pipeline.inputs.source import SourceError
+from pipeline.outputs.record import SinkError
 from pipeline.restore import AVERAGED
-from pipeline.restorer import MODES, SAMPLER
-from pipeline.source import SourceError
 
 SIZES = (Size(128, 128), Size(512, 512), Size(4000, 3000))
 ON_CPU, ON_GPU = 48.0, 960.0

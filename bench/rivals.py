@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.restorer import Restorer
+from pipeline.engine.restorer import Restorer
 from train.measures import Compressed
 from train.restorations import Restoration
 from train.table import Column, Originals, Tally

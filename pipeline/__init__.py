@@ -1,4 +1,12 @@
-"""Bytes in, images out: see restorer.py for Python, restore.py for the command line."""
+"""JPEG bytes in, certified images out. In Python:
+
+    from pipeline import Restorer
+
+    restored = Restorer.from_pretrained().restore(Path("photo.jpg").read_bytes())
+    Image.fromarray(restored.pixels()).save("photo.png")
+
+On the command line: python -m pipeline.restore --help.
+"""
 
 import os
 
@@ -7,3 +15,8 @@ import os
 # Linux, reads it once, when PyTorch is first imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+from pipeline.engine.restorer import Options, Restorer
+from pipeline.engine.results import Restored
+
+__all__ = ["Options", "Restored", "Restorer"]

@@ -18,16 +18,18 @@ import torch
 import yaml
 
 from model.weights import SHIPPED
-from pipeline import cluster
-from pipeline.dali_frontend import FrontendError
-from pipeline.encode import Format, require
-from pipeline.engine import Job, run
-from pipeline.manifest import SinkError, merge
-from pipeline.ranks import Share, choose
-from pipeline.remote import AddressError, Remote, address
-from pipeline.remote_output import manifest_address
-from pipeline.restorer import FRONTENDS, MODES, REGRESSION, SAMPLER, Options, Restorer
-from pipeline.source import SourceError
+from pipeline.distributed import cluster
+from pipeline.distributed.ranks import choose
+from pipeline.engine.job import Job
+from pipeline.engine.restorer import FRONTENDS, MODES, REGRESSION, SAMPLER, Options, Restorer
+from pipeline.engine.run import run
+from pipeline.inputs.remote import AddressError, Remote, address
+from pipeline.inputs.share import Share
+from pipeline.inputs.source import SourceError
+from pipeline.jpeg.dali_frontend import FrontendError
+from pipeline.outputs.formats import Format, require
+from pipeline.outputs.manifest import manifest_address, merge
+from pipeline.outputs.record import SinkError
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
 
@@ -41,7 +43,8 @@ EPILOG = """\
 Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in DIR/manifest.jsonl: restored
 (with its certificate: `mismatches` of 0 means that libjpeg-turbo compresses the output to the very same coefficients),
 passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was
-stopped goes on when the same command is given again.
+stopped goes on when the same command is given again. Failures marked `transient` were not the file's (memory, a worker
+process, a disk): --retry-failed does them again.
 
 Folders may be addresses of S3, Google or Azure storage (s3://, gs://, az://) and, for input, https:// pages of links;
 credentials are found as by fsspec. There the manifest is a folder of parts, DIR/manifest/*.jsonl.
@@ -112,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=defaults.batch, metavar="N", help="tiles at a time on a GPU [%(default)s]")
     add("--workers", type=int, default=0, metavar="N", help="0: one for each core; 1: everything in turn [%(default)s]")
     add("--max-pixels", type=int, default=defaults.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
+    add("--retry-failed", action="store_true", help="do failures again that were not the file's: memory, a disk, …")
     add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
     add("--rank", type=int, metavar="R", help="of --world-size processes; restore a share [what torchrun or srun says]")
     add("--world-size", type=int, metavar="W", help="how many ranks there are [1, or what torchrun or srun says]")
@@ -165,8 +169,9 @@ def share_of(given: argparse.Namespace) -> Share:
         raise UsageError(str(error)) from error
     if given.merge and given.rank is None:
         return Share()
-    if share.part and (given.overwrite or given.merge):
-        option = "--merge" if given.merge else "--overwrite"
+    alone = next((name for name in ("merge", "overwrite", "retry_failed") if getattr(given, name)), None)
+    if share.part and alone is not None:
+        option = f"--{alone.replace('_', '-')}"
         raise UsageError(f"{option}: not with {share.ranks} ranks; none knows whether the others have begun")
     return share
 
@@ -230,6 +235,7 @@ def prepare(given: argparse.Namespace) -> Job:
         shards=given.output_shards,
         workers=given.workers,
         overwrite=given.overwrite,
+        retry_failed=given.retry_failed,
         verify=given.verify,
         quiet=given.quiet,
         share=given.share,

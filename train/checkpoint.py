@@ -18,7 +18,7 @@ import torch
 
 from model.weights import save, write_whole
 from train.config import Config, as_tree
-from train.data import Source
+from train.data.batches import Source
 from train.state import START, Mark, State, TrainingError
 from train.update import Guard
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pipeline
 from model.weights import write_whole
-from pipeline.source import Item, SourceError, list_sources, read
+from pipeline.inputs.source import Item, SourceError, list_sources, read
 from train.config import RECIPE, Config, ConfigError, from_tree, merge, read_tree
 
 SAMPLE = Path(pipeline.__file__).parent / "sample" / "sample.tar"

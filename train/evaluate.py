@@ -22,10 +22,10 @@ from tqdm import tqdm
 from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import load, write_whole
-from pipeline.markers import JpegError
-from pipeline.plain import plain_decode
-from pipeline.restorer import REGRESSION, Options, Restorer
-from pipeline.source import Item, SourceError, list_sources, read
+from pipeline.engine.restorer import REGRESSION, Options, Restorer
+from pipeline.inputs.source import Item, SourceError, list_sources, read
+from pipeline.jpeg.errors import JpegError
+from pipeline.jpeg.fallback import plain_decode
 from train.grid import FULL_DEVIATION, centre, deviation_picture, grid
 from train.measures import (
     CROPS_WANTED,

@@ -8,9 +8,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipeline.loader import LoaderError
-from pipeline.source import SourceError
+from pipeline.inputs.source import SourceError
 from train.config import RECIPE, Config, ConfigError, load_config
+from train.data.loader import LoaderError
 from train.demo import default_config
 from train.state import TrainingError
 from train.trainer import train

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from kernels import Subsampling, quality_to_tables
 from model.features import EfficientNetLite0, FeaturesError, read_tensors
-from pipeline.bitstream import Bitstream, read_bitstream
-from pipeline.plain import plain_decode
-from pipeline.restorer import as_pixels
-from pipeline.verify import recompress
+from pipeline.engine.results import as_pixels
+from pipeline.jpeg.bitstream import Bitstream, read_bitstream
+from pipeline.jpeg.fallback import plain_decode
+from pipeline.outputs.verify import recompress
 from train.frechet import gaussian_distance
 from train.hed import HED
 

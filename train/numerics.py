@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline.device import choose_dtype
+from pipeline.engine.device import choose_dtype
 from train.config import AUTO, RunConfig
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

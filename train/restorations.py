@@ -1,6 +1,6 @@
 """All that is compared for one file: plain decode, the regression, samples before and after projection, averages of
-them, and white noise as strong as their variety. Computed as pipeline.restorer does it, down to the bit, with every
-draw made once."""
+them, and white noise as strong as their variety. Computed as the Restorer does it, down to the bit, with every draw
+made once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kernels import Coefficients
 from model.noise import derive_seed, gaussian
-from pipeline import tiling
-from pipeline.restorer import Restorer
+from pipeline.engine import tiling
+from pipeline.engine.restorer import Restorer
 from train.measures import Compressed, Spread
 
 MODES = {

@@ -17,8 +17,8 @@ from model.generator import Generator
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
 from train.clock import Clock, first_mark
 from train.config import GAME, Config
-from train.crops import load_images, step_generator
-from train.data import Source, open_source
+from train.data.batches import Source, open_source
+from train.data.crops import load_images, step_generator
 from train.degradation import degrade
 from train.distributed import Ranks, join, leave
 from train.game import Aides, critic_step, draws, generator_step, load_aides, load_mmse

@@ -17,16 +17,18 @@ from typing import NoReturn, TypeVar
 import torch
 from PIL import Image
 
-from pipeline import engine
-from pipeline.device import one_thread
-from pipeline.manifest import MANIFEST, Record
-from pipeline.parts import Part
-from pipeline.restorer import Mode, Options, Restorer
-from pipeline.shard_sink import ShardSink
-from pipeline.sink import Ledger, Sink
-from pipeline.source import Item, Sources, list_sources, read
-from pipeline.stages import Line, whole
-from pipeline.stopwatch import Stopwatch, Times
+from pipeline.engine import run as engine
+from pipeline.engine.device import one_thread
+from pipeline.engine.job import Job
+from pipeline.engine.restorer import Mode, Options, Restorer
+from pipeline.engine.scheduler import Scheduler, whole
+from pipeline.engine.stopwatch import Stopwatch, Times
+from pipeline.engine.transfers import Part
+from pipeline.inputs.source import Item, Sources, list_sources, read
+from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.record import Record
+from pipeline.outputs.shard_sink import ShardSink
+from pipeline.outputs.sink import Ledger, Sink
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path) -> R
     """Restores `shards` into `output`, after the shards of `warm_up`, which stay out of the figures. Raises BenchError
     if a file fails, and what `Restorer.from_pretrained` and `engine.run` raise."""
     restorer = setup.restorer()
-    begin = partial(engine.Job, restorer, shards=True, quiet=True)
+    begin = partial(Job, restorer, shards=True, quiet=True)
     engine.run(begin(warm_up, output / "warm-up", workers=1))
     restorer.stopwatch = Stopwatch()
     on_gpu = restorer.device.type == "cuda"
@@ -133,7 +135,7 @@ class SlowSink(ShardSink):
         return super().write(item, record, images)
 
 
-def slow_sink(throttle: float, job: engine.Job, manifest: Ledger, sources: Sources) -> Sink:
+def slow_sink(throttle: float, job: Job, manifest: Ledger, sources: Sources) -> Sink:
     sink = SlowSink(manifest, sources.root, job.format, job.restorer.images)
     sink.throttle = throttle
     return sink
@@ -173,7 +175,7 @@ def measure_beside(setup: Setup, shards: Path, seconds: float) -> Beside:
             rate = network_on_cpu(restorer, part, setup.workers, seconds)
     given = sum(height * width * number for (height, width), number in shapes.items())
     enlarged = setup.samples * given / (c.size[0] * c.size[1])
-    return Beside(rate, tile, restorer.together(tile), enlarged, dict(stopwatch.stages))
+    return Beside(rate, tile, restorer.max_batch(tile), enlarged, dict(stopwatch.stages))
 
 
 def files(shards: Path) -> Iterator[bytes]:
@@ -190,10 +192,10 @@ def in_workers(function: Callable[[T], None], items: Iterable[T], workers: int, 
         function(item)
         return item
 
-    stage = whole(call, lambda item: True, "remote")
+    stage = whole(call, lambda item: True, "process")
     prepare = partial(torch.set_num_threads, 1)
-    with Line([stage], fail, workers=workers, prepare=prepare, stopwatch=stopwatch) as line:
-        for _ in line.run(items):
+    with Scheduler([stage], fail, workers=workers, prepare=prepare, stopwatch=stopwatch) as scheduler:
+        for _ in scheduler.run(items):
             pass
 
 
@@ -203,7 +205,7 @@ def fail(item: object, error: Exception) -> NoReturn:
 
 def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
     """One pass of the network over as many copies of a tile as go together."""
-    together = restorer.together(restorer.shape(part))
+    together = restorer.max_batch(restorer.shape(part))
     loaded = restorer.load(part)
     parts, decoded = [loaded] * together, [restorer.decode(loaded)] * together
     return lambda: restorer.draw(parts, decoded, [(number,) for number in range(together)])
@@ -240,7 +242,7 @@ def network_on_gpu(restorer: Restorer, part: Part, seconds: float) -> float:
 
     timed(3)
     passes = max(3, round(3 * seconds / timed(3)))
-    return passes * restorer.together((height, width)) * height * width / timed(passes) / 1e6
+    return passes * restorer.max_batch((height, width)) * height * width / timed(passes) / 1e6
 
 
 def plain(stopwatch: Stopwatch, data: bytes) -> None:

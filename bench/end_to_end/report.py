@@ -8,7 +8,7 @@ from typing import Any
 from end_to_end.measure import PILLOW_DECODE, PILLOW_PNG, Beside, Run
 from end_to_end.memory import MEASURE
 from end_to_end.workload import AsIs, Workload
-from pipeline.stopwatch import Times
+from pipeline.engine.stopwatch import Times
 
 STAGES = ("read", "bitstream", "decode", "network", "project", "encode", "write")
 JPEG_STAGES = ("bitstream", "decode", "project", "encode")

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from photographs import Pixels, to_jpeg
 
-from pipeline.bitstream import read_bitstream
-from pipeline.markers import JpegError
-from pipeline.restorer import Options
-from pipeline.source import Item, list_sources, read
+from pipeline.engine.restorer import Options
+from pipeline.inputs.source import Item, list_sources, read
+from pipeline.jpeg.bitstream import read_bitstream
+from pipeline.jpeg.errors import JpegError
 
 PATCH = 1024
 """Pixels a side of what one photograph, continued by mirroring, fills of a larger picture. A picture of one photograph

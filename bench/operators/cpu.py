@@ -79,7 +79,7 @@ def decompress(files: list[bytes]) -> list[Image.Image]:
 
 def beside_pillow(case: Case) -> tuple[Contest, str]:
     """(the contest, what is wrong, or nothing). Both encode the same pixels and decode the same coefficients."""
-    from pipeline.bitstream import read_bitstream  # noqa: PLC0415  # it needs jpeglib, which a GPU's table does not
+    from pipeline.jpeg.bitstream import read_bitstream  # noqa: PLC0415  # it needs jpeglib, which a GPU's table does not
 
     inputs = make_inputs(case, CPU)
     exact = inputs.x.to(torch.uint8)

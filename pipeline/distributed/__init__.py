@@ -1,0 +1,1 @@
+"""A run shared out among ranks or on a Ray cluster."""

@@ -1,0 +1,254 @@
+"""The same run on a Ray cluster: Ray places workers on its nodes and carries messages, and we restore.
+
+    driver: inputs → units (a shard, or some loose files) → … → manifest lines, appended here and nowhere else
+    worker: a unit → its images, put in place as in any run → their lines, sent back
+
+There is one worker for each GPU, or for some cores. A unit whose worker is lost, with its node or alone, is given to
+another; its outputs come out the same, and its lines are written when somebody has sent them: once. A driver that is
+killed takes its workers with it; the next one goes on from the manifest. The input and the output have to be seen by
+all nodes, under the same names, which every worker checks before it is given anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields, replace
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from pipeline.distributed.ray_worker import PATIENCE, PROBE, Hello, Outcome, Plan, Worker
+from pipeline.distributed.units import Unit, units_of
+from pipeline.engine.job import Job
+from pipeline.engine.progress import progress_bar, summary
+from pipeline.engine.run import list_inputs
+from pipeline.engine.stopwatch import Stopwatch
+from pipeline.inputs.remote import Address, RemoteError, failures_of
+from pipeline.outputs.manifest import manifest_address
+from pipeline.outputs.record import SinkError
+from pipeline.outputs.store import PARTIAL
+
+ATTEMPTS = 5
+"""So many workers may be lost over a unit before it is left to another run."""
+
+LATE = 60.0
+"""Seconds after which a driver without any worker says so."""
+
+
+class ClusterError(Exception):
+    """The cluster cannot be used, or no longer. What is finished stays finished."""
+
+
+class Crew:
+    """The workers: those that have not said hello, those that have nothing to do, and those with a unit."""
+
+    def __init__(self, ray: Any, plan: Plan, cpus: int | None) -> None:
+        self._ray, self._plan, self._cpus = ray, plan, cpus
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._busy: dict[Any, tuple[Any, Unit]] = {}
+        self._numbers = itertools.count()
+        self._lost, self._why = 0, ""
+        self._kind, self._dtype = plan.device, ""
+        self._late = time.monotonic() + LATE
+        self.nodes: set[str] = set()
+        self.most = 0
+        """Workers at the same time, at most."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        workers = [*self._idle, *self._starting.values(), *(worker for worker, _ in self._busy.values())]
+        if error is None:
+            with suppress(Exception):
+                self._ray.get([worker.close.remote() for worker in self._idle], timeout=PATIENCE)
+        for worker in workers:
+            with suppress(Exception):
+                self._ray.kill(worker)
+
+    def outcomes(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+        """Those of all units, as they come. Raises ClusterError when no worker can work, and, after everything else is
+        done, when a unit has cost too many."""
+        waiting, again, given_up = iter(units), deque[Unit](), list[Unit]()
+        while self._give(again, waiting):
+            self._grow()
+            for message in self._ray.wait([*self._starting, *self._busy], timeout=1.0)[0]:
+                if message in self._starting:
+                    self._greet(message, self._starting.pop(message))
+                    continue
+                worker, unit = self._busy.pop(message)
+                if (outcome := self._receive(message)) is not None:
+                    self._idle.append(worker)
+                    yield outcome
+                elif unit.attempt + 1 < ATTEMPTS:
+                    again.append(replace(unit, attempt=unit.attempt + 1))
+                else:
+                    given_up.append(unit)
+        if given_up:
+            what = "; ".join(map(str, given_up))
+            raise ClusterError(f"{what}: {ATTEMPTS} workers were lost over it; all else is done; the last: {self._why}")
+
+    def _give(self, again: deque[Unit], waiting: Iterator[Unit]) -> bool:
+        """Units to those that have none. False when nothing is left to do or to wait for."""
+        while True:
+            if not again:
+                again.extend(itertools.islice(waiting, 1))
+            if not (again and self._idle):
+                return bool(again or self._busy)
+            worker, unit = self._idle.pop(), again.popleft()
+            self._busy[worker.restore.remote(unit)] = (worker, unit)
+
+    def _grow(self) -> None:
+        """Starts workers until there are as many as the cluster has places for. A lost node's are not waited for."""
+        cpus, gpus, wanted = places(self._ray.nodes(), self._kind, self._cpus)
+        self._kind = "cuda" if gpus else "cpu"  # for good: the other kind would give slightly other images
+        if not (wanted or self._starting or self._busy):
+            raise ClusterError(f"no node of the cluster has {cpus} CPUs {'and a GPU ' * gpus}for a worker")
+        if time.monotonic() > self._late and not (self._idle or self._busy):
+            self._late = float("inf")
+            tqdm.write(f"the cluster has started none of {wanted} workers yet; is it busy?", file=sys.stderr)
+        actor = self._ray.remote(Worker)
+        device = "cuda:0" if gpus else "cpu"  # each sees its own GPU alone
+        plan = replace(self._plan, device=device, job=self._plan.job | {"workers": cpus})
+        while len(self._starting) + len(self._idle) + len(self._busy) < wanted:
+            name = f"ray-{self._plan.token}-{next(self._numbers)}"
+            worker = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote(plan, name)
+            self._starting[worker.begin.remote()] = worker
+        self.most = max(self.most, len(self._idle) + len(self._busy))
+
+    def _greet(self, message: Any, worker: Any) -> None:
+        hello: Hello | None = self._receive(message)
+        if hello is None:
+            self._lost += 1
+            if self._lost >= ATTEMPTS and not (self._idle or self._busy):
+                raise ClusterError(f"{self._lost} workers ended before they could begin; the last: {self._why}")
+            return
+        self._dtype = self._dtype or hello.dtype
+        if hello.problem:
+            raise ClusterError(f"node {hello.node}: {hello.problem}")
+        if hello.dtype != self._dtype:
+            raise ClusterError(
+                f"node {hello.node} computes in {hello.dtype}, others in {self._dtype}: say which with --dtype"
+            )
+        self._lost = 0
+        self.nodes.add(hello.node)
+        self._idle.append(worker)
+
+    def _receive(self, message: Any) -> Any:
+        """A worker's answer; None if it is lost. What the worker itself raises is raised here."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(message)
+        except errors.RayTaskError:
+            raise
+        except errors.RayError as error:
+            self._why = str(error)
+            return None
+
+
+def places(nodes: Iterable[dict[str, Any]], device: str, cpus: int | None) -> tuple[int, int, int]:
+    """(CPUs and GPUs of a worker, how many workers there can be) on Ray's `nodes`. device: auto takes GPUs if there are
+    any. cpus: None takes one, or of a node with GPUs each one's share."""
+    found = [node["Resources"] for node in nodes if node["Alive"]]
+    with_gpu = [x for x in found if x.get("GPU", 0) >= 1]
+    if device == "cpu" or (device == "auto" and not with_gpu):
+        cpus = cpus or 1
+        return cpus, 0, sum(int(x.get("CPU", 0)) // cpus for x in found)
+    cpus = cpus or max(1, min((int(x.get("CPU", 0) // x["GPU"]) for x in with_gpu), default=1))
+    return cpus, 1, sum(min(int(x.get("CPU", 0)) // cpus, int(x["GPU"])) for x in with_gpu)
+
+
+def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str, cpus: int | None) -> int:
+    """engine.run on the cluster at `address`, with so many CPUs for a worker. job: its paths absolute, its Restorer on
+    any device. weights, device, dtype: what the workers' Restorers are made from. Raises ClusterError, too."""
+    sources, watch = list_inputs(job), Stopwatch()
+    with ExitStack() as stack:
+        ray = stack.enter_context(connected(address))
+        manifest = stack.enter_context(job.open_manifest())
+        token = stack.enter_context(_probe(job.output))
+        told = {field.name: getattr(job, field.name) for field in fields(job) if field.name != "restorer"}
+        options, digest = job.restorer.options, job.restorer.digest
+        plan = Plan(weights, digest, device, dtype, options, told | {"quiet": True}, sources, token)
+        before, started, megapixels = manifest.counts.total(), time.perf_counter(), 0.0
+        progress = stack.enter_context(progress_bar(sources.count, before, job.quiet))
+        crew = stack.enter_context(Crew(ray, plan, cpus))
+        for outcome in crew.outcomes(units_of(sources, job.shards, manifest)):
+            if outcome.problem:
+                raise ClusterError(outcome.problem)
+            manifest.append(outcome.records)
+            megapixels += outcome.megapixels
+            watch.merge(outcome.times or {})
+            for record in outcome.records:
+                if record.status == "failed":
+                    progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
+            progress.set_postfix_str(f"{megapixels / (time.perf_counter() - started):.2f} MP/s", refresh=False)
+            progress.update(len(outcome.records))
+    counts, seconds = manifest.counts, time.perf_counter() - started
+    if not job.quiet:
+        done = counts.total() - before
+        crowd = f"up to {crew.most} workers on {len(crew.nodes)} hosts"
+        table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, crew.most)))
+        where, how = manifest_address(job.output), f"; {crowd}"
+        print(
+            summary(counts, done, where, megapixels=megapixels, seconds=seconds, how=how, table=table), file=sys.stderr
+        )
+    return counts["failed"]
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """The `ray` package, connected. Raises ClusterError when it is not installed or there is no cluster."""
+    try:
+        ray: Any = import_module("ray")
+    except ImportError as error:
+        raise ClusterError(f"--engine ray needs Ray: pip install '.[cluster]' ({error})") from error
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        how = "start one (`ray start --head`), name its --address, or take --address local for this machine alone"
+        raise ClusterError(f"no Ray cluster at {address!r}: {error}; {how}") from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _probe(output: Address) -> Iterator[str]:
+    """A file in the output folder that workers look for; gives what it holds. Afterwards nothing of them is left."""
+    token = secrets.token_hex(4)
+    if isinstance(output, Path):
+        (output / PARTIAL / PROBE).write_text(token)
+        try:
+            yield token
+        finally:
+            (output / PARTIAL / PROBE).unlink(missing_ok=True)
+            for scratch in (output / PARTIAL).glob(f"ray-{token}-*"):  # of workers that were lost or killed
+                shutil.rmtree(scratch, ignore_errors=True)
+        return
+    place = output / PROBE
+    try:
+        with failures_of(place):
+            place.fs.pipe_file(place.address, token.encode())
+        yield token
+        with failures_of(place):
+            place.fs.rm_file(place.address)
+    except RemoteError as error:
+        raise SinkError(f"{output}: cannot be used for output: {error}") from error

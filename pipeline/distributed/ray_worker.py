@@ -1,0 +1,175 @@
+"""What runs on a Ray cluster's nodes: one unit of work at a time, its outputs put in place, its lines sent back."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from tqdm import tqdm
+
+from pipeline.distributed.units import Unit
+from pipeline.engine.device import one_thread
+from pipeline.engine.job import Job
+from pipeline.engine.progress import progress_bar
+from pipeline.engine.restorer import Options, Restorer
+from pipeline.engine.run import claim, open_scheduler, open_sink, write
+from pipeline.engine.stopwatch import Times
+from pipeline.inputs.keys import Decided, Keys
+from pipeline.inputs.remote import Address, Remote, RemoteError
+from pipeline.inputs.source import SourceError, Sources, read
+from pipeline.outputs.object_store import RemoteStore
+from pipeline.outputs.record import Record, SinkError
+from pipeline.outputs.store import PARTIAL, LocalStore
+
+PROBE = ".restore-probe"
+PATIENCE = 10.0
+"""Seconds within which a file that one node has made appears on another, as network file systems take their time, and
+in which workers should be able to end."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a unit. problem: why the whole run has to stop, if it has to."""
+
+    records: Sequence[Record] = ()
+    megapixels: float = 0.0
+    times: dict[str, Times] | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a worker says before its first unit: where it is, how it computes, and why it cannot work, if so."""
+
+    node: str
+    dtype: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all workers are told: the job without its Restorer, which each makes itself on its own device. token: what
+    the probe file holds."""
+
+    weights: str | None
+    digest: str
+    device: str
+    dtype: str
+    options: Options
+    job: dict[str, Any]
+    sources: Sources
+    token: str
+
+
+class Collected:
+    """A Ledger that keeps the lines of one unit, to be sent to the driver."""
+
+    def __init__(self, store: LocalStore | RemoteStore, unit: Unit) -> None:
+        self.store = store
+        self.counts: Counter[str] = Counter()
+        self.records: list[Record] = []
+        self._unit = unit
+
+    def finished(self, source: str) -> bool:
+        """See Ledger."""
+        return source in self._unit.finished
+
+    def whole(self, shard: str) -> bool:
+        """See Ledger."""
+        return shard in self._unit.whole
+
+    def append(self, records: Sequence[Record]) -> None:
+        """See Ledger."""
+        self.records += records
+        self.counts.update(record.status for record in records)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Worker:
+    """An actor. Its constructor does nothing, so that what goes wrong afterwards can be told from a lost process."""
+
+    def __init__(self, plan: Plan, name: str) -> None:
+        self._plan, self._name = plan, name
+
+    def begin(self) -> Hello:
+        """Loads the weights, and looks whether it sees what the driver sees."""
+        node, plan = socket.gethostname(), self._plan
+        try:
+            restorer = Restorer.from_pretrained(plan.weights, plan.device, plan.dtype, plan.options)
+            self._job = Job(restorer=restorer, **plan.job)
+            if restorer.digest != plan.digest:
+                return Hello(node, problem=f"has other weights {plan.weights or restorer.digest}")
+            restorer.get_ready()
+            if isinstance(plan.sources.root, Path) and not plan.sources.root.exists():
+                return Hello(node, problem=f"does not see the input {plan.sources.root}")
+            if not _sees(self._job.output, plan.token):
+                problem = f"does not see what the driver writes to {self._job.output}"
+                return Hello(node, problem=f"{problem}; give a shared file system or a store")
+            self._store = self._open_store(self._job.output)
+        except (ValueError, OSError, RemoteError, SinkError) as error:
+            return Hello(node, problem=f"{type(error).__name__}: {error}")
+        return Hello(node, str(restorer.dtype).removeprefix("torch."))
+
+    def _open_store(self, output: Address) -> LocalStore | RemoteStore:
+        if isinstance(output, Remote):
+            return RemoteStore(output)
+        store = LocalStore(output, self._name)
+        store.scratch.mkdir()  # in a folder that the next driver takes away, so that no worker outlives its run
+        return store
+
+    def restore(self, unit: Unit) -> Outcome:
+        """The unit's outputs are in place when this returns."""
+        job, ledger, watch = self._job, Collected(self._store, unit), self._job.restorer.stopwatch
+        watch.stages.clear()
+        keys = Keys(per_shard=True) if unit.owners is None else Decided(unit.owners)
+        try:
+            with ExitStack() as stack:
+                sink = stack.enter_context(open_sink(job, ledger, self._plan.sources))
+                stack.enter_context(one_thread(job.restorer.device))
+                scheduler = stack.enter_context(open_scheduler(job))
+                silent: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
+                items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
+                megapixels = write(scheduler.run(claim(job, items, keys)), sink, silent, watch)
+                with watch("write"):
+                    sink.close()
+                    if isinstance(self._store, RemoteStore):
+                        self._store.settle()
+        except (SinkError, SourceError) as error:
+            return Outcome(problem=f"{socket.gethostname()}: {error}")
+        return Outcome(ledger.records, megapixels, dict(watch.stages))
+
+    def close(self) -> None:
+        """Clears the scratch folder away."""
+        if isinstance(self._store, RemoteStore):
+            self._store.close()
+        else:
+            self._store.scratch.rmdir()
+
+
+def _sees(output: Address, token: str) -> bool:
+    end = time.monotonic() + PATIENCE
+    while True:
+        with suppress(FileNotFoundError):
+            if isinstance(output, Path):
+                found: bytes | None = (output / PARTIAL / PROBE).read_bytes()
+            else:
+                found, _ = (output / PROBE).contents(100)
+            if found == token.encode():
+                return True
+        if isinstance(output, Remote) or time.monotonic() > end:
+            return False
+        time.sleep(0.2)

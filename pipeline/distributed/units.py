@@ -1,0 +1,74 @@
+"""A run cut into units of work, for workers that are told what to do (cluster.py).
+
+Of two inputs of the same key, the first in the listing has it, as in a run of one process. Unless outputs are tars, the
+driver therefore reads the names in all tars: on a disk only their headers, from a store all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from pipeline.inputs.keys import Keys
+from pipeline.inputs.source import Entry, Item, read
+from pipeline.outputs.shard_sink import LOOSE_SHARD
+from pipeline.outputs.sink import Ledger
+
+LOOSE = 128
+"""Loose files in a unit."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a worker does at a time. finished: sources that have a line. owners: sources whose key is taken, and by
+    whom; None: keys meet only in here. whole: finished output shards. attempt: how many workers it has cost."""
+
+    entries: tuple[Entry, ...]
+    finished: frozenset[str] = frozenset()
+    owners: dict[str, str] | None = None
+    whole: frozenset[str] = frozenset()
+    attempt: int = 0
+
+    def __str__(self) -> str:
+        more = len(self.entries) - 1
+        return self.entries[0].name + (f" and {more} more" if more else "")
+
+
+def units_of(entries: Iterable[Entry], shards: bool, manifest: Ledger) -> Iterator[Unit]:
+    """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one."""
+    if not shards:
+        yield from _surveyed(entries, manifest.finished)
+        return
+    for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
+        found = tuple(group)
+        if found[0].shard:
+            if not manifest.whole(found[0].name):
+                yield Unit(found)
+            continue
+        loose = posixpath.join(posixpath.dirname(found[0].name), LOOSE_SHARD)
+        finished = frozenset(entry.name for entry in found if manifest.finished(entry.name))
+        if len(finished) < len(found):
+            yield Unit(found, finished, whole=frozenset({loose} if manifest.whole(loose) else ()))
+
+
+def _surveyed(entries: Iterable[Entry], finished: Callable[[str], bool]) -> Iterator[Unit]:
+    """Tars, and loose files by the hundred. Whose key is whose is decided here, where all names are seen in order."""
+    keys = Keys()
+    for shard, group in itertools.groupby(entries, lambda entry: entry.shard):
+        while found := tuple(itertools.islice(group, 1 if shard else LOOSE)):
+            done: set[str] = set()
+            owners: dict[str, str] = {}
+            left = 0
+            for item in read(replace(entry, mine=False) for entry in found):
+                assert isinstance(item, Item)  # others are not asked for
+                owner = keys.claim(item)
+                if finished(item.source):
+                    done.add(item.source)
+                    continue
+                left += 1
+                if owner is not None:
+                    owners[item.source] = owner
+            if left:
+                yield Unit(found, frozenset(done), owners)

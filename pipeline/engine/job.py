@@ -1,0 +1,55 @@
+"""What a run does: its inputs, its outputs and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.generator import NOISE
+from pipeline.engine.restorer import Restorer
+from pipeline.inputs.remote import Address
+from pipeline.inputs.share import ALL, Share
+from pipeline.outputs.formats import Format
+from pipeline.outputs.manifest import Manifest
+from pipeline.outputs.record import RunIdentity
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `run` does; the fields are the command line's options. dtype: as the restorer was told it."""
+
+    restorer: Restorer
+    input: Address
+    output: Address
+    seed: int = 0
+    format: Format = "png"
+    shards: bool = False
+    workers: int = 0
+    overwrite: bool = False
+    retry_failed: bool = False
+    verify: bool = False
+    quiet: bool = False
+    share: Share = ALL
+    dtype: str = "auto"
+
+    def identity(self) -> RunIdentity:
+        """What must not change when the run goes on."""
+        restorer, options = self.restorer, self.restorer.options
+        return RunIdentity(
+            weights=restorer.digest,
+            mode=restorer.mode,
+            seed=self.seed,
+            samples=options.samples,
+            format=self.format,
+            shards=self.shards,
+            input=str(self.input.resolve()),
+            frontend=options.frontend,
+            noise=1 if restorer.mode == "mmse" else NOISE,
+            dtype=self.dtype,
+            tile=options.tile,
+            batch=options.batch,
+            compile=options.compile,
+        )
+
+    def open_manifest(self) -> Manifest:
+        """Raises SinkError."""
+        return Manifest.open(self.output, self.identity(), self.overwrite, self.share.part, self.retry_failed)

@@ -1,0 +1,1 @@
+"""Folders, tar shards and object stores → (key, bytes), in a fixed order."""

@@ -1,0 +1,52 @@
+"""What an ordinary decoder, Pillow, makes of a JPEG file of a kind that is not modelled here."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
+
+from pipeline.jpeg.errors import BitstreamError
+from pipeline.jpeg.header import read_header
+
+_PARSED_BY_PILLOW = re.compile(rb"(?<=\xff\xe1..)Exif\0\0|(?<=\xff\xe2..)MPF\0", re.DOTALL)
+"""Signatures of the segments that Pillow parses as TIFF directories when it opens a file: EXIF for the resolution, the
+multi-picture format's index for the number of pictures."""
+
+
+@dataclass(frozen=True)
+class PlainImage:
+    """pixels: [3 or 1, H, W] uint8, RGB or gray. icc: the profile, None where the pixels are no longer in its colours.
+    exif: the EXIF payload or None."""
+
+    pixels: NDArray[np.uint8]
+    icc: bytes | None
+    exif: bytes | None
+
+
+def for_pillow(data: bytes) -> io.BytesIO:
+    """The file, its EXIF and multi-picture index hidden, for callers who want the pixels alone: Pillow warns of damage
+    in either. A filter of warnings would be the whole process's, not one thread's."""
+    return io.BytesIO(_PARSED_BY_PILLOW.sub(lambda found: bytes(len(found[0])), data))
+
+
+def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
+    """Decodes as it is; CMYK becomes RGB by Pillow's formula, and loses its profile.
+
+    Raises BitstreamError for a file that Pillow cannot load, or of more than `max_pixels`, before memory is taken."""
+    exif = read_header(data).exif
+    try:
+        image = JpegImageFile(for_pillow(data))
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of {max_pixels}")
+        image.load()
+    except Exception as error:  # of any type: Pillow does not guard its readers of metadata
+        raise BitstreamError(f"Pillow cannot load it: {error or type(error).__name__}") from error
+    natural = image.mode in ("L", "RGB")
+    pixels = np.asarray(image if natural else image.convert("RGB"))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return PlainImage(pixels, image.info.get("icc_profile") if natural else None, exif)

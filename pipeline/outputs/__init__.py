@@ -1,0 +1,1 @@
+"""Image files, output folders and shards, the manifest, verification."""

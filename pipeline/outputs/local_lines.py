@@ -1,0 +1,254 @@
+"""A manifest's lines on a disk: `manifest.jsonl`, or a part for each of several ranks,
+`manifest.<rank>-of-<ranks>.jsonl`.
+
+A run of one process moves the lines of all parts into `manifest.jsonl`. Locks: the folder's, shared by the ranks and
+had alone by a run of one, and one for each part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError, identity_text, read_identity
+from pipeline.outputs.store import PARTIAL, LocalStore
+
+MANIFEST = "manifest.jsonl"
+LOCK = ".manifest.lock"
+_PART = re.compile(r"manifest\.(\d+-of-(\d+))\.jsonl")
+
+
+def manifest_name(part: str = "") -> str:
+    """The file of a part, `0-of-4` for one; of the whole manifest without one."""
+    return f"manifest.{part}.jsonl" if part else MANIFEST
+
+
+def _lock_name(part: str) -> str:
+    return f".manifest.{part}.lock" if part else LOCK
+
+
+class LocalLines:
+    """See manifest.Lines. part: of this rank; empty: of a run of one process."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        """Makes and locks the folder, and clears away what a killed run left half done. Raises SinkError."""
+        self.folder, self.part = folder, part
+        self.path = folder / manifest_name(part)
+        self.store = LocalStore(folder, part)
+        self._locks: list[int] = []
+        self._file: int | None = None
+        self._end = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            shutil.rmtree(self.store.scratch, ignore_errors=True)
+            _make(self.store.scratch)
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, OSError):
+                raise SinkError(f"{folder}: cannot be made or written: {error.strerror}") from error
+            raise
+        _release_in_children(self)
+
+    def identity(self) -> dict[str, object] | None:
+        """See Lines."""
+        try:
+            return read_identity((self.folder / IDENTITY).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def identify(self, run: RunIdentity) -> bool:
+        """See Lines."""
+        return self._replace(self.folder / IDENTITY, [identity_text(run)], new=bool(self.part))
+
+    def parts(self) -> list[str]:
+        """See Lines: the whole manifest's name is empty."""
+        found = ["", *_rank_parts(self.folder)]
+        own_first = sorted(found, key=lambda part: (part != self.part, part))
+        return [part for part in own_first if (self.folder / manifest_name(part)).exists()]
+
+    def own(self, part: str) -> bool:
+        """See Lines."""
+        return self.part in ("", part)
+
+    def read(self, part: str) -> Iterator[bytes]:
+        """See Lines."""
+        with (self.folder / manifest_name(part)).open("rb") as lines:
+            yield from lines
+
+    def keep(self, part: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """See Lines. A run of one moves the lines of a rank's part to its own. Of a move that was cut short lines are
+        there twice, and count once."""
+        path = self.folder / manifest_name(part)
+        if part != self.part:
+            with path.open("rb") as old, self.path.open("ab") as new:
+                new.writelines(_pieces(old.fileno(), ranges))
+                new.flush()
+                os.fsync(new.fileno())
+            path.unlink()
+        elif not ranges or (len(ranges) == 1 and ranges[0][0] == 0):
+            os.truncate(path, ranges[0][1] if ranges else 0)
+        else:
+            with path.open("rb") as old:
+                self._replace(path, _pieces(old.fileno(), ranges))
+
+    def remove(self, part: str) -> None:
+        """See Lines."""
+        (self.folder / manifest_name(part)).unlink()
+
+    def exist(self, outputs: Iterable[str]) -> bool:
+        """See Lines."""
+        try:
+            # A file without bytes is what some file systems leave of one that was renamed just before the power went.
+            return all((self.folder / name).stat().st_size for name in outputs)
+        except OSError:
+            return False
+
+    def start(self) -> None:
+        """See Lines."""
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._end = os.fstat(self._file).st_size
+
+    def append(self, records: Sequence[Record]) -> None:
+        """See Lines."""
+        assert self._file is not None
+        lines = "".join(record.to_json() + "\n" for record in records).encode()
+        try:
+            _write_all(self._file, lines)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            if isinstance(error, OSError):
+                raise SinkError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise
+        self._end += len(lines)
+
+    def close(self) -> None:
+        """See Lines."""
+        if not self._locks:
+            return
+        try:
+            if self._file is not None:
+                os.fsync(self._file)
+        except OSError as error:
+            raise SinkError(f"{self.path}: cannot be written: {error.strerror}") from error
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """See Lines."""
+        if self._locks:
+            with contextlib.suppress(OSError):
+                self.store.scratch.rmdir()
+                if self.part:
+                    (self.folder / PARTIAL).rmdir()  # unless other ranks still need it
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        self.release()
+
+    def release(self) -> None:
+        """Lets the locks go."""
+        while self._locks:
+            os.close(self._locks.pop())
+
+    def _lock(self) -> None:
+        """Raises SinkError, OSError."""
+        self._locks.append(_lock_one(self.folder, LOCK, shared=bool(self.part)))
+        if not self.part:
+            for lock in self.folder.glob(_lock_name("*-of-*")):  # no rank has one, or the folder would not be free
+                lock.unlink()
+            return
+        self._locks.append(_lock_one(self.folder, _lock_name(self.part)))
+        for other in _rank_parts(self.folder):
+            if other.split("-of-")[1] != self.part.split("-of-")[1] and (self.folder / _lock_name(other)).exists():
+                os.close(_lock_one(self.folder, _lock_name(other)))  # a run of as many ranks is over, or this one waits
+
+    def _replace(self, path: Path, pieces: Iterable[bytes], new: bool = False) -> bool:
+        """Put a file in place whole or not at all, and on the disk before it is; raises OSError. With `new` returns
+        False if there is one already, which stays."""
+        temporary = self.store.scratch / path.name
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            if new and not _link(temporary, path):
+                return False
+            temporary.replace(path)  # if it is the same file by now, nothing happens
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+
+def _release_in_children(lines: LocalLines) -> None:
+    # The lock belongs to the open file, not to the process: a forked worker that outlives a killed run would hold it.
+    weak = weakref.ref(lines)
+
+    def release() -> None:
+        held = weak()
+        if held is not None:
+            held.release()
+
+    os.register_at_fork(after_in_child=release)
+
+
+def _lock_one(folder: Path, name: str, shared: bool = False) -> int:
+    lock = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(lock)
+            raise SinkError(
+                f"{folder}: another run is writing into this folder; wait for it or choose another folder"
+            ) from error
+        warnings.warn(f"{folder}: this file system has no locks; do not start two runs on this folder", stacklevel=2)
+    return lock
+
+
+def _make(scratch: Path) -> None:
+    for attempt in range(10):
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError:  # another rank has ended just now, and taken the folder above away
+            if attempt == 9:
+                raise
+
+
+def _rank_parts(folder: Path) -> list[str]:
+    """`0-of-4`, … for the ranks' parts that there are."""
+    found = (_PART.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(match[1] for match in found if match)
+
+
+def _pieces(file: int, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    for start, end in ranges:
+        for position in range(start, end, 1 << 20):
+            yield os.pread(file, min(1 << 20, end - position), position)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    written = 0
+    while written < len(data):
+        written += os.write(file, data[written:] if written else data)
+
+
+def _link(file: Path, path: Path) -> bool:
+    """Gives the file a second name, and returns False if that is taken. Not every file system has second names."""
+    try:
+        path.hardlink_to(file)
+    except FileExistsError:
+        return False
+    except OSError:
+        return not path.exists()
+    return True

@@ -1,0 +1,257 @@
+"""An output folder in an object store, which knows neither appending nor renaming: outputs, manifest and resume.
+
+    s3://bucket/out/
+        manifest.run.json             what run this is
+        manifest/<time>-<run>-<number>.jsonl
+        photos/a.png, shards/000.tar, ...
+
+An object appears whole or not at all, so outputs are put under their names at once. The manifest is a folder of parts,
+each an object that is written once: after a shard, the shard's lines; with single images the lines of up to a thousand
+of them, at the latest after a minute and when the run ends. A part is written only when the store has confirmed every
+output that it names, so whatever has a line is done. A run that was killed loses the work since its last part: a shard,
+or a minute's images, which the next run does again and which come out the same. All state is in the store; a run can be
+continued on another machine. The manifest as one file: `cat manifest/*.jsonl`.
+
+A shard in the making is a file in this machine's temporary folder (TMPDIR), which has to have room for it; `kill -9`
+leaves it there.
+
+There is no lock: two runs at once do work twice and may both write a line for it, but neither loses the other's. The
+ranks of a run (ranks.py) have their own parts; the first of them says what run this is, and the others wait for it.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.inputs.remote import HTTP, Remote, RemoteError, failures_of
+from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError, identity_text, read_identity
+from pipeline.outputs.store import OutputNameError
+
+PARTS = "manifest"
+_UPLOADS = 8
+PART_LINES, PART_SECONDS = 1000, 60.0
+_PATIENCE = 300.0
+_NAME_BYTES = 1024  # S3's and Google's limit for a whole path
+
+
+class RemoteStore:
+    """A folder of an object store. Images are uploaded by a few threads meanwhile; `settle` waits for them."""
+
+    def __init__(self, folder: Remote) -> None:
+        """`close` it."""
+        self._folder = folder
+        self._scratch = Path(tempfile.mkdtemp(prefix="restore-"))
+        self._pool = ThreadPoolExecutor(_UPLOADS, "upload")
+        self._mutex = threading.Lock()
+        self._uploads: list[Future[None]] = []
+
+    @property
+    def address(self) -> Remote:
+        """The folder."""
+        return self._folder
+
+    @property
+    def scratch(self) -> Path:
+        """A temporary folder of this machine's."""
+        return self._scratch
+
+    def put(self, name: str, data: bytes) -> None:
+        """See Store; the upload has only begun, and SinkError is raised when an earlier one has failed."""
+        target = self._target(name)
+        with self._mutex:
+            waiting = [upload for upload in self._uploads if not upload.done() or upload.exception()]
+            self._uploads = [*waiting, self._pool.submit(self._put, target, data)]
+            oldest = waiting[0] if len(waiting) >= _UPLOADS else None
+        if oldest is not None:
+            oldest.result()
+
+    def place(self, temporary: Path, name: str) -> None:
+        """See Store."""
+        target = self._target(name)
+        try:
+            self._attempt(target, lambda: self._folder.fs.put_file(str(temporary), target.address))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """See Store."""
+        self.settle()
+        target = self._target(name)
+        self._attempt(target, lambda: target.exists() and target.fs.rm_file(target.address))
+
+    def settle(self) -> None:
+        """Wait until all that was put is there. Raises SinkError."""
+        with self._mutex:
+            uploads, self._uploads = self._uploads, []
+        for upload in uploads:
+            upload.result()
+
+    def stopped(self, error: OSError, name: str) -> SinkError:
+        """See Store; it is the scratch folder's disk that did not take it."""
+        return SinkError(
+            f"{self._scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
+        )
+
+    def close(self) -> None:
+        """Wait for what has begun, and clear the scratch folder away."""
+        self._pool.shutdown(cancel_futures=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _target(self, name: str) -> Remote:
+        target = self._folder / name
+        try:
+            length = len(target.address.encode())
+        except UnicodeEncodeError as error:
+            raise OutputNameError(f"no object can be named {name!r}: it is no valid Unicode") from error
+        if length > _NAME_BYTES:
+            raise OutputNameError(f"no object can be named {name!r}: {length} bytes are more than {_NAME_BYTES}")
+        return target
+
+    def _put(self, target: Remote, data: bytes) -> None:
+        self._attempt(target, lambda: target.fs.pipe_file(target.address, data))
+
+    def _attempt(self, target: Remote, action: Callable[[], object]) -> None:
+        try:
+            with failures_of(target):
+                action()
+        except (RemoteError, OSError) as error:
+            raise SinkError(f"cannot be written: {error}; start the run again to complete it") from error
+
+
+class RemoteLines:
+    """See manifest.Lines. part: of this rank, or empty."""
+
+    def __init__(self, folder: Remote, part: str) -> None:
+        """Raises SinkError."""
+        if folder.protocol in HTTP:
+            raise SinkError(f"{folder}: HTTP can only be read; choose another output folder")
+        self.folder, self.part = folder, part
+        self.store = RemoteStore(folder)
+        self._listings = Listings(folder)
+        self._lines: list[str] = []
+        self._since = 0.0
+        self._written = 0
+        self._run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
+
+    def identity(self) -> dict[str, object] | None:
+        """See Lines. Ranks wait for the first of them."""
+        place = self.folder / IDENTITY
+        if self.part and not self.part.startswith("0-"):
+            _await(place)
+        try:
+            return read_identity(_read(place))
+        except FileNotFoundError:
+            return None
+
+    def identify(self, run: RunIdentity) -> bool:
+        """See Lines."""
+        _write(self.folder / IDENTITY, identity_text(run))
+        return True
+
+    def parts(self) -> list[str]:
+        """See Lines."""
+        return sorted((self.folder / PARTS).listing()[0])
+
+    def own(self, part: str) -> bool:
+        """See Lines: a rank may change none, as others may be reading."""
+        return not self.part
+
+    def read(self, part: str) -> list[bytes]:
+        """See Lines."""
+        return _read(self.folder / PARTS / part).splitlines(keepends=True)
+
+    def keep(self, part: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """See Lines."""
+        place = self.folder / PARTS / part
+        data = _read(place)
+        kept = b"".join(data[start:end] for start, end in ranges)
+        if not kept:
+            self.remove(part)
+        elif kept != data:
+            _write(place, kept)
+
+    def remove(self, part: str) -> None:
+        """See Lines."""
+        place = self.folder / PARTS / part
+        with failures_of(place):
+            place.fs.rm_file(place.address)
+
+    def exist(self, outputs: Iterable[str]) -> bool:
+        """See Lines."""
+        return self._listings.have(outputs)
+
+    def start(self) -> None:
+        """See Lines: there is nothing to do."""
+
+    def append(self, records: Sequence[Record]) -> None:
+        """See Lines; they are put in the store a while later, of a shard at once."""
+        if not self._lines:
+            self._since = time.monotonic()
+        self._lines += [record.to_json() + "\n" for record in records]
+        if (
+            any(record.shard_lines is not None for record in records)
+            or len(self._lines) >= PART_LINES
+            or time.monotonic() - self._since > PART_SECONDS
+        ):
+            self._flush()
+
+    def close(self) -> None:
+        """See Lines."""
+        try:
+            self._flush()
+        finally:
+            self.store.close()
+
+    def abandon(self) -> None:
+        """See Lines."""
+        self.store.close()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        self.store.settle()
+        if lines:
+            name = f"{PARTS}/{self._run}-{self._written:06}.jsonl"
+            self._written += 1
+            self.store.put(name, "".join(lines).encode())
+            self.store.settle()
+
+
+class Listings:
+    """Which outputs are there and not empty, by listings of their folders: one request for a thousand of them."""
+
+    def __init__(self, folder: Remote) -> None:
+        self._folder = folder
+        self._names = lru_cache(maxsize=16)(self._list)
+
+    def have(self, names: Iterable[str]) -> bool:
+        """Whether all these are."""
+        return all(name in self._names(parent) for parent, _, name in (path.rpartition("/") for path in names))
+
+    def _list(self, parent: str) -> frozenset[str]:
+        files, _ = (self._folder / parent if parent else self._folder).listing()
+        return frozenset(name for name, size in files.items() if size)
+
+
+def _await(place: Remote) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not place.exists():
+        if time.monotonic() > end:
+            raise SinkError(f"{place}: rank 0 has not begun for {_PATIENCE:.0f} s; start it, too")
+        time.sleep(0.5)
+
+
+def _read(place: Remote) -> bytes:
+    with failures_of(place):
+        data: bytes = place.fs.cat_file(place.address)
+    return data
+
+
+def _write(place: Remote, data: bytes) -> None:
+    with failures_of(place):
+        place.fs.pipe_file(place.address, data)

@@ -1,0 +1,215 @@
+"""A manifest's lines: what became of an input, what run that was part of, and which of them count as finished work."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Literal, Self, get_args
+
+from pipeline.inputs.source import digest
+
+Status = Literal["restored", "passed_through", "failed"]
+
+
+IDENTITY = "manifest.run.json"
+"""The file beside a manifest that holds its RunIdentity."""
+
+
+class SinkError(Exception):
+    """The output cannot be used, or no longer: the run has to stop. What is finished stays finished."""
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What decides an output's bytes, and so what must not change between a run and its continuation.
+
+    `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another.
+    A field that an older version has not written had its default.
+    """
+
+    weights: str
+    mode: str
+    seed: int = 0
+    samples: int = 1
+    format: str = "png"
+    shards: bool = False
+    input: str = ""
+    frontend: str = "libjpeg"
+    noise: int = 1
+    dtype: str = ""
+    tile: int = 0
+    batch: int = 0
+    compile: bool = False
+
+
+NEARLY = ("dtype", "tile", "batch", "compile")
+"""Fields of RunIdentity that decide an output's last bits only. With other values it is the same to 50 dB or better,
+under the same certificate: a run may go on with them, and it is said."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one input: a manifest line, field by field.
+
+    `size` is (height, width) in pixels, `quality` the nearest of libjpeg's, `tables` and `weights` are hashes.
+    `mismatches` counts, over all of the input's outputs together, the coefficients that do not come back, of
+    `coefficients` in each; for several samples `sample_mismatches` has each one's. `outputs` are paths below the output
+    folder, a tar counting as a folder. With tar output `shard` is the output tar, and its last line has the number of
+    its lines in `shard_lines`: without as many the shard is not whole.
+
+    `coefficients_from` is the front end that recovered the coefficients from decoded pixels, where they are not read
+    from the bitstream. The certificate is then about those, of which, if that was counted, `recovered` are the file's.
+
+    `transient` is true of a failure that was not the file's: memory, a worker process or a disk. `--retry-failed` tries
+    again.
+    """
+
+    key: str
+    source: str
+    status: Status
+    reason: str = ""
+    size: tuple[int, int] | None = None
+    sampling: str | None = None
+    quality: int | None = None
+    tables: str | None = None
+    seed: int | None = None
+    mode: str | None = None
+    weights: str | None = None
+    coefficients: int | None = None
+    coefficients_from: str | None = None
+    recovered: int | None = None
+    mismatches: int | None = None
+    sample_mismatches: tuple[int, ...] | None = None
+    outputs: tuple[str, ...] = ()
+    shard: str | None = None
+    shard_lines: int | None = None
+    transient: bool | None = None
+
+    def to_json(self) -> str:
+        """One line without its end, in ASCII: names that are not valid Unicode survive as escapes."""
+        values = vars(self).items()
+        return json.dumps({name: value for name, value in values if value is not None or name not in _RARE})
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """The inverse of `to_json`. Raises ValueError if the line is not a record; unknown fields are ignored."""
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        known = {name: values[name] for name in _FIELDS if name in values}
+        for name in ("size", "sample_mismatches", "outputs"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])
+        if not (isinstance(known.get("key"), str) and isinstance(known.get("source"), str)):
+            raise ValueError("a record needs a key and a source")
+        if known.get("status") not in get_args(Status) or not isinstance(known.get("outputs", ()), tuple):
+            raise ValueError(f"no such status or outputs: {known.get('status')!r}")
+        return cls(**known)
+
+
+_FIELDS = tuple(field.name for field in fields(Record))
+_RARE = frozenset(("coefficients_from", "recovered", "transient"))
+"""Fields that only those lines have of which they say something."""
+
+
+class Done:
+    """What the lines of a manifest say is finished: digests of sources, whole shards, and counts."""
+
+    def __init__(self) -> None:
+        self.sources: set[bytes] = set()
+        self.shards: set[str] = set()
+        self.counts: Counter[str] = Counter()
+
+    def note(self, block: Sequence[Record]) -> None:
+        """Count these lines in: one input's, or a whole shard's."""
+        self.sources.update(digest(record.source) for record in block)
+        self.counts.update(record.status for record in block)
+        shard = block[0].shard
+        if shard is not None:
+            self.shards.add(shard)
+
+
+def valid_ranges(
+    lines: Iterable[bytes],
+    done: Done,
+    exist: Callable[[Iterable[str]], bool],
+    again: Callable[[Record], bool] = lambda record: False,
+) -> Iterator[tuple[int, int]]:
+    """Byte ranges of the good lines of a manifest, which are noted in `done`, in order.
+
+    A shard's lines are one range, good only all together and with their tar. A line is not good when it is torn, when
+    its source has one already, when `exist` does not find the outputs (names below the output folder), or when it is to
+    be done `again`.
+    """
+    start = 0
+    block: list[Record] = []
+    block_start = 0
+    for line in lines:
+        end = start + len(line)
+        record = _parse(line)
+        if record is None or digest(record.source) in done.sources:
+            block = []
+        else:
+            if not block or record.shard is None or record.shard != block[0].shard:
+                block, block_start = [], start
+            block.append(record)
+            if record.shard is None or record.shard_lines is not None:
+                if record.shard_lines in (None, len(block)) and not any(map(again, block)) and exist(_outputs(block)):
+                    done.note(block)
+                    yield block_start, end
+                block = []
+        start = end
+
+
+def identity_text(run: RunIdentity) -> bytes:
+    """The content of the file IDENTITY."""
+    return (json.dumps(asdict(run), indent=1) + "\n").encode()
+
+
+def read_identity(text: bytes) -> dict[str, object]:
+    """Its fields; none if it is damaged."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -> None:
+    """Raises SinkError if what an earlier run has written down about itself is not `run`, saying what differs. A
+    difference in the fields of `NEARLY` is only printed, to stderr."""
+    wanted = asdict(run)
+    known = {field.name: field.default for field in fields(run) if field.default is not MISSING} | found
+    differing = [name for name in known | wanted if known.get(name) != wanted.get(name)]
+
+    def said(names: Iterable[str]) -> str:
+        return ", ".join(f"{name} {known.get(name)!r} (now {wanted.get(name)!r})" for name in names)
+
+    if refused := [name for name in differing if name not in NEARLY]:
+        raise SinkError(
+            f"{where}: holds the outputs of another run: {said(refused)}; "
+            "choose another folder, or start afresh with --overwrite"
+        )
+    if changed := [name for name in differing if name in found]:
+        print(
+            f"{where}: goes on with another {said(changed)}: outputs agree with the earlier run's to 50 dB or better, "
+            "not bit for bit",
+            file=sys.stderr,
+        )
+
+
+def _parse(line: bytes) -> Record | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return Record.from_json(line)
+    except (ValueError, TypeError):
+        return None
+
+
+def _outputs(block: Sequence[Record]) -> set[str]:
+    shard = block[0].shard
+    if shard is not None:
+        return {shard} if any(record.outputs for record in block) else set()
+    return set(block[0].outputs)

@@ -1,0 +1,189 @@
+"""Tar shards as outputs: a shard and its manifest lines appear together.
+
+A shard in the making is a file in the store's scratch folder; only when it is whole it goes to its place.
+"""
+
+import contextlib
+import gzip
+import io
+import posixpath
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from pipeline.inputs.remote import Address, RemoteError, same_place
+from pipeline.inputs.source import Item, SideMember
+from pipeline.outputs.formats import Format
+from pipeline.outputs.record import Record, SinkError
+from pipeline.outputs.sink import Ledger, failed, output_names
+from pipeline.outputs.store import OutputNameError
+
+LOOSE_SHARD = "files.tar"
+
+
+@dataclass
+class _OpenShard:
+    """A shard in the making: its records, and a temporary tar once there is something to put in."""
+
+    name: str
+    records: list[Record] = field(default_factory=list)
+    members: set[str] = field(default_factory=set)
+    refusal: str | None = None
+    temporary: Path | None = None
+    file: BinaryIO | None = None
+    packed: gzip.GzipFile | None = None
+    tar: tarfile.TarFile | None = None
+
+    def keep(self, record: Record) -> Record:
+        self.records.append(replace(record, shard=None if self.refusal else self.name))
+        return self.records[-1]
+
+
+class ShardSink:
+    """Tar shards, one per input shard and of the same name, members in the order of the calls. Not thread-safe.
+
+    A shard and its lines appear together when the next one begins or the sink is closed; one that is not whole when the
+    run ends is begun again. Loose files of a folder go into a shard `files.tar` in the same place.
+    """
+
+    carries = True
+
+    def __init__(self, manifest: Ledger, source_root: Address, format: Format = "png", samples: int = 1) -> None:
+        """Raises SinkError if the output folder is `source_root`, the input's: each shard would replace its input."""
+        if same_place(manifest.store.address, source_root):
+            raise SinkError(f"{source_root}: output shards would replace the input's; choose another output folder")
+        self._manifest = manifest
+        self._source_root = source_root
+        self._format: Format = format
+        self._samples = samples
+        self._shard: _OpenShard | None = None
+
+    def finished(self, source: str) -> bool:
+        """Whether the source has a line, which it has only together with its shard."""
+        return self._manifest.finished(source)
+
+    def whole(self, shard: str) -> bool:
+        """Whether the shard is in place with all its lines."""
+        return self._manifest.whole(shard)
+
+    def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
+        """Add the images to the item's shard and keep the line until that is whole; see Sink."""
+        loose = posixpath.join(posixpath.dirname(item.source), LOOSE_SHARD)
+        shard = self._turn_to(item.shard or loose, item.shard is None)
+        try:
+            names = output_names(item.key, len(images), self._samples, self._format)
+            if names and shard.refusal is not None:
+                raise OutputNameError(shard.refusal)
+            taken = shard.members.intersection(names)
+            if taken:
+                raise OutputNameError(f"the shard already has a member {min(taken)!r}")
+            for name, data in zip(names, images, strict=True):
+                self._add(shard, name, data)
+            record = replace(record, outputs=tuple(f"{shard.name}/{name}" for name in names))
+        except OutputNameError as error:
+            record = failed(record, str(error))
+        return shard.keep(record)
+
+    def carry(self, member: SideMember) -> None:
+        """Add the member as it is; if the shard has one of its name, a failed line says so."""
+        shard = self._turn_to(member.shard, loose=False)
+        if shard.refusal is None and member.name not in shard.members:
+            self._add(shard, member.name, member.data)
+            return
+        reason = shard.refusal or f"not carried along: the shard already has a member {member.name!r}"
+        shard.keep(Record(member.name, member.source, "failed", reason))
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        shard, self._shard = self._shard, None
+        if shard is None:
+            return
+        records = shard.records
+        try:
+            self._put_in_place(shard)
+        except OutputNameError as error:
+            records = [failed(record, str(error)) if record.outputs else record for record in records]
+        if records:
+            whole = None if shard.refusal else len(records)
+            self._manifest.append([*records[:-1], replace(records[-1], shard_lines=whole)])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif self._shard is not None:
+            _discard(self._shard)
+            self._shard = None
+
+    def _turn_to(self, name: str, loose: bool) -> _OpenShard:
+        if self._shard is None or self._shard.name != name:
+            self.close()
+            self._shard = _OpenShard(name)
+            if loose and self._is_input(name):
+                self._shard.refusal = f"the input has a shard {name!r}, the name for this folder's loose files"
+            elif self._manifest.whole(name):
+                self._shard.refusal = f"the shard {name!r} was finished before this file was there"
+        return self._shard
+
+    def _is_input(self, name: str) -> bool:
+        try:
+            return (self._source_root / name).exists()
+        except RemoteError as error:
+            raise SinkError(f"{error}; start the run again to go on") from error
+
+    def _add(self, shard: _OpenShard, name: str, data: bytes) -> None:
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        try:
+            tar = shard.tar or self._begin(shard)
+            tar.addfile(header, io.BytesIO(data))
+            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
+        except BaseException as error:
+            _discard(shard)
+            self._shard = None
+            if isinstance(error, OSError):
+                raise self._manifest.store.stopped(error, shard.name) from error
+            raise
+        shard.members.add(name)
+
+    def _begin(self, shard: _OpenShard) -> tarfile.TarFile:
+        shard.temporary = self._manifest.store.scratch / "shard"
+        shard.file = shard.temporary.open("wb")
+        stream: BinaryIO = shard.file
+        if shard.name.lower().endswith("gz"):
+            shard.packed = gzip.GzipFile("", "wb", 1, shard.file, mtime=0)
+            stream = shard.packed  # type: ignore[assignment]
+        shard.tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        return shard.tar
+
+    def _put_in_place(self, shard: _OpenShard) -> None:
+        if shard.tar is None or shard.file is None or shard.temporary is None:
+            return
+        try:
+            shard.tar.close()
+            if shard.packed is not None:
+                shard.packed.close()
+            shard.file.close()
+            self._manifest.store.place(shard.temporary, shard.name)
+        except BaseException as error:
+            _discard(shard)
+            if isinstance(error, OSError):
+                raise self._manifest.store.stopped(error, shard.name) from error
+            raise
+
+
+def _discard(shard: _OpenShard) -> None:
+    for stream in (shard.packed, shard.file):
+        if stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                stream.close()
+    if shard.temporary is not None:
+        with contextlib.suppress(OSError):
+            shard.temporary.unlink(missing_ok=True)

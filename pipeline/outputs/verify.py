@@ -1,0 +1,57 @@
+"""The certificate checked from outside: compress an output again with a real libjpeg-turbo and compare coefficients."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from pathlib import Path
+
+import jpeglib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from kernels import Subsampling
+from pipeline.jpeg.bitstream import Bitstream, read_bitstream
+from pipeline.outputs.formats import decode_image
+
+TURBO = "turbo210"
+"""jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow cannot."""
+
+_jpeglib_version = threading.Lock()  # a global variable of jpeglib's
+
+
+def recompress(pixels: NDArray[np.uint8], tables: NDArray[np.int32], sampling: Subsampling) -> bytes:
+    """[H, W, 3] or [H, W] uint8 → a JPEG file with the given tables [components, 8, 8] and sampling, by Pillow's
+    libjpeg-turbo (4:4:0: jpeglib's)."""
+    if sampling is Subsampling.S440:
+        return _recompress_440(pixels, tables)
+    subsampling = {} if sampling is Subsampling.GRAY else {"subsampling": sampling.label}
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", qtables=[t.flatten().tolist() for t in tables], **subsampling)
+    return stream.getvalue()
+
+
+def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> bytes:
+    descriptor = os.memfd_create("recompressed", os.MFD_CLOEXEC)
+    path = f"/proc/self/fd/{descriptor}"
+    try:
+        with _jpeglib_version, jpeglib.version(TURBO):
+            image = jpeglib.from_spatial(np.ascontiguousarray(pixels))
+            image.samp_factor = "4:4:0"
+            image.write_spatial(path, qt=tables.astype(np.uint16))
+        return Path(path).read_bytes()
+    finally:
+        os.close(descriptor)
+
+
+def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
+    """How many coefficients of an output file of any format, compressed again as the input was, differ from it."""
+    c = bitstream.coefficients
+    pixels = decode_image(encoded)
+    gray = c.sampling is Subsampling.GRAY
+    if gray != (pixels.ndim == 2):
+        pixels = np.asarray(Image.fromarray(pixels).convert("L" if gray else "RGB"))
+    again = read_bitstream(recompress(pixels, c.tables[0].numpy(), c.sampling), pixels.size)
+    return int(again.coefficients.mismatches(c))

@@ -1,0 +1,193 @@
+"""Ranks: each restores its share, and together they leave what a run of one leaves, whoever was killed and whatever the
+number of ranks afterwards."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jpegs import encode, photograph
+from runs import command, fill, images, lines, outputs, ranked, run, tiny_weights
+from shards import write_tar
+
+from pipeline import restore
+from pipeline.distributed.ranks import choose
+from pipeline.inputs.remote import Remote
+from pipeline.inputs.share import ALL, Share
+from pipeline.inputs.source import list_sources
+from pipeline.outputs.local_lines import LOCK, MANIFEST, manifest_name
+from pipeline.outputs.manifest import Manifest
+from pipeline.outputs.record import IDENTITY, RunIdentity, SinkError
+from pipeline.outputs.store import PARTIAL
+
+
+def photographs(count: int, first: int = 0) -> dict[str, bytes]:
+    return {f"{n:03}.jpg": encode(photograph(24, 24, n), "4:2:0", 30) for n in range(first, first + count)}
+
+
+def mixed(folder: Path) -> Path:
+    """Loose files in two folders, shards, files of the same key in and out of them, and files that are none."""
+    fill(folder, photographs(7) | {"003.jpeg": encode(photograph(24, 24, 70)), "text.jpg": b"text"})
+    fill(folder / "sub", photographs(4) | {"002.jpe": encode(photograph(24, 24, 71))})
+    for number in range(5):
+        own = {f"{number}/{name}": data for name, data in photographs(3, 10 * number).items()}
+        write_tar(folder / "sub" / f"{number}.tar", own | photographs(2, 2) | {f"{number}/note.json": b"{}"})
+    (folder / "sub" / "5.tar").write_bytes((folder / "sub" / "4.tar").read_bytes()[:3000])
+    return folder
+
+
+@pytest.mark.parametrize("options", [(), ("--output-shards",), ("--samples", "2")])
+def test_the_union_is_a_run_of_one(tmp_path, options):
+    source, noisy = mixed(tmp_path / "in"), "--samples" in options
+    options = (*options, "--weights", tiny_weights(tmp_path, noise=noisy), "--workers", "1")
+    run(source, tmp_path / "one", *options, code=1)
+    out = tmp_path / "out"
+    for rank in (2, 0, 1):  # one after another, in any order
+        assert restore.main(command(source, out, *options, "--rank", rank, "--world-size", 3)) == 0
+    assert images(out, parts=True) == images(tmp_path / "one")
+    assert restore.main(["--quiet", "--output-dir", str(out), "--merge"]) == 1
+    assert outputs(out) == outputs(tmp_path / "one")
+    run(source, out, *options, code=1)
+    assert outputs(out) == outputs(tmp_path / "one")
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_each_entry_is_one_ranks(tmp_path, shards):
+    sources = list_sources(mixed(tmp_path / "in"))
+    owned = [[x.name for x in Share(rank, 3).of(sources, shards) if x.mine] for rank in range(3)]
+    assert sorted(itertools.chain(*owned)) == sorted(x.name for x in sources)
+    assert all(owned)
+    for mine in owned if shards else []:
+        for folder in {str(Path(name).parent) for name in mine if not name.endswith(".tar")}:
+            together = {x.name for x in sources if not x.shard and str(Path(x.name).parent) == folder}
+            assert together <= {*mine}
+
+
+def test_two_processes_one_killed_and_the_rest_done_by_three(tmp_path):
+    """As torchrun starts them; what the first two have finished is not done again."""
+    source, out, weights = tmp_path / "in", tmp_path / "out", tiny_weights(tmp_path)
+    for number in range(12):
+        write_tar(source / f"{number:02}.tar", photographs(6, 6 * number) | {"text.jpg": b"text"})
+    options = ("--weights", weights, "--workers", "1", "--output-shards")
+    run(source, tmp_path / "one", *options, code=1)
+    two = [ranked(command(source, out, *options)[1:], rank, 2) for rank in range(2)]
+    signals = [signal.SIGKILL, signal.SIGTERM]
+    end = time.monotonic() + 60
+    while any(signals) and time.monotonic() < end:
+        for rank, process in enumerate(two):
+            if signals[rank] and (part := out / manifest_name(f"{rank}-of-2")).exists() and part.stat().st_size:
+                process.send_signal(signals[rank])
+                signals[rank] = 0
+    told = [process.communicate()[1] for process in two]
+    assert [process.returncode for process in two] == [-signal.SIGKILL, 128 + signal.SIGTERM]
+    assert "rank 1 of 2 (torchrun's RANK and WORLD_SIZE), on cpu" in told[1]
+    finished = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("*.tar")}
+    assert 0 < len(finished) < 12
+    for rank in range(3):
+        assert restore.main(command(source, out, *options, "--rank", rank, "--world-size", 3)) == 0
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished} == finished
+    run(source, out, *options, code=1)
+    assert outputs(out) == outputs(tmp_path / "one")
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished} == finished
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".tar") == [LOCK, MANIFEST, IDENTITY]
+
+
+def test_a_torn_line_of_a_killed_rank_is_done_again(tmp_path):
+    source, out = fill(tmp_path / "in", photographs(6)), tmp_path / "out"
+    options = ("--weights", tiny_weights(tmp_path), "--workers", "1")
+    run(source, tmp_path / "one", *options)
+    for rank in range(2):
+        assert restore.main(command(source, out, *options, "--rank", rank, "--world-size", 2)) == 0
+    part = out / manifest_name("1-of-2")
+    part.write_bytes(part.read_bytes()[:-10])
+    (out / PARTIAL / "1-of-2").mkdir(parents=True)
+    (out / PARTIAL / "1-of-2" / "17").write_bytes(b"half an image")
+    for rank in range(3):
+        assert restore.main(command(source, out, *options, "--rank", rank, "--world-size", 3)) == 0
+    run(source, out, *options)
+    assert outputs(out) == outputs(tmp_path / "one")
+    assert not (out / PARTIAL).exists()
+
+
+def test_ranks_of_another_run_are_refused(tmp_path, capfd):
+    source, out, weights = fill(tmp_path / "in", photographs(4)), tmp_path / "out", tiny_weights(tmp_path)
+    given = command(source, out, "--weights", weights, "--workers", "1", "--world-size", 2)
+    assert restore.main([*given, "--rank", "0"]) == 0
+    assert restore.main([*given, "--rank", "1", "--seed", "1"]) == 2
+    assert "seed 0 (now 1)" in capfd.readouterr().err
+    for options, what in (
+        (["--rank", "1", "--overwrite"], "--overwrite: not with 2 ranks"),
+        (["--rank", "1", "--merge"], "--merge: not with 2 ranks"),
+        (["--rank", "2"], "expected 0 to 1"),
+        ([], "give both or none"),
+    ):
+        assert restore.main([*given, *options]) == 2
+        assert what in capfd.readouterr().err
+    assert len((out / manifest_name("0-of-2")).read_bytes().splitlines()) == 2
+    assert restore.main(["--output-dir", str(tmp_path / "in"), "--merge"]) == 2
+    assert "no run whose manifest could be merged" in capfd.readouterr().err
+
+
+def test_who_may_have_the_folder_together(tmp_path):
+    identity = RunIdentity("weights", "mmse")
+    with Manifest.open(tmp_path, identity, part="0-of-2"):
+        Manifest.open(tmp_path, identity, part="1-of-2").close()
+        for part in ("", "0-of-2", "0-of-3"):
+            with pytest.raises(SinkError, match="another run is writing"):
+                Manifest.open(tmp_path, identity, part=part)
+    with Manifest.open(tmp_path, identity), pytest.raises(SinkError, match="another run is writing"):
+        Manifest.open(tmp_path, identity, part="0-of-2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, MANIFEST, IDENTITY]
+
+
+def test_ranks_in_a_store(tmp_path):
+    source, weights = fill(tmp_path / "in", photographs(5)), tiny_weights(tmp_path)
+    run(source, tmp_path / "one", "--weights", weights, "--workers", "1")
+    out = Remote(f"memory://ranks-{os.getpid()}")
+    given = command(source, Path("-"), "--weights", weights, "--workers", "1", "--output-dir", str(out))
+    for rank in range(2):
+        assert restore.main([*given, "--rank", str(rank), "--world-size", "2"]) == 0
+    found = {name: out.fs.cat_file(f"{out}/{name}") for name in images(tmp_path / "one")}
+    assert found == images(tmp_path / "one")
+    identity = RunIdentity(**json.loads((tmp_path / "one" / IDENTITY).read_bytes()))
+    with Manifest.open(out, identity) as manifest:
+        assert manifest.counts == {"restored": 5}
+        assert all(manifest.finished(name) for name in lines(tmp_path / "one"))
+
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+
+
+def test_what_torchrun_and_slurm_say():
+    assert choose(None, None, {}) == ALL
+    share = choose(None, None, TORCHRUN | SLURM | {"SLURM_STEP_NUM_TASKS": "4"})
+    assert (share.rank, share.ranks, share.local, share.neighbours, share.part) == (5, 8, 1, 4, "5-of-8")
+    share = choose(None, None, SLURM | {"SLURM_STEP_NUM_TASKS": "4"})
+    assert (share.rank, share.ranks, share.local, share.part) == (3, 4, 1, "3-of-4")
+    assert choose(None, None, SLURM) == ALL  # a batch script, which is one process, whatever it has been allotted
+    assert choose(1, 2, TORCHRUN).part == "1-of-2"
+    assert choose(0, 1, {}).part == ""
+    with pytest.raises(ValueError, match="expected a number"):
+        choose(None, None, {"RANK": "first", "WORLD_SIZE": "2"})
+    assert [share.device(name, gpus) for name, gpus in (("auto", 8), ("auto", 1), ("auto", 0), ("cpu", 8))] == [
+        "cuda:1",
+        "cuda:0",
+        "auto",
+        "cpu",
+    ]
+
+
+def test_torchrun_itself(tmp_path):
+    source, out = mixed(tmp_path / "in"), tmp_path / "out"
+    options = ("--weights", tiny_weights(tmp_path), "--device", "cpu", "--workers", "1")
+    run(source, tmp_path / "one", *options, code=1)
+    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline.restore"]
+    subprocess.run([*starter, *command(source, out, *options)], check=True, timeout=120)
+    run(source, out, *options, code=1)
+    assert outputs(out) == outputs(tmp_path / "one")

@@ -1,0 +1,279 @@
+"""Items through stages with real threads and processes: in order, bounded, shared out, and never waiting for ever."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from pipeline.engine.scheduler import Scheduler, Stage, whole
+from pipeline.engine.stopwatch import Stopwatch
+from pipeline.engine.worker import WorkerError
+
+KINDS = {
+    "in turn": {"workers": 1},
+    "threads": {"workers": 3},
+    "processes": {"workers": 3},
+}
+
+
+@dataclass
+class Job:
+    """number: what the item is. units: as many as it is cut into."""
+
+    number: int
+    units: int = 1
+    trace: list[object] = field(default_factory=list)
+    error: Exception | None = None
+
+
+def fail(job: Job, error: Exception) -> Job:
+    job.error = error
+    return job
+
+
+def line(kind: str, function: Callable[[int], object], **options: object) -> Scheduler[Job]:
+    """Each item's units are (number, index), of which `function` is done, then one more stage says that it is over."""
+    stage: Stage[Job] = Stage(
+        split=lambda job: [(job.number, n) for n in range(job.units)],
+        do=lambda units: lambda: [function(*unit) for unit in units],
+        take=note,
+        place="process" if kind == "processes" else "worker",
+    )
+    return Scheduler([stage, whole(over, lambda job: job.units > 0)], fail, **(KINDS[kind] | options))
+
+
+def note(job: Job, unit: object, result: object) -> Job:
+    job.trace.append(result)
+    return job
+
+
+def over(job: Job) -> Job:
+    job.trace.append("over")
+    return job
+
+
+def uneven(number: int, index: int) -> tuple[int, int]:
+    time.sleep(0.004 * ((7 * number + 3 * index) % 5))
+    return number, index
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_units_of_all_items_are_done_once_and_come_in_order(kind):
+    jobs = [Job(n, units=n % 4) for n in range(60)]
+    with line(kind, uneven) as stages:
+        done = list(stages.run(iter(jobs)))
+    assert [job.number for job in done] == list(range(60))
+    for job in done:
+        assert job.error is None
+        assert sorted(job.trace[:-1]) == [(job.number, n) for n in range(job.units)]
+        assert job.trace[-1:] == (["over"] if job.units else [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_one_items_and_the_others_go_on(kind):
+    def picky(number: int, index: int) -> int:
+        if (number, index) in {(3, 1), (7, 0)}:
+            raise ValueError(f"no {number}")
+        return index
+
+    with line(kind, picky) as stages:
+        done = list(stages.run(Job(n, units=3) for n in range(20)))
+    assert [job.number for job in done] == list(range(20))
+    assert {job.number: str(job.error) for job in done if job.error} == {3: "no 3", 7: "no 7"}
+    assert all(("over" in job.trace) == (job.error is None) for job in done)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_that_does_not_survive_pickling_says_what_it_was(kind):
+    class LocalError(Exception):
+        pass
+
+    def broken(number: int, index: int) -> None:
+        raise LocalError(f"of {number}")
+
+    with line(kind, broken) as stages:
+        (job,) = stages.run([Job(5)])
+    assert "of 5" in str(job.error)
+    assert "LocalError" in f"{type(job.error).__name__}: {job.error}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_source_that_fails_ends_the_run_with_its_error(kind):
+    def source() -> Iterator[Job]:
+        yield Job(0)
+        raise OSError("gone")
+
+    with line(kind, uneven) as stages, pytest.raises(OSError, match="gone"):
+        list(stages.run(source()))
+    assert no_threads_left()
+
+
+@pytest.mark.parametrize("kind", ["in turn", "threads"])
+def test_what_is_no_exception_ends_the_run(kind):
+    def leave(number: int, index: int) -> int:
+        raise SystemExit(number) if number == 4 else ValueError
+
+    with line(kind, leave) as stages, pytest.raises(SystemExit):
+        list(stages.run(Job(n) for n in range(100)))
+    assert no_threads_left()
+
+
+def test_a_failure_of_its_own_ends_the_run():
+    def fails(job: Job, error: Exception) -> Job:
+        raise RuntimeError("a bug")
+
+    stages = Scheduler([whole(lambda job: 1 / 0, lambda job: True)], fails, workers=2)
+    with stages, pytest.raises(RuntimeError, match="a bug"):
+        list(stages.run([Job(0), Job(1)]))
+
+
+def no_threads_left() -> bool:
+    return not [thread for thread in threading.enumerate() if thread.daemon and "_guard" in thread.name]
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_a_slow_reader_of_the_results_holds_up_the_source(kind):
+    read, most_ahead = 0, 0
+
+    def source() -> Iterator[Job]:
+        nonlocal read
+        for number in range(40):
+            read += 1
+            yield Job(number)
+
+    with line(kind, lambda number, index: number, weigh=lambda job: 10, limit=50) as stages:
+        for done, _ in enumerate(stages.run(source())):
+            time.sleep(0.005)
+            most_ahead = max(most_ahead, read - done)
+    assert most_ahead <= 6  # five that weigh as much as is allowed, and one that waits at the door
+
+
+def test_an_item_that_weighs_more_than_is_allowed_goes_alone():
+    together = []
+
+    def work(number: int, index: int) -> int:
+        running.add(number)
+        time.sleep(0.01)
+        together.append(set(running))
+        running.discard(number)
+        return number
+
+    running: set[int] = set()
+    with line("threads", work, weigh=lambda job: 100 if job.number == 3 else 1, limit=20) as stages:
+        assert [job.number for job in stages.run(Job(n) for n in range(8))] == list(range(8))
+    assert [group for group in together if 3 in group] == [{3}]
+
+
+def test_all_workers_share_out_the_units_of_one_item():
+    """A barrier that only opens when all three work on the one item at once."""
+    barrier = threading.Barrier(3, timeout=10)
+    with line("threads", lambda number, index: barrier.wait() >= 0) as stages:
+        (job,) = stages.run([Job(0, units=3)])
+    assert job.error is None
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_leaving_early_ends_all_threads_and_processes(kind):
+    with line(kind, uneven) as stages:
+        for job in stages.run(Job(n, units=3) for n in range(10**9)):
+            if job.number == 5:
+                break
+        processes = [worker._process for worker in stages._processes]
+    assert no_threads_left()
+    assert not any(process.is_alive() for process in processes)
+    assert len(processes) == (3 if kind == "processes" else 0)
+
+
+def test_interrupted_processes_end_at_once(request):
+    def endless(number: int, index: int) -> None:
+        time.sleep(1000)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt), line("processes", endless) as stages:
+        threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+        list(stages.run([Job(0, units=4)]))
+    assert time.perf_counter() - started < 60
+
+
+def test_a_process_that_is_killed_fails_its_item_only():
+    def deadly(number: int, index: int) -> int:
+        if number == 4 and os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    here = os.getpid()
+    with line("processes", deadly) as stages:
+        done = list(stages.run(Job(n) for n in range(20)))
+    assert [job.number for job in done if job.error] == [4]
+    assert isinstance(done[4].error, WorkerError)
+    assert "exit code -9" in str(done[4].error)
+
+
+def test_times_measured_in_processes_are_added_up():
+    stopwatch = Stopwatch()
+
+    def spin(number: int, index: int) -> None:
+        with stopwatch("spin"):
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+
+    with line("processes", spin, stopwatch=stopwatch) as stages:
+        list(stages.run(Job(n) for n in range(10)))
+    assert 0.2 <= stopwatch.stages["spin"].cpu < 0.3
+    assert stages.busy >= stopwatch.stages["spin"].wall
+
+
+class Device:
+    """Adds one to numbers, up to `together` of one parity at a time, and writes down what it was given."""
+
+    def __init__(self, together: int = 4) -> None:
+        self.together = together
+        self.batches: list[list[int]] = []
+        self.pending = self.most_pending = 0
+
+    def begin(self, units: list[int]) -> Callable[[], list[int]]:
+        self.batches.append(list(units))
+        self.pending += 1
+        self.most_pending = max(self.most_pending, self.pending)
+        if 13 in units:
+            raise ValueError("thirteen")
+        return lambda: self.end(units)
+
+    def end(self, units: list[int]) -> list[int]:
+        time.sleep(0.002)
+        self.pending -= 1
+        return [unit + 1 for unit in units]
+
+    def stage(self) -> Stage[Job]:
+        return Stage(
+            split=lambda job: [job.number] * job.units,
+            do=self.begin,
+            take=note,
+            place="device",
+            kind=lambda unit: unit % 2,
+            max_batch=lambda kind: self.together,
+        )
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_device_gets_units_of_several_items_in_batches_of_one_kind(workers):
+    device = Device()
+    with Scheduler([device.stage(), whole(over, lambda job: True)], fail, workers=workers, most=50) as stages:
+        done = list(stages.run(Job(n, units=1 + n % 3) for n in range(60)))
+    for job in done:
+        if job.number == 13:
+            assert str(job.error) == "thirteen"
+        else:
+            assert job.trace == [job.number + 1] * (1 + job.number % 3) + ["over"]
+    assert all(len({unit % 2 for unit in batch}) == 1 for batch in device.batches)
+    assert max(map(len, device.batches)) == (3 if workers == 1 else 4)
+    if workers > 1:
+        assert sum(len(batch) == 4 for batch in device.batches) > len(device.batches) / 2
+        assert device.most_pending >= 2

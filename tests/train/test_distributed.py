@@ -1,0 +1,132 @@
+"""Several ranks learn what one would: the same crops, JPEGs and noise, shared out; and none of them waits for ever."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training import (
+    STILL,
+    assert_same_gradients,
+    changed,
+    checkpoint,
+    command,
+    game_of,
+    lines,
+    scattered_weights,
+    write_photos,
+)
+
+from train.checkpoint import FAILURE
+from train.config import ConfigError
+from train.distributed import Ranks
+from train.trainer import train
+
+ROOT = Path(__file__).parents[2]
+ALL = {
+    "game": {"moments_every": 2},
+    "degradation": {"quality": (30, 95), "quality_mean": 50.0},  # fine steps, so that C is not 0 from the beginning
+    "optimiser": {"steps": 3},
+    "run": {"log_every": 1, "save_every": 10, "seed": 5},
+}
+BALANCED = {
+    "adversarial": 1.0,
+    "r1": 1e3,
+    "consistency": (0.5, 0.5),
+    "first_moment": 0.3,
+    "second_moment": 10.0,
+    "perceptual": 1e-5,
+}
+"""Weights with which a wrong share of any term shows in the gradient. P's is the least: at crops of 32 pixels one ReLU6
+of its network that rounding turns on or off changes its gradient by a hundredth."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def torchrun(config, folder, **options):
+    order = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(order + command(config, folder)[1:], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path):
+    """In float32, over three steps with all terms; the ranks' crops go in two parts, too, and one of these has none for
+    FM and SM."""
+    config = game_of(photos, tmp_path / "one", **ALL)
+    config = changed(
+        config, {"optimiser": STILL, "run": {"start": scattered_weights(config, tmp_path)}, "game": BALANCED}
+    )
+    parts = changed(config, {"run": {"output": str(tmp_path / "parts")}, "optimiser": {"accumulate": 2}})
+    ranks = torchrun(changed(parts, {"run": {"output": str(tmp_path / "two")}}), tmp_path)
+    train(config)
+    train(parts)
+    said = ranks.communicate(timeout=120)[1]
+    assert ranks.returncode == 0, said
+    for folder in ("two", "parts"):
+        for optimiser in ("optimiser", "critic_optimiser"):
+            assert_same_gradients(checkpoint(tmp_path / "one"), checkpoint(tmp_path / folder), optimiser)
+        for line, other in zip(lines(tmp_path / "one"), lines(tmp_path / folder), strict=True):
+            figures = {name: value for name, value in line.items() if name != "seconds_per_step"}
+            assert {name: other[name] for name in figures} == pytest.approx(figures, rel=1e-3, abs=1e-6)
+    terms = ("r1", "first_moment", "second_moment", "perceptual", "consistency")
+    assert all(lines(tmp_path / "two")[2][name] > 0 for name in terms)
+
+
+def test_ranks_must_share_the_batch_evenly():
+    assert Ranks(1, 4).share(8) == 2
+    with pytest.raises(ConfigError, match=r"data\.batch.*3 ranks"):
+        Ranks(1, 3).share(8)
+
+
+def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp_path):
+    """The second rank's loss is not finite in step 2; the first rank's losses and all gradients are sound."""
+    config = game_of(photos, tmp_path / "run", **ALL)
+    order = command(config, tmp_path)
+    poison = f"""
+import sys, torch, train.game as game
+sound = game.critic_loss
+def poisoned(clean, restored):
+    poisoned.calls += 1
+    value = sound(clean, restored)
+    return value + float("nan") if poisoned.calls == 3 and torch.distributed.get_rank() == 1 else value
+poisoned.calls = 0
+game.critic_loss = poisoned
+from train.main import main
+sys.exit(main({order[3:]!r}))
+"""
+    (tmp_path / "poison.py").write_text(poison)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = subprocess.run(
+        [*launcher, str(tmp_path / "poison.py")],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode != 0
+    assert "not finite at step 2" in run.stderr
+    assert str(tmp_path / "run" / FAILURE) in run.stderr
+    kept = [torch.load(tmp_path / "run" / FAILURE / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [one["step"] for one in kept] == [2, 2]
+    assert [torch.tensor(one["losses"]["critic"]).isfinite().item() for one in kept] == [True, False]
+    assert [tuple(one["crops"].shape) for one in kept] == [(2, 3, 32, 32)] * 2
+    assert checkpoint(tmp_path / "run" / FAILURE)["step"] == 2
+
+
+def test_a_rank_that_is_gone_ends_the_others(photos, tmp_path):
+    ranks = torchrun(game_of(photos, tmp_path / "run", optimiser={"steps": 100000}), tmp_path)
+    children = Path(f"/proc/{ranks.pid}/task/{ranks.pid}/children")
+    while not (tmp_path / "run" / "checkpoint.pt").exists() and ranks.poll() is None:
+        time.sleep(0.05)
+    victim = int(children.read_text().split()[-1])
+    os.kill(victim, signal.SIGKILL)
+    ranks.communicate(timeout=90)
+    assert ranks.returncode != 0

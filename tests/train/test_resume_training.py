@@ -1,0 +1,149 @@
+"""A training run that is killed, however often and whenever, ends as if it never was: regression, game, and loader."""
+
+import multiprocessing
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training import (
+    STEPS,
+    assert_equal,
+    assert_same_run,
+    checkpoint,
+    command,
+    config_of,
+    game_of,
+    lines,
+    newest,
+    write_photos,
+)
+
+from model.weights import load
+from train.checkpoint import WEIGHTS
+from train.trainer import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def killed_at(order, folder, steps):
+    """Starts the command for each of `steps`, kills it soon after it wrote that step's line; then lets it finish."""
+    for step in steps:
+        process = subprocess.Popen(order, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and newest(folder) < step:
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    return subprocess.run(order, cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
+    """All terms, for 30 steps, killed twice, at random; from weights that another run has trained."""
+    start = train(config_of(photos, tmp_path / "start", optimiser={"steps": 2}))
+    changes = {
+        "optimiser": {"steps": 30},
+        "run": {"log_every": 1, "start": str(start)},
+        "game": {"mmse": str(start)},
+        "data": {"validation": str(photos / "held_out.tar")},
+    }
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(game_of(photos, straight, **changes))
+    began, order = load(str(start)).generator.state_dict(), command(game_of(photos, killed, **changes), tmp_path)
+    last = killed_at(order, killed, sorted(random.Random(seed).sample(range(1, 29), 2)))
+    assert last.stdout.splitlines()[-2] == f"trained weights: {killed / WEIGHTS}"
+    assert_same_run(straight, killed)
+    assert [line["step"] for line in lines(killed)] == list(range(1, 31))
+    terms = {"critic", "r1", "adversarial", "consistency", "first_moment", "second_moment", "perceptual"}
+    assert terms <= set().union(*lines(killed))
+    ended = checkpoint(killed)
+    assert ended["critic_optimiser"]["state"][0]["step"] == ended["optimiser"]["state"][0]["step"] == 30
+    for name, value in began.items():
+        if not name.startswith("conditioning"):
+            assert not torch.equal(ended["generator"][name], value), name
+
+
+def test_a_samplers_run_goes_on_with_its_schedules_and_larger_crops(photos, tmp_path):
+    """posterior.yaml's terms, killed before and after the crops grow; head and trunk at rates of their own."""
+    alone = dict.fromkeys(("adversarial", "second_moment", "perceptual"), 0.0) | {"consistency": (0.0, 0.0)}
+    changes = {
+        "data": {"late_crop": 48},
+        "game": {**alone, "energy": 1.0, "projected": True, "astray": 5.0}
+        | {"samples": 2, "moment_images": 4, "moments_every": 1},
+        "optimiser": {"steps": 10, "trunk_rate": 0.5, "trunk_clip": 0.01},
+        "run": {"log_every": 1, "save_every": 2},
+    }
+    straight, killed = (game_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
+    train(straight)
+    killed_at(command(killed, tmp_path), tmp_path / "killed", (3, 7))
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    assert {"energy", "first_moment", "astray", "regression"} <= set(lines(tmp_path / "killed")[0])
+
+
+def test_a_game_with_the_loader_goes_on_with_its_next_crops(photos, tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    changes = {
+        "data": {"loader": "dali", "orientations": 2},
+        "game": {"second_moment": 0.0, "perceptual": 0.0},
+        "optimiser": {"steps": 8},
+    }
+    straight, killed = (game_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
+    train(straight)
+    killed_at(command(killed, tmp_path), tmp_path / "killed", (4,))
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    assert checkpoint(tmp_path / "killed")["data"]["position"] == 8 * 4
+
+
+def test_kills_while_it_trains_and_saves_change_nothing(photos, tmp_path):
+    """Many more kills, of forked children, spread over the time that steps and checkpoints take."""
+    changes = {"run": {"save_every": 1, "log_every": 1}, "model": {"features": 4}}
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(config_of(photos, straight, **changes))
+    config, kills = config_of(photos, killed, **changes), 0
+    for step in range(0, STEPS, 2):
+        child = multiprocessing.get_context("fork").Process(target=train, args=(config,))
+        child.start()
+        while child.is_alive() and newest(killed) < step:
+            time.sleep(0.001)
+        child.join(0.004 * (step % 7))
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
+    train(config)
+    assert kills >= 2
+    assert [line["step"] for line in lines(killed)] == list(range(1, STEPS + 1))
+    assert_same_run(straight, killed)
+
+
+def test_more_steps_go_on_from_a_finished_run(photos, tmp_path):
+    short = {"optimiser": {"steps": 6}, "run": {"bfloat16": False}}
+    weights = train(config_of(photos, tmp_path, **short))
+    before, digest = weights.read_bytes(), load(str(weights)).digest
+    train(config_of(photos, tmp_path, **short))
+    assert weights.read_bytes() == before
+    train(config_of(photos, tmp_path, optimiser={"steps": 9}, run={"bfloat16": False}))
+    assert load(str(weights)).digest != digest
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 9]
+
+
+def test_a_checkpoint_of_before_the_game_goes_on(photos, tmp_path):
+    """It holds neither a loader's state nor a mark of the schedules, nor the keys that the configuration has got since,
+    which had their defaults."""
+    for folder in ("new", "old"):
+        train(config_of(photos, tmp_path / folder, optimiser={"steps": 4}))
+    content = checkpoint(tmp_path / "old")
+    del content["data"], content["mark"], content["config"]["game"], content["config"]["critic"]
+    for section, key in (("model", "trunk"), ("model", "growth"), ("data", "loader"), ("run", "compile")):
+        del content["config"][section][key]
+    torch.save(content, tmp_path / "old" / "checkpoint.pt")
+    for folder in ("new", "old"):
+        train(config_of(photos, tmp_path / folder, optimiser={"steps": 6}))
+    assert_equal(*({**checkpoint(tmp_path / folder), "config": None} for folder in ("new", "old")))

@@ -1,0 +1,1 @@
+"""Training images: their index, decoding, random crops."""

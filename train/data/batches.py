@@ -1,0 +1,111 @@
+"""Where a step's clean crops come from: JPEGs held in memory, or DALI's loader (train/data/loader.py)."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from train.config import Config
+from train.data.crops import areas_of, load_images, random_crops, step_generator
+from train.data.loader import Loader, LoaderConfig
+from train.distributed import Ranks, on_device
+
+
+class Source(Protocol):
+    """Crops by step: all ranks' together are the same however many ranks there are."""
+
+    def batch(self, step: int) -> Tensor:
+        """[n, 3, crop, crop] uint8, as large as `crop_at` says, on the rank's device: its share of the step's crops,
+        one after another in rank order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, besides the step."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def crop_at(step: int, config: Config) -> int:
+    """Pixels of a side of the step's crops."""
+    late = config.data.late_crop and step >= config.optimiser.steps // 2
+    return config.data.late_crop if late else config.data.crop
+
+
+class MemorySource:
+    """Crops of images in memory, a pure function of (seed, step)."""
+
+    def __init__(self, images: list[Tensor], config: Config, ranks: Ranks) -> None:
+        self.images, self.areas, self.config, self.ranks = images, areas_of(images), config, ranks
+        share = ranks.share(config.data.batch)
+        self.own = slice(ranks.rank * share, (ranks.rank + 1) * share)
+
+    def batch(self, step: int) -> Tensor:
+        data = self.config.data
+        random = step_generator(self.config.run.seed, step)
+        crops = random_crops(
+            self.images,
+            crop_at(step, self.config),
+            data.batch,
+            random,
+            areas=self.areas,
+            own=self.own,
+            orientations=data.orientations,
+        )
+        return on_device(crops, self.ranks.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is none."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class DaliSource:
+    """Each image once an epoch, decoded when its turn comes. Where crops grow, all are cut as the largest."""
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self.config, data = config, config.data
+        self.loader = Loader(
+            LoaderConfig(
+                paths=data.train,
+                crop=max(data.crop, data.late_crop),
+                batch=ranks.share(data.batch),
+                orientations=data.orientations,
+                seed=config.run.seed,
+                rank=ranks.rank,
+                world=ranks.size,
+                device=str(ranks.device),
+                threads=data.workers,
+                readers=data.workers,
+            )
+        )
+
+    def batch(self, step: int) -> Tensor:
+        if step != self.loader.step:
+            state = self.loader.state_dict()
+            self.loader.load_state_dict(state | {"position": step * state["crops_per_step"]})
+        crop = crop_at(step, self.config)
+        return next(self.loader).images[..., :crop, :crop]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
+
+    def close(self) -> None:
+        self.loader.close()
+
+
+def open_source(config: Config, ranks: Ranks) -> Source:
+    """Raises SourceError for images that are missing, LoaderError where DALI cannot start, ConfigError for a batch that
+    the ranks cannot share."""
+    if config.data.loader == "dali":
+        return DaliSource(config, ranks)
+    smallest = max(config.data.crop, config.data.late_crop)
+    return MemorySource(load_images(config.data.train, smallest), config, ranks)
