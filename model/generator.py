@@ -97,7 +97,7 @@ class Noise:
 @dataclass(frozen=True)
 class Layers:
     """The Gaussian noise of one sample of each input: seeds [N], origins as in `Noise`, and the amplitude [N, 1, 1, 1],
-    see `loudness`."""
+    see `noise_amplitude`."""
 
     seeds: Tensor
     origins: Tensor
@@ -117,7 +117,7 @@ class Drawn(NamedTuple):
     mean: Tensor | None
 
 
-def loudness(tables: Tensor) -> Tensor:
+def noise_amplitude(tables: Tensor) -> Tensor:
     """[N, 1 or 3, 8, 8] → [N, 1, 1, 1]: the noise's amplitude, 0 for fine luma tables and 1 for coarse ones, linear in
     the logarithm of the mean step between."""
     steps = tables[:, :1].float().mean((1, 2, 3), keepdim=True)
@@ -243,7 +243,7 @@ class Generator(nn.Module):
         if self.config.trunk == "rrdb":
             if noise is None:
                 return decoded + self._rrdb(x, embedded, None).to(decoded.dtype)
-            changes = self._rrdb_drawn(x, embedded, noise, loudness(tables))
+            changes = self._rrdb_drawn(x, embedded, noise, noise_amplitude(tables))
             return Drawn(decoded[:, None] + changes.to(decoded.dtype), None)
         x = self._residual(x, embedded)
         change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
@@ -252,7 +252,7 @@ class Generator(nn.Module):
         if noise is None:
             return mean
         texture = self.noise_head(x, decoded, change.detach(), noise.seeds, noise.origins).to(decoded.dtype)
-        return Drawn(torch.addcmul(mean.detach()[:, None], loudness(tables)[:, None], texture), mean)
+        return Drawn(torch.addcmul(mean.detach()[:, None], noise_amplitude(tables)[:, None], texture), mean)
 
     def _check(self, decoded: Tensor, noise: Noise | None) -> None:
         if decoded.dim() != 4 or decoded.shape[1] != 3 or any(side % ALIGNMENT for side in decoded.shape[2:]):

@@ -11,6 +11,7 @@ Samples are [n, K, c, h, w], K at least 2, and clean images [n, c, h, w], both i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import torch
@@ -36,9 +37,13 @@ def energy_score(samples: Tensor, clean: Tensor, patch: int = 1) -> Tensor:
     count = samples.shape[1]
     if count < 2:
         raise ValueError(f"an energy score takes 2 samples or more for each image, got {list(samples.shape)}")
-    draws = samples.unbind(1)
-    near = torch.stack([_distance(draw, clean, patch) for draw in draws]).mean(0)
-    apart = torch.stack([_distance(a, b, patch) for a, b in combinations(draws, 2)]).mean(0)
+    return _score(samples.unbind(1), clean, lambda a, b: _distance(a, b, patch))
+
+
+def _score(draws: Sequence[Tensor], truth: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The mean distance of the draws from the truth, less half of that between two of them."""
+    near = torch.stack([distance(draw, truth) for draw in draws]).mean(0)
+    apart = torch.stack([distance(a, b) for a, b in combinations(draws, 2)]).mean(0)
     return near - apart / 2
 
 
@@ -94,11 +99,8 @@ def spectral_energy(samples: Tensor, clean: Tensor, mean: Tensor) -> Tensor:
     the detail is, is up to the other terms, which feel the faint detail of flat areas too little to give it more than a
     few frequencies: it came as hatching. Windows are weighted by how flat `mean` is there."""
     weights = _flatness(mean)
-    theirs = _spectra(clean - mean)
     draws = [_spectra(draw - mean) for draw in samples.unbind(1)]
-    near = torch.stack([_spectral_distance(draw, theirs, weights) for draw in draws]).mean()
-    apart = torch.stack([_spectral_distance(a, b, weights) for a, b in combinations(draws, 2)]).mean()
-    return near - apart / 2
+    return _score(draws, _spectra(clean - mean), lambda a, b: ((a - b).abs().mean((1, -2, -1)) * weights).sum())
 
 
 def _flatness(x: Tensor) -> Tensor:
@@ -121,10 +123,6 @@ def _spectra(x: Tensor) -> Tensor:
 def _windows(x: Tensor) -> Tensor:
     """[..., h, w] → [..., rows, columns, 16, 16], a view."""
     return x.unfold(-2, WINDOW, STRIDE).unfold(-2, WINDOW, STRIDE)
-
-
-def _spectral_distance(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    return ((a - b).abs().mean((1, -2, -1)) * weights).sum()
 
 
 def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:
@@ -153,6 +151,4 @@ def _averaged(x: Tensor, side: int) -> Tensor:
 def _channel_energy(samples: Tensor, clean: Tensor) -> Tensor:
     deviation = clean.std((0, 2, 3), keepdim=True) + 1e-3
     draws = [draw / deviation for draw in samples.unbind(1)]
-    near = torch.stack([(draw - clean / deviation).abs().mean() for draw in draws]).mean()
-    apart = torch.stack([(a - b).abs().mean() for a, b in combinations(draws, 2)]).mean()
-    return near - apart / 2
+    return _score(draws, clean / deviation, lambda a, b: (a - b).abs().mean())

@@ -8,8 +8,8 @@ An item is cut into units of work, stage after stage. A worker takes the unit of
 what is nearly done leaves first, and all workers share out the tiles of one large image before they begin the next. Few
 items are under way at once, counted and weighed, however slow the reader of the results.
 
-A worker is a thread. Python lets one of them run at a time, which is too few where items are small, so stages may leave
-their work to a process of its own, forked, and killed when the run is interrupted.
+A worker is a thread. The GIL serialises small work items, so a stage may have its work done in the worker's own
+process, which is forked, and killed when the run is interrupted.
 """
 
 from __future__ import annotations

@@ -141,11 +141,10 @@ def _is_installed() -> bool:
 
 
 def _checked(layout: Layout | JpegError, data: bytes) -> Layout | JpegError:
-    if (
-        isinstance(layout, Layout) and data.rfind(b"\xff\xd9", layout.header.scan_offset) < 0
-    ):  # decoders differ in what they make of such a file
-        return BitstreamError("truncated: the file has no end-of-image marker")
-    return layout
+    """Refuses a file without an end-of-image marker, too: decoders differ in what they make of it."""
+    if isinstance(layout, JpegError) or data.rfind(b"\xff\xd9", layout.header.scan_offset) >= 0:
+        return layout
+    return BitstreamError("truncated: the file has no end-of-image marker")
 
 
 def _batches(layouts: dict[int, Layout]) -> Iterator[list[int]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -117,7 +117,7 @@ class Manifest:
         try:
             if run is not None:
                 _settle_identity(lines, str(output), run, overwrite)
-            done = _recover(lines, part, _transient if retry_failed else _none)
+            done = _recover(lines, part, retry_failed)
             lines.start()
         except BaseException as error:
             lines.abandon()
@@ -182,12 +182,11 @@ def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool
         refuse_another_run(where, lines.identity() or {}, run)
 
 
-def _recover(lines: Lines, part: str, again: Callable[[Record], bool]) -> Done:
-    """What all lines say that count; others are taken out where this run may change them. again: what is to be done
-    again, whatever its line says."""
+def _recover(lines: Lines, part: str, retry_failed: bool) -> Done:
+    """What all lines say that count; others are taken out where this run may change them."""
     done, counts = Done(), Counter[str]()
     for name in lines.parts():
-        ranges = _joined(valid_ranges(lines.read(name), done, lines.exist, again))
+        ranges = _joined(valid_ranges(lines.read(name), done, lines.exist, retry_failed))
         if lines.own(name):
             lines.keep(name, ranges)
             counts = Counter(done.counts)
@@ -204,11 +203,3 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             kept.append((start, end))
     return kept
-
-
-def _transient(record: Record) -> bool:
-    return bool(record.transient)
-
-
-def _none(record: Record) -> bool:
-    return False

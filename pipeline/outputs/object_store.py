@@ -134,6 +134,7 @@ class RemoteLines:
         self.folder, self.part = folder, part
         self.store = RemoteStore(folder)
         self._listings = Listings(folder)
+        self._sizes: dict[str, int | None] = {}
         self._lines: list[str] = []
         self._since = 0.0
         self._written = 0
@@ -156,7 +157,8 @@ class RemoteLines:
 
     def parts(self) -> list[str]:
         """See Lines."""
-        return sorted((self.folder / PARTS).listing()[0])
+        self._sizes, _ = (self.folder / PARTS).listing()
+        return sorted(self._sizes)
 
     def own(self, part: str) -> bool:
         """See Lines: a rank may change none, as others may be reading."""
@@ -168,13 +170,12 @@ class RemoteLines:
 
     def keep(self, part: str, ranges: Sequence[tuple[int, int]]) -> None:
         """See Lines."""
-        place = self.folder / PARTS / part
-        data = _read(place)
-        kept = b"".join(data[start:end] for start, end in ranges)
-        if not kept:
+        if not ranges:
             self.remove(part)
-        elif kept != data:
-            _write(place, kept)
+        elif list(ranges) != [(0, self._sizes[part])]:
+            place = self.folder / PARTS / part
+            data = _read(place)
+            _write(place, b"".join(data[start:end] for start, end in ranges))
 
     def remove(self, part: str) -> None:
         """See Lines."""

@@ -134,13 +134,13 @@ def valid_ranges(
     lines: Iterable[bytes],
     done: Done,
     exist: Callable[[Iterable[str]], bool],
-    again: Callable[[Record], bool] = lambda record: False,
+    retry_failed: bool,
 ) -> Iterator[tuple[int, int]]:
     """Byte ranges of the good lines of a manifest, which are noted in `done`, in order.
 
     A shard's lines are one range, good only all together and with their tar. A line is not good when it is torn, when
-    its source has one already, when `exist` does not find the outputs (names below the output folder), or when it is to
-    be done `again`.
+    its source has one already, when `exist` does not find the outputs (names below the output folder), or, with
+    `retry_failed`, when it is of a transient failure.
     """
     start = 0
     block: list[Record] = []
@@ -155,7 +155,8 @@ def valid_ranges(
                 block, block_start = [], start
             block.append(record)
             if record.shard is None or record.shard_lines is not None:
-                if record.shard_lines in (None, len(block)) and not any(map(again, block)) and exist(_outputs(block)):
+                again = retry_failed and any(record.transient for record in block)
+                if record.shard_lines in (None, len(block)) and not again and exist(_outputs(block)):
                     done.note(block)
                     yield block_start, end
                 block = []

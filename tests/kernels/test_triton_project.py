@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gradients import assert_compilation_and_autocast_change_nothing
 from scenes import pictures, random_tables
 from torch import Tensor
 from undecided import near_ends
@@ -84,17 +85,7 @@ def test_compilation_and_autocast_change_nothing(device, seed):
     def loss(x: Tensor) -> Tensor:
         return triton_ops.project(x, c, 0.1).square().mean()
 
-    def value_and_gradient(function: object) -> tuple[Tensor, Tensor]:
-        leaf = x.clone().requires_grad_()
-        value = function(leaf)
-        value.backward()
-        return value, leaf.grad
-
-    expected = value_and_gradient(loss)
-    with torch.autocast(device.type, torch.bfloat16):
-        torch.testing.assert_close(value_and_gradient(loss), expected, rtol=0, atol=0)
-    compiled = torch.compile(loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(value_and_gradient(compiled), expected, rtol=0, atol=0)
+    assert_compilation_and_autocast_change_nothing(loss, x)
 
 
 def test_a_gradient_may_be_laid_out_in_any_way(device, seed):

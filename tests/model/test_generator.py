@@ -17,7 +17,7 @@ from model.generator import (
     Layers,
     Noise,
     inherit,
-    loudness,
+    noise_amplitude,
     three_tables,
 )
 from model.noise import gaussian
@@ -347,4 +347,4 @@ def test_noise_fades_as_the_tables_become_fine(config):
     whole, less, none = variety(75), variety(85), variety(90)
     assert none == 0 < less < whole
     both = torch.cat((tables_of(40), tables_of(92)))
-    assert loudness(both).flatten().tolist() == [1, 0]
+    assert noise_amplitude(both).flatten().tolist() == [1, 0]

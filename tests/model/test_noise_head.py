@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels import Subsampling, quality_to_tables
-from model.generator import Generator, GeneratorConfig, Noise, loudness
+from model.generator import Generator, GeneratorConfig, Noise, noise_amplitude
 from model.noise import uniform
 from model.noise_head import BLOCK, FILTERS, MARGIN, NoiseHead
 from model.weights import load
@@ -70,7 +70,7 @@ def test_the_trunk_runs_once_for_all_samples(shipped):
 def test_where_noise_is_silent_a_sample_is_the_regression(shipped):
     image, tables, sampling = inputs(32, 48, 40, 90, 97)
     drawn = shipped(image, tables, sampling, noise_of((1, 2), (3, 4), (5, 6)))
-    assert loudness(tables).flatten().tolist() == [1, 0, 0]
+    assert noise_amplitude(tables).flatten().tolist() == [1, 0, 0]
     assert torch.equal(drawn.mean, shipped(image, tables, sampling))
     assert torch.equal(drawn.samples[1:], drawn.mean[1:, None].expand(-1, 2, -1, -1, -1))
     assert (drawn.samples[0] - drawn.mean[0]).abs().mean() > 0.005
