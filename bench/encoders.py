@@ -30,7 +30,8 @@ from photographs import load, to_jpeg
 from PIL import Image
 from tqdm import tqdm
 
-from pipeline.engine.restorer import SAMPLER, Restorer
+from pipeline.engine.options import SAMPLER
+from pipeline.engine.restorer import Restorer
 from pipeline.outputs import formats as encode
 
 Planes = NDArray[np.uint8]

@@ -19,7 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from kernels import Subsampling
-from pipeline.engine.restorer import SAMPLER, Restorer
+from pipeline.engine.options import SAMPLER
+from pipeline.engine.restorer import Restorer
 from pipeline.inputs.source import SourceError
 from train.evaluate import (
     MMSE_HELP,

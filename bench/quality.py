@@ -26,7 +26,7 @@ from rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engi
 from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import write_whole
-from pipeline.engine.restorer import SAMPLER
+from pipeline.engine.options import SAMPLER
 from pipeline.inputs.source import SourceError
 from train.evaluate import MMSE_HELP, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
 from train.measures import CROP, CROPS_WANTED, Extractor, load_extractors

@@ -8,6 +8,7 @@ files and beside the network alone, both with as many workers.
   python bench/restore.py --data val.tar --sizes --scaling      time and memory by files and by megapixels
   python bench/restore.py --data val.tar --json figures.json --chart stages.png
   python bench/restore.py --data shards --as-is                 real files, just as they are
+  python bench/restore.py --data val.tar --stand-in-device      the host alone, as if there was a GPU that took no time
 
 CPU time: user and system, of the stage's threads or processes. busy: the share of the time, by the clock, that those
 who do a stage were in it. Megapixels are the images', each pixel once. Timed is from listing the shards to closing the
@@ -29,14 +30,16 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from end_to_end.chart import can_draw, draw_scaling, draw_stages
+from end_to_end.host import Host, measure_alone, stand_in, table
 from end_to_end.measure import BenchError, Run, Setup, measure_beside, restore_shards
 from end_to_end.memory import in_fresh_process
 from end_to_end.report import Outcome, Rung, markdown, scaling_table
@@ -44,14 +47,18 @@ from end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
 from photographs import Pixels, load
 
 from pipeline.engine.device import choose_device
-from pipeline.engine.restorer import MODES, SAMPLER
+from pipeline.engine.options import MODES, SAMPLER
+from pipeline.engine.restorer import Restorer
 from pipeline.inputs.source import SourceError
 from pipeline.outputs.record import SinkError
 from pipeline.restore import AVERAGED
 
+Made = Callable[[Setup, Path], Restorer]
+
 SIZES = (Size(128, 128), Size(512, 512), Size(4000, 3000))
-ON_CPU, ON_GPU = 48.0, 960.0
-"""Megapixels of each size, unless told otherwise: some seconds."""
+ON_CPU, ON_GPU, ON_HOST = 48.0, 960.0, 480.0
+"""Megapixels of each size, unless told otherwise: some seconds. Of the host alone more: the first are slow, while its
+processes touch the memory that they share for the first time."""
 
 QUICK_SIZE, QUICK_CPU, QUICK_GPU = Size(512, 512), 2.0, 200.0
 """What --quick measures: a size, and megapixels of it."""
@@ -77,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--megapixels", type=float, metavar="N", help=f"of each size [{ON_CPU:.0f}; a GPU: {ON_GPU:.0f}]")
     add(
         "--as-is", action="store_true", help="the files of --data themselves, all or as many as --files or --megapixels"
+    )
+    add(
+        "--stand-in-device",
+        action="store_true",
+        help="one that copies pixels decoded once: what the host can do, with one worker and with --workers",
     )
     add("--quality", type=int, default=10, help="[%(default)s]")
     add("--sampling", choices=("4:2:0", "4:2:2", "4:4:4", "gray"), default="4:2:0", help="[%(default)s]")
@@ -115,6 +127,8 @@ def check(options: argparse.Namespace) -> None:
         raise BenchError("--as-is: files as they are have no --sizes; nor --quick, --scaling")
     if not (options.as_is or options.sizes or options.scaling):
         raise BenchError("nothing to measure: --sizes without a size, and no --scaling")
+    if options.stand_in_device and (options.scaling or options.chart):
+        raise BenchError("--stand-in-device: of the host alone there is no --scaling and no --chart")
     if options.chart and not can_draw():
         raise BenchError("--chart needs matplotlib; install it with: pip install '.[bench]'")
     for path in (options.json, options.chart):
@@ -153,6 +167,25 @@ class Bench:
         beside, _ = in_fresh_process(measure_beside, self.setup, shards, self.seconds)
         return Outcome(workload, run, beside, peak, self.setup.workers, self.cores)
 
+    def hosts(self, size: Size, files: int) -> list[Host]:
+        workload = self.workload(size, files)
+        with TemporaryDirectory() as folder:
+            return self._hosts(workload, write_shards(self.photographs, workload, Path(folder) / "shards"))
+
+    def hosts_as_is(self, path: Path, files: int | None, megapixels: float | None) -> list[Host]:
+        with TemporaryDirectory() as folder:
+            shards, workload = write_as_is(path, files, megapixels, Path(folder) / "shards")
+            return self._hosts(workload, shards)
+
+    def _hosts(self, workload: Workload | AsIs, shards: Path) -> list[Host]:
+        """With one worker and with as many as there are to be."""
+        alone, _ = in_fresh_process(measure_alone, self.setup, shards)
+        found = []
+        for workers in sorted({1, self.setup.workers}):
+            run, _ = self._run(workload.files, shards, Size(WARM_UP, WARM_UP), workers, stand_in)
+            found.append(Host(workload, run, alone, workers, self.cores))
+        return found
+
     def rung(self, size: Size, files: int) -> Rung:
         workload = self.workload(size, files)
         with TemporaryDirectory() as folder:
@@ -163,11 +196,14 @@ class Bench:
     def warm_up_size(self, size: Size) -> Size:
         return size if self.setup.device.startswith("cuda") else Size(WARM_UP, WARM_UP)
 
-    def _run(self, files: int, shards: Path, small: Size) -> tuple[Run, int]:
+    def _run(
+        self, files: int, shards: Path, small: Size, workers: int = 0, made: Made | None = None
+    ) -> tuple[Run, int]:
         """What came of restoring so many files, and the peak memory. Raises BenchError."""
         with TemporaryDirectory() as folder:
             warm_up = write_shards(self.photographs, self.workload(small, 1), Path(folder) / "warm-up")
-            run, peak = in_fresh_process(restore_shards, self.setup, shards, warm_up, Path(folder) / "output")
+            setup = replace(self.setup, workers=workers or self.setup.workers)
+            run, peak = in_fresh_process(restore_shards, setup, shards, warm_up, Path(folder) / "output", made)
         if run.images != files:
             raise BenchError(f"{run.images} of {files} files were restored")
         return run, peak
@@ -182,6 +218,18 @@ def prepare(options: argparse.Namespace) -> Bench:
     device, workers = str(choose_device(options.device)), options.workers or len(os.sched_getaffinity(0))
     setup = Setup(options.weights, options.mode, samples, device, options.dtype, workers, 1e6 * options.throttle)
     return Bench(photographs, setup, options.quality, options.sampling, options.seconds)
+
+
+def measure_host(options: argparse.Namespace, bench: Bench) -> list[Host]:
+    """Prints the table."""
+    if options.as_is:
+        hosts = bench.hosts_as_is(options.data, options.files, options.megapixels)
+    else:
+        total = options.megapixels or (QUICK_CPU if options.quick else ON_HOST)
+        counts = [(size, options.files or math.ceil(total / size.megapixels)) for size in options.sizes]
+        hosts = [host for size, files in counts for host in bench.hosts(size, files)]
+    print(table(hosts), flush=True)
+    return hosts
 
 
 def measure(options: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], list[Rung], list[Rung]]:
@@ -212,12 +260,19 @@ def machine(bench: Bench) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Measures, prints, writes and draws."""
+    figures: dict[str, Any]
     check(options)
     bench = prepare(options)
     print(f"`python bench/restore.py {shlex.join(options.given)}`, {machine(bench)}\n", flush=True)
+    if options.stand_in_device:
+        hosts = measure_host(options, bench)
+        if options.json:
+            figures = {"machine": machine(bench), "setup": asdict(bench.setup), "hosts": [x.figures() for x in hosts]}
+            options.json.write_text(json.dumps(figures, indent=1))
+        return
     outcomes, by_files, by_megapixels = measure(options, bench)
     if options.json:
-        figures: dict[str, Any] = {"machine": machine(bench), "setup": asdict(bench.setup)}
+        figures = {"machine": machine(bench), "setup": asdict(bench.setup)}
         figures["sizes"] = [outcome.figures() for outcome in outcomes]
         figures["files"], figures["megapixels"] = ([r.figures() for r in rungs] for rungs in (by_files, by_megapixels))
         options.json.write_text(json.dumps(figures, indent=1))

@@ -5,6 +5,7 @@ Geometry follows ITU-T T.81, section A.1 (components and sampling factors) and A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,19 +23,12 @@ class Subsampling(Enum):
     S440 = (3, 2, 1)
     S420 = (3, 2, 2)
 
-    @property
-    def components(self) -> int:
-        return self.value[0]
-
-    @property
-    def factors(self) -> tuple[int, int]:
+    def __init__(self, components: int, vertical: int, horizontal: int) -> None:
+        self.components = components
+        self.factors = (vertical, horizontal)
         """(vertical, horizontal) luma samples for one chroma sample."""
-        return self.value[1], self.value[2]
-
-    @property
-    def mcu(self) -> tuple[int, int]:
+        self.mcu = (8 * vertical, 8 * horizontal)
         """(height, width) of a minimum coded unit in pixels."""
-        return 8 * self.value[1], 8 * self.value[2]
 
     @property
     def label(self) -> str:
@@ -145,6 +139,17 @@ class Coefficients:
             rows, columns = self.sampling.true_blocks(component, self.size)
             if plane[:, rows:].any() or plane[:, :, columns:].any():
                 raise ValueError(f"plane {component} has padding blocks that are not zero")
+
+    @classmethod
+    def cat(cls, several: Sequence[Coefficients]) -> Coefficients:
+        """The images of all of them, which must have one sampling, size and device; a copy, if there are several."""
+        first = several[0]
+        if len(several) == 1:
+            return first
+        if any((c.sampling, c.size) != (first.sampling, first.size) for c in several):
+            raise ValueError("only coefficients of one sampling and size can be joined")
+        planes = tuple(torch.cat(planes) for planes in zip(*(c.planes for c in several), strict=True))
+        return cls(planes, torch.cat([c.tables for c in several]), first.sampling, first.size)
 
     def __len__(self) -> int:
         return int(self.tables.shape[0])

@@ -16,7 +16,8 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from pipeline.engine.restorer import Options, Restorer
+from pipeline.engine.options import Options
+from pipeline.engine.restorer import Restorer
 from pipeline.engine.results import Restored
 
 __all__ = ["Options", "Restored", "Restorer"]

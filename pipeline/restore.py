@@ -21,7 +21,8 @@ from model.weights import SHIPPED
 from pipeline.distributed import cluster
 from pipeline.distributed.ranks import choose
 from pipeline.engine.job import Job
-from pipeline.engine.restorer import FRONTENDS, MODES, REGRESSION, SAMPLER, Options, Restorer
+from pipeline.engine.options import FRONTENDS, MODES, REGRESSION, SAMPLER, Options
+from pipeline.engine.restorer import Restorer
 from pipeline.engine.run import run
 from pipeline.inputs.remote import AddressError, Remote, address
 from pipeline.inputs.share import Share

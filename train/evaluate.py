@@ -22,7 +22,8 @@ from tqdm import tqdm
 from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import load, write_whole
-from pipeline.engine.restorer import REGRESSION, Options, Restorer
+from pipeline.engine.options import REGRESSION, Options
+from pipeline.engine.restorer import Restorer
 from pipeline.inputs.source import Item, SourceError, list_sources, read
 from pipeline.jpeg.errors import JpegError
 from pipeline.jpeg.fallback import plain_decode

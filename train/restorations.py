@@ -59,8 +59,8 @@ class Drawer:
 
     def __init__(self, restorer: Restorer, c: Coefficients) -> None:
         self.restorer, self.c = restorer, c
-        self.parts = [restorer.load(part) for part in restorer.parts(c)]
-        self.decoded = [restorer.decode(part) for part in self.parts]
+        self.parts = restorer.load(restorer.parts(c))
+        self.decoded = [restorer.decode([part])[0] for part in self.parts]
 
     def draw(self, *seeds: int) -> Tensor:
         """An image for each seed, in mode mmse one: [K, C, H, W] float32, gray levels, not limited to 0..255."""
@@ -75,12 +75,11 @@ class Drawer:
     def project(self, x: Tensor) -> tuple[Tensor, int]:
         """[C, H, W] float32 → uint8, on the CPU, consistent with the file but for so many coefficients."""
         mismatches = 0
-        image = tiling.canvas(1, self.c.sampling.components, self.c.size)[0]
+        image = torch.empty_like(x, dtype=torch.uint8, device="cpu")
         for part in self.parts:
-            rows, columns = part.tile.rows, part.tile.columns
-            core = x[None, :, rows.start : rows.stop, columns.start : columns.stop]
-            exact, wrong = self.restorer.project(part, core.contiguous())
-            tiling.paste(image, exact[0].cpu(), part.tile)
+            top, bottom, left, right = part.tile.core
+            (exact,), wrong = self.restorer.project([part], [x[None, :, top:bottom, left:right].contiguous()])
+            tiling.paste(image, exact.cpu(), part.tile)
             mismatches += int(wrong)
         return image, mismatches
 

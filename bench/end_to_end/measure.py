@@ -20,10 +20,14 @@ from PIL import Image
 from pipeline.engine import run as engine
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
-from pipeline.engine.restorer import Mode, Options, Restorer
-from pipeline.engine.scheduler import Scheduler, whole
+from pipeline.engine.memory import SharedMemory
+from pipeline.engine.options import Mode, Options
+from pipeline.engine.restorer import Restorer
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.stage import whole
 from pipeline.engine.stopwatch import Stopwatch, Times
 from pipeline.engine.transfers import Part
+from pipeline.engine.worker import Workers
 from pipeline.inputs.source import Item, Sources, list_sources, read
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.record import Record
@@ -94,10 +98,13 @@ class Beside:
         return self.rate / self.enlarged
 
 
-def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path) -> Run:
-    """Restores `shards` into `output`, after the shards of `warm_up`, which stay out of the figures. Raises BenchError
-    if a file fails, and what `Restorer.from_pretrained` and `engine.run` raise."""
-    restorer = setup.restorer()
+def restore_shards(
+    setup: Setup, shards: Path, warm_up: Path, output: Path, made: Callable[[Setup, Path], Restorer] | None = None
+) -> Run:
+    """Restores `shards` into `output`, after the shards of `warm_up`, which stay out of the figures. made: what makes
+    another restorer than the setup's. Raises BenchError if a file fails, and what `Restorer.from_pretrained` and
+    `engine.run` raise."""
+    restorer = made(setup, shards) if made else setup.restorer()
     begin = partial(Job, restorer, shards=True, quiet=True)
     engine.run(begin(warm_up, output / "warm-up", workers=1))
     restorer.stopwatch = Stopwatch()
@@ -192,9 +199,9 @@ def in_workers(function: Callable[[T], None], items: Iterable[T], workers: int, 
         function(item)
         return item
 
-    stage = whole(call, lambda item: True, "process")
-    prepare = partial(torch.set_num_threads, 1)
-    with Scheduler([stage], fail, workers=workers, prepare=prepare, stopwatch=stopwatch) as scheduler:
+    stage = whole(call, lambda item: True)
+    processes = Workers([stage.do], SharedMemory(1), partial(torch.set_num_threads, 1), stopwatch)
+    with processes, Scheduler([stage], fail, workers=workers, processes=processes) as scheduler:
         for _ in scheduler.run(items):
             pass
 
@@ -206,8 +213,8 @@ def fail(item: object, error: Exception) -> NoReturn:
 def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
     """One pass of the network over as many copies of a tile as go together."""
     together = restorer.max_batch(restorer.shape(part))
-    loaded = restorer.load(part)
-    parts, decoded = [loaded] * together, [restorer.decode(loaded)] * together
+    parts = [*restorer.load([part])] * together
+    decoded = restorer.decode(parts)
     return lambda: restorer.draw(parts, decoded, [(number,) for number in range(together)])
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from photographs import Pixels, to_jpeg
 
-from pipeline.engine.restorer import Options
+from pipeline.engine.options import Options
 from pipeline.inputs.source import Item, list_sources, read
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError

@@ -17,9 +17,11 @@ from tqdm import tqdm
 from pipeline.distributed.units import Unit
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
+from pipeline.engine.options import Options
+from pipeline.engine.pool import open_pool
 from pipeline.engine.progress import progress_bar
-from pipeline.engine.restorer import Options, Restorer
-from pipeline.engine.run import claim, open_scheduler, open_sink, write
+from pipeline.engine.restorer import Restorer
+from pipeline.engine.run import claim, open_sink, write
 from pipeline.engine.stopwatch import Times
 from pipeline.inputs.keys import Decided, Keys
 from pipeline.inputs.remote import Address, Remote, RemoteError
@@ -103,7 +105,7 @@ class Worker:
     """An actor. Its constructor does nothing, so that what goes wrong afterwards can be told from a lost process."""
 
     def __init__(self, plan: Plan, name: str) -> None:
-        self._plan, self._name = plan, name
+        self._plan, self._name, self._open = plan, name, ExitStack()
 
     def begin(self) -> Hello:
         """Loads the weights, and looks whether it sees what the driver sees."""
@@ -113,13 +115,13 @@ class Worker:
             self._job = Job(restorer=restorer, **plan.job)
             if restorer.digest != plan.digest:
                 return Hello(node, problem=f"has other weights {plan.weights or restorer.digest}")
-            restorer.get_ready()
             if isinstance(plan.sources.root, Path) and not plan.sources.root.exists():
                 return Hello(node, problem=f"does not see the input {plan.sources.root}")
             if not _sees(self._job.output, plan.token):
                 problem = f"does not see what the driver writes to {self._job.output}"
                 return Hello(node, problem=f"{problem}; give a shared file system or a store")
             self._store = self._open_store(self._job.output)
+            self._pool = self._open.enter_context(open_pool(self._job))
         except (ValueError, OSError, RemoteError, SinkError) as error:
             return Hello(node, problem=f"{type(error).__name__}: {error}")
         return Hello(node, str(restorer.dtype).removeprefix("torch."))
@@ -140,7 +142,7 @@ class Worker:
             with ExitStack() as stack:
                 sink = stack.enter_context(open_sink(job, ledger, self._plan.sources))
                 stack.enter_context(one_thread(job.restorer.device))
-                scheduler = stack.enter_context(open_scheduler(job))
+                scheduler = stack.enter_context(self._pool.scheduler())
                 silent: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
                 items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
                 megapixels = write(scheduler.run(claim(job, items, keys)), sink, silent, watch)
@@ -153,7 +155,8 @@ class Worker:
         return Outcome(ledger.records, megapixels, dict(watch.stages))
 
     def close(self) -> None:
-        """Clears the scratch folder away."""
+        """Ends the processes and clears the scratch folder away."""
+        self._open.close()
         if isinstance(self._store, RemoteStore):
             self._store.close()
         else:

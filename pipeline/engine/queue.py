@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import threading
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,11 +12,11 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Entry(Generic[T]):
-    """An item on its way. left: units of its stage that are not done."""
+    """An item on its way. release: gives back what it was let in with. left: units of its stage that are not done."""
 
     order: int
     item: T
-    weight: int
+    release: Callable[[], None]
     stage: int = -1
     left: int = 0
     error: Exception | None = None
@@ -33,8 +32,9 @@ class Unit(Generic[T]):
 class Queue(Generic[T]):
     """Units that are ready, those of the oldest item first. Not thread-safe: its owner has a lock."""
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self.filled = threading.Condition(lock)
+    def __init__(self, notify: Callable[[], None]) -> None:
+        """notify: called for each unit that is put."""
+        self._notify = notify
         self._kinds: dict[Hashable, list[tuple[int, int, Unit[T]]]] = {}
         self._count = 0
 
@@ -43,14 +43,17 @@ class Queue(Generic[T]):
         for unit in units:
             self._count += 1
             heapq.heappush(heap, (unit.entry.order, self._count, unit))
-            self.filled.notify()
+            self._notify()
 
-    def pop(self, max_batch: Callable[[Any], int]) -> list[Unit[T]]:
-        """As many units of one kind as may go together, or none. The oldest unit's kind, but one that is complete goes
-        before one that is not."""
+    def __len__(self) -> int:
+        return sum(map(len, self._kinds.values()))
+
+    def pop(self, max_batch: Callable[[Any], int], full_first: bool = False) -> list[Unit[T]]:
+        """As many units of one kind as may go together, or none: of the oldest unit's kind. full_first: but kinds that
+        are complete go before those that are not."""
         if not self._kinds:
             return []
-        full = [kind for kind, heap in self._kinds.items() if len(heap) >= max_batch(kind)]
+        full = [kind for kind, heap in self._kinds.items() if full_first and len(heap) >= max_batch(kind)]
         kind = min(full or self._kinds, key=lambda kind: self._kinds[kind][0][:2])
         heap = self._kinds[kind]
         units = [heapq.heappop(heap)[2] for _ in range(min(len(heap), max_batch(kind)))]

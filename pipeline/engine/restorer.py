@@ -1,7 +1,6 @@
 """The engine: JPEG bytes in, certified 8-bit images out.
 
-restorer = Restorer.from_pretrained()
-restored = restorer.restore(Path("photo.jpg").read_bytes())
+restored = Restorer.from_pretrained().restore(Path("photo.jpg").read_bytes())
 Image.fromarray(restored.pixels()).save("photo.png")
 """
 
@@ -9,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,55 +22,26 @@ from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline.engine import tiling
 from pipeline.engine.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
-from pipeline.engine.results import Failure, Restored, Work
+from pipeline.engine.memory import empty_images
+from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
+from pipeline.engine.results import Failure, File, Restored, Work
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.stage import Stage
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.transfers import Part, Piece, Transfers, send
+from pipeline.engine.transfers import Mismatches, Part, Picture, Transfers, alike, send
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse, read_scans
+from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import DaliFrontend, as_read
 from pipeline.jpeg.errors import JpegError
 
-Mode = Literal["sample", "mean", "mmse"]
-MODES: tuple[str, ...] = get_args(Mode)
-Frontend = Literal["libjpeg", "dali"]
-FRONTENDS: tuple[str, ...] = get_args(Frontend)
-SAMPLER, REGRESSION = "posterior", "mmse"
-"""The weights that ship."""
-
+T = TypeVar("T")
 SAMPLINGS = list(Subsampling)
-
-SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
-"""Pixels of the sides of a batch's tiles, where an image is smaller than a tile; the tile's own beside them."""
 
 MAX_BATCH = 64
 """Tiles in a batch."""
 
 DRAWS = 8
 """Samples from one pass of the trunk. More would save little of it, and each is a float image in memory."""
-
-
-class ModeError(ValueError):
-    """A mode that the weights cannot serve; the message says which they can."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to restore.
-
-    mode: `sample` draws, `mean` averages `samples` draws, in antithetic pairs, `mmse` regresses, with a regression's
-        weights or a sampler's; None: draw if the weights can, or regress.
-    tile: pixels a side, halo included, a multiple of 16. batch: tiles that go through the network together on a GPU,
-    and more of small ones (on the CPU they take turns: a core is busy with one, and no result can depend on how many
-    there are). max_pixels: larger images are refused before memory is taken for them. frontend: `libjpeg` reads the
-    coefficients, `dali` recovers them from the pixels that NVIDIA DALI decodes, not every one of them exactly. compile:
-    the network, on a GPU."""
-
-    mode: Mode | None = None
-    samples: int = 1
-    tile: int = 1536
-    batch: int = 8
-    max_pixels: int = 1 << 28
-    frontend: Frontend = "libjpeg"
-    compile: bool = False
 
 
 @dataclass
@@ -89,7 +60,6 @@ class Restorer:
 
     def __post_init__(self) -> None:
         self.batched = self.batched or self.device.type == "cuda"
-        self._transfers = Transfers(self.device) if self.device.type == "cuda" else None
         self.dali = DaliFrontend(self.device) if self.options.frontend == "dali" else None
 
     @classmethod
@@ -109,12 +79,18 @@ class Restorer:
         check_mode(loaded.generator, loaded.name, options)
         tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError where it cannot be
         number = choose_dtype(dtype, where)
-        generator = loaded.generator.to(where).convolve_in(number)
+        generator = loaded.generator.convolve_in(number)
         if where.type == "cuda":
             use_ieee_float32()
         if options.compile:
-            compile_network(generator, where, 2 * (len(SIDES) + 1) ** 2)  # of DRAWS samples, and of those left over
+            compile_network(generator, where, 2 * (len(tiling.SIDES) + 1) ** 2)  # of DRAWS samples, and of fewer
         return cls(generator, loaded.digest, where, number, options)
+
+    @cached_property
+    def _transfers(self) -> Transfers:
+        """Of a device, to which the network goes with it: until a tile is loaded, this process can be forked."""
+        self.generator.to(self.device)
+        return Transfers(self.device)
 
     @property
     def mode(self) -> Mode:
@@ -125,19 +101,22 @@ class Restorer:
         """What a JPEG file's header says, or why the file cannot be restored."""
         return parse(data, self.options.max_pixels)
 
-    def read(self, data: bytes, layout: Layout | JpegError | None = None) -> Bitstream:
-        """What a JPEG file says. layout: what `parse` has found, if that has been called. Raises JpegError."""
+    def read(
+        self, data: bytes, layout: Layout | JpegError | None = None, planes: Sequence[Tensor] | None = None
+    ) -> Bitstream:
+        """What a JPEG file says. layout: what `parse` has found, if that has been called. planes: where the
+        coefficients are to go (memory.Buffers). Raises JpegError."""
         layout = layout or self.parse(data)
         if self.dali is not None:
             return as_read(self.read_many([data], [layout])[0])
         if isinstance(layout, JpegError):
             raise layout
         with self.stopwatch("bitstream"):
-            return read_scans(layout, data)
+            return read_scans(layout, data, planes)
 
     def get_ready(self, processes: int = 0, progress: bool = False) -> None:
-        """Compiles the kernels for a GPU in so many processes (0: one for each core but one), and checks the front end.
-        Raises FrontendError when that does not work here. Call it after forking: DALI and CUDA have threads."""
+        """Compiles a GPU's kernels in so many processes (0: one for each core but one), and checks the front end. To be
+        called after forking: DALI and CUDA have threads. Raises FrontendError."""
         if self.device.type == "cuda":
             from kernels.triton_ops.warm_up import compile_kernels  # noqa: PLC0415  # the CPU needs no Triton
 
@@ -157,44 +136,97 @@ class Restorer:
         return self.restore_bitstream(self.read(data), seed, key)
 
     def restore_many(
-        self, files: Iterable[tuple[str, bytes]], seed: int = 0
+        self, files: Iterable[tuple[str, bytes]], seed: int = 0, workers: int = 0
     ) -> Iterator[tuple[str, Restored | Failure]]:
-        """(key, bytes) → (key, result), in order; a bad file becomes a Failure and the others go on."""
-        for key, data in files:
-            try:
-                yield key, self.restore(data, seed, key)
-            except JpegError as error:
-                yield key, Failure(key, error)
+        """(key, bytes) → (key, result), in order; a bad file becomes a Failure and the others go on. Several files are
+        under way at once, so `files` is read ahead. On a GPU tiles of several are batches; what is done file by file,
+        and on a CPU the tiles, so many threads do (0: as many as PyTorch uses here), each of them alone."""
+        threads = torch.get_num_threads()
+        scheduler = Scheduler(
+            self._stages(seed),
+            File.refused,
+            workers=workers or max(threads, 1 + self.batched),
+            most=2 * MAX_BATCH if self.batched else 0,
+            prepare=partial(torch.set_num_threads, 1),
+            stopwatch=self.stopwatch,
+        )
+        try:
+            with scheduler:
+                for file in scheduler.run(File(key, data) for key, data in files):
+                    yield file.key, file.result()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _stages(self, seed: int) -> list[Stage[File]]:
+        dali = self.dali is not None  # which several threads cannot use
+        reading: Stage[File] = Stage(
+            split=lambda file: (file,),
+            do=lambda files: lambda: self._read_files(files, seed),
+            take=lambda file, unit, work: File(file.key, b"", work),
+            place="device" if dali else "worker",
+            max_batch=lambda kind: DALI_BATCH if dali else 1,
+        )
+        return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, Work) else None)]
+
+    def _read_files(self, files: Sequence[File], seed: int) -> list[Work | JpegError]:
+        layouts = [self.parse(file.data) for file in files]
+        if self.dali is None:
+            found: Sequence[Bitstream | JpegError] = list(map(self.read, (file.data for file in files), layouts))
+        else:
+            found = self.read_many([file.data for file in files], layouts)
+        works = zip(files, found, strict=True)
+        return [x if isinstance(x, JpegError) else self.begin(x, seed, file.key) for file, x in works]
+
+    def tiles_stage(self, work_of: Callable[[T], Work | None]) -> Stage[T]:
+        """A Scheduler's stage that restores the tiles of items' works: on a GPU in batches, on a CPU by workers."""
+
+        def split(item: T) -> Sequence[Part]:
+            work = work_of(item)
+            return [] if work is None else work.parts
+
+        def take(item: T, part: Part, mismatches: Mismatches) -> T:
+            work = work_of(item)
+            assert work is not None
+            work.mismatches.append(mismatches)
+            return item
+
+        return Stage(
+            split=split,
+            do=self.restore_parts,
+            take=take,
+            place="device" if self.batched else "worker",
+            kind=self.shape,
+            max_batch=self.max_batch,
+        )
 
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
         """The same from coefficients that have been read already."""
-        work = self.begin(bitstream, seed, key)
-        shapes: dict[tuple[int, int], list[Part]] = {}
-        for part in work.parts:
-            shapes.setdefault(self.shape(part), []).append(part)
-        for shape, parts in shapes.items():
-            step = self.max_batch(shape)
-            for first in range(0, len(parts), step):
-                batch = parts[first : first + step]
-                for part, piece in zip(batch, self.restore_parts(batch)(), strict=True):
-                    work.put(part, piece)
+        tiles: Stage[Work] = self.tiles_stage(lambda work: work)
+        (work,) = Scheduler([tiles], Work.refused, workers=1).run([self.begin(bitstream, seed, key)])
         return work.restored()
 
-    def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Work:
-        """A file's parts, to be restored one by one or together with those of other files."""
+    def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None) -> Work:
+        """A file's tiles, to be restored one by one or together with those of other files. images: where the result is
+        to go (memory.Buffers), or else into memory of its own."""
+        return Work(bitstream, seed, self.parts(bitstream.coefficients, self._seeds(seed, key), images))
+
+    def parts(self, c: Coefficients, seeds: tuple[int, ...] = (), images: Tensor | None = None) -> list[Part]:
+        """The tiles of a file's coefficients."""
+        tiles = self.tiles(c.size)
+        if images is None:
+            images = empty_images(c.sampling, c.size, self.images)
+        picture = Picture(c, images, seeds, len(tiles))
+        return [Part(picture, tile) for tile in tiles]
+
+    def _seeds(self, seed: int, key: str) -> tuple[int, ...]:
         count = self.options.samples
         if self.mode == "mean":
-            seeds = derive_pairs(seed, key, count)
-        else:
-            seeds = [derive_seed(seed, key, draw) for draw in range(count)]
-        return Work(bitstream, seed, self.parts(bitstream.coefficients, tuple(seeds)), self.images)
+            return tuple(derive_pairs(seed, key, count))
+        return tuple(derive_seed(seed, key, draw) for draw in range(count))
 
     def tiles(self, size: tuple[int, int]) -> list[tiling.Tile]:
         """How an image of (height, width) pixels is cut."""
         return tiling.plan(size, self.options.tile, tiling.halo_of(self.generator), whole=self.batched)
-
-    def parts(self, c: Coefficients, seeds: tuple[int, ...] = ()) -> list[Part]:
-        return [Part(tiling.tile_coefficients(c, tile), tile, seeds) for tile in self.tiles(c.size)]
 
     @property
     def images(self) -> int:
@@ -204,10 +236,10 @@ class Restorer:
     def shape(self, part: Part) -> tuple[int, int]:
         """(height, width) in pixels of what the network is given for a part. A function of the part alone, so that no
         result depends on its company."""
-        height, width = tiling.aligned(part.c.size[0]), tiling.aligned(part.c.size[1])
+        height, width = map(tiling.aligned, part.size)
         if not self.batched:
             return height, width
-        sides = [side for side in SIDES if side < self.options.tile] + [self.options.tile]
+        sides = [side for side in tiling.SIDES if side < self.options.tile] + [self.options.tile]
         return min(s for s in sides if s >= height), min(s for s in sides if s >= width)
 
     def max_batch(self, shape: tuple[int, int]) -> int:
@@ -217,50 +249,56 @@ class Restorer:
         return max(1, min(MAX_BATCH, self.options.batch * self.options.tile**2 // (shape[0] * shape[1])))
 
     @torch.inference_mode()
-    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Piece]]:
-        """Restores parts of one shape, no more than are a batch. On a GPU that is only begun when this returns, and
-        ended when the function is called that it returns."""
+    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Mismatches]]:
+        """Restores tiles of one shape, no more than are a batch, into their pictures' images. On a GPU that is only
+        begun when this returns, and ended when the function is called that it returns."""
         with self._timed("decode"):
-            parts = [self.load(part) for part in parts]
-            decoded = [self.decode(part) for part in parts]
-        images: list[list[Tensor]] = [[] for _ in parts]
-        mismatches: list[list[Tensor]] = [[] for _ in parts]
-        for restored in self._restored(parts, decoded):
+            loaded = self.load(parts)
+            decoded = self.decode(loaded)
+        mismatches = []
+        for first, restored in self._restored(loaded, decoded):
             with self._timed("project"):
-                for number, (part, x) in enumerate(zip(parts, restored, strict=True)):
-                    for core in tiling.cut_core(x, part.tile).split(1):
-                        image, wrong = self.project(part, core)
-                        images[number].append(image)
-                        mismatches[number].append(wrong)
-        return self._end([torch.cat(x) for x in images], [torch.cat(x) for x in mismatches])
+                cores = [tiling.cut_core(x, part.tile) for x, part in zip(restored, parts, strict=True)]
+                for draw in range(len(restored[0])):
+                    exact, wrong = self.project(loaded, [core[draw : draw + 1] for core in cores])
+                    for part, core in zip(loaded, exact, strict=True):
+                        tiling.paste(part.picture.images[first + draw], core, part.tile)
+                    mismatches.append(wrong)
+        return self._end(parts, torch.stack(mismatches, 1))
 
-    def _restored(self, parts: Sequence[Part], decoded: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Of each part some of its images before projection, [k, C, H, W], until there are all."""
-        count, totals = len(parts[0].seeds), [torch.zeros(())] * len(parts)
-        for first in range(0, count, DRAWS):
+    def _restored(self, parts: Sequence[Part], decoded: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Of each tile some of its images before projection, [k, C, H, W], and the number of the first of them, until
+        there are all."""
+        seeds = [part.picture.seeds for part in parts]
+        totals = [torch.zeros((), device=self.device)] * len(parts)
+        for first in range(0, len(seeds[0]), DRAWS):
             with self._timed("network"):
-                drawn = self.draw(parts, decoded, [part.seeds[first : first + DRAWS] for part in parts])
+                drawn = self.draw(parts, decoded, [some[first : first + DRAWS] for some in seeds])
             if self.mode == "mean":
-                totals = [total.to(x.device) + x.sum(0, keepdim=True) for total, x in zip(totals, drawn, strict=True)]
+                totals = [total + x.sum(0, keepdim=True) for total, x in zip(totals, drawn, strict=True)]
             else:
-                yield drawn
+                yield first, drawn
         if self.mode == "mean":
-            yield [total / count for total in totals]
+            yield 0, [total / len(seeds[0]) for total in totals]
 
     def _timed(self, stage: str) -> AbstractContextManager[None]:
         """Measures a stage, on a GPU by its stream's time."""
         return self.stopwatch.on_gpu(stage, self.device) if self.device.type == "cuda" else self.stopwatch(stage)
 
-    def load(self, part: Part) -> Part:
-        """The part, its coefficients on the device."""
-        if self._transfers is not None:
-            return replace(part, c=self._transfers.up(part.c))
-        return part
+    def load(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """The parts, their coefficients on the device."""
+        return self._transfers.up(parts) if self.batched else parts
 
-    def decode(self, part: Part) -> Tensor:
-        """A loaded part's tile as an ordinary decoder shows it, padded: [1, C, H, W] float32, 0..255."""
+    def decode(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Loaded parts of one shape as an ordinary decoder shows them, padded: [1, C, H, W] float32, 0..255. Those of
+        one sampling and size are decoded together."""
+        found: dict[int, Tensor] = {}
         with one_thread(self.device):
-            return tiling.pad(decode(part.c), self.shape(part))
+            for numbers in alike(parts, lambda part: (part.sampling, part.size)):
+                c = Coefficients.cat([parts[n].c for n in numbers])
+                tiles = tiling.pad(decode(c), self.shape(parts[numbers[0]]))
+                found |= zip(numbers, tiles.split(1), strict=True)
+        return [found[n] for n in range(len(parts))]
 
     @torch.inference_mode()
     def draw(self, parts: Sequence[Part], decoded: Sequence[Tensor], seeds: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -269,10 +307,10 @@ class Restorer:
         is seen as three equal planes, and averaged on the way back. Parts may be of different files."""
         missing = self.max_batch(self.shape(parts[0])) - len(parts) if self.batched else 0
         x = torch.cat([tile.expand(-1, 3, -1, -1) for tile in decoded])
-        tables = torch.cat([three_tables(part.c.tables) for part in parts])
+        tables = torch.cat([three_tables(part.picture.c.tables) for part in parts])
         own = seeds if self.mode != "mmse" else [()] * len(parts)
         rows = [
-            (SAMPLINGS.index(part.c.sampling), *part.tile.origin, *some) for some, part in zip(own, parts, strict=True)
+            (SAMPLINGS.index(part.sampling), *part.tile.origin, *some) for some, part in zip(own, parts, strict=True)
         ]
         if missing:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing))
@@ -286,41 +324,27 @@ class Restorer:
         images = (restored[: len(parts)].float() * 255).unbind()
         return [y if tile.shape[1] == 3 else y.mean(1, keepdim=True) for y, tile in zip(images, decoded, strict=True)]
 
-    def project(self, part: Part, core: Tensor) -> tuple[Tensor, Tensor]:
-        """A core [1, C, h, w], gray levels, made exactly consistent with its loaded part: uint8, and [1] mismatches."""
+    def project(self, parts: Sequence[Part], cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Loaded parts' cores [1, C, h, w], gray levels, made exactly consistent with the files: each [C, h, w] uint8,
+        and [parts] int64 mismatches. Those of one sampling and size are projected together."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
         with one_thread(self.device):
-            return project_exact(core, tiling.core_of_tile(part.c, part.tile))
+            for numbers in alike(parts, lambda part: (part.sampling, part.core_size)):
+                x = torch.cat([cores[n] for n in numbers]) if len(numbers) > 1 else cores[numbers[0]]
+                exact, wrong = project_exact(x, Coefficients.cat([parts[n].core for n in numbers]))
+                found |= zip(numbers, zip(exact, wrong, strict=True), strict=True)
+        images, mismatches = zip(*(found[n] for n in range(len(parts))), strict=True)
+        return list(images), torch.stack(mismatches)
 
-    def _end(self, images: list[Tensor], mismatches: list[Tensor]) -> Callable[[], list[Piece]]:
-        """What waits for the device and brings its results; images come as encoders take them, [K, H, W, C]."""
-        if self._transfers is None:
-            return lambda: _pieces(images, mismatches)
-        wait = self._transfers.down([x.contiguous(memory_format=torch.channels_last) for x in images], mismatches)
+    def _end(self, parts: Sequence[Part], mismatches: Tensor) -> Callable[[], list[Mismatches]]:
+        """What waits for the device, and brings its results."""
+        if not self.batched:
+            return lambda: [tuple(found) for found in mismatches.tolist()]
+        wait = self._transfers.down(parts, mismatches)
 
-        def end() -> list[Piece]:
+        def end() -> list[Mismatches]:
             found = wait()
             self.stopwatch.settle()
-            return _pieces(*found)
+            return [tuple(some) for some in found.tolist()]
 
         return end
-
-
-def _pieces(images: list[Tensor], mismatches: list[Tensor]) -> list[Piece]:
-    return [Piece(image, tuple(wrong.tolist())) for image, wrong in zip(images, mismatches, strict=True)]
-
-
-def check_mode(generator: Generator, name: str, options: Options) -> None:
-    """Raises ModeError unless the weights can serve the mode."""
-    if options.mode is not None and options.mode not in MODES:
-        raise ModeError(f"mode {options.mode!r}: expected {', '.join(MODES)}")
-    if options.samples < 1:
-        raise ModeError(f"samples {options.samples}: expected at least 1")
-    if options.mode == "mmse" and not generator.config.regresses:
-        raise ModeError(f"weights {name!r} only draw samples: mode mmse wants others, such as {REGRESSION!r}")
-    if options.mode in ("sample", "mean") and not generator.config.noise:
-        raise ModeError(
-            f"weights {name!r} are deterministic, trained with MSE: mode {options.mode} has nothing to draw. "
-            "Use mode mmse, or weights that take noise"
-        )
-    if (options.mode == "mmse" or not generator.config.noise) and options.samples > 1:
-        raise ModeError("mode mmse gives one image a file: samples must be 1")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.engine import tiling
-from pipeline.engine.transfers import Part, Piece
+from pipeline.engine.transfers import Mismatches, Part
 from pipeline.jpeg.bitstream import Bitstream
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
 
@@ -49,32 +49,25 @@ def as_pixels(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
+@dataclass(frozen=True)
 class Work:
-    """A file that is being restored: its parts, in any order and from any thread to be made into pieces and `put` here,
-    and then the result."""
+    """A file that is being restored: its tiles, to be restored in any order and company, and then the result.
+    mismatches: of each tile that is."""
 
-    def __init__(self, bitstream: Bitstream, seed: int, parts: list[Part], images: int) -> None:
-        c = bitstream.coefficients
-        self.parts, self._bitstream, self._seed = parts, bitstream, seed
-        self._images = tiling.canvas(images, c.sampling.components, c.size)
-        self._mismatches: list[tuple[int, ...]] = []
-        self._kept: list[tuple[Part, Piece]] = []
+    bitstream: Bitstream
+    seed: int
+    parts: list[Part]
+    mismatches: list[Mismatches] = field(default_factory=list)
 
-    def put(self, part: Part, piece: Piece, later: bool = False) -> None:
-        """Pastes a piece into the image, or leaves that to `restored`."""
-        if later:
-            self._kept.append((part, piece))
-            return
-        for image, core in zip(self._images, piece.images, strict=True):
-            tiling.paste(image, core, part.tile)
-        self._mismatches.append(piece.mismatches)
+    def refused(self, error: Exception) -> NoReturn:
+        """Nothing is wrong with a file that has been read."""
+        raise error
 
     def restored(self) -> Restored:
-        """The result, once there is a piece of every part."""
-        while self._kept:
-            self.put(*self._kept.pop())
-        mismatches = [sum(found) for found in zip(*self._mismatches, strict=True)]
-        return Restored(self._images, mismatches, self._bitstream.coefficients.count, self._seed, self._bitstream)
+        """The result, once all tiles are restored."""
+        mismatches = [sum(found) for found in zip(*self.mismatches, strict=True)]
+        count = self.bitstream.coefficients.count
+        return Restored(self.parts[0].picture.images, mismatches, count, self.seed, self.bitstream)
 
 
 @dataclass(frozen=True)
@@ -87,3 +80,23 @@ class Failure:
     @property
     def unsupported(self) -> bool:
         return isinstance(self.error, UnsupportedJpeg)
+
+
+@dataclass(frozen=True)
+class File:
+    """On its way through `Restorer.restore_many`: its data until they are read, then its work, or why there is none."""
+
+    key: str
+    data: bytes
+    work: Work | JpegError | None = None
+
+    def refused(self, error: Exception) -> File:
+        """Only what is wrong with a file is its failure: raises any other error."""
+        if not isinstance(error, JpegError):
+            raise error
+        return File(self.key, b"", error)
+
+    def result(self) -> Restored | Failure:
+        """Once it is through."""
+        assert self.work is not None
+        return self.work.restored() if isinstance(self.work, Work) else Failure(self.key, self.work)

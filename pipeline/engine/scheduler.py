@@ -6,10 +6,10 @@
 
 An item is cut into units of work, stage after stage. A worker takes the unit of the oldest item that has one ready: so
 what is nearly done leaves first, and all workers share out the tiles of one large image before they begin the next. Few
-items are under way at once, counted and weighed, however slow the reader of the results.
+items are under way at once, as there is room for them, however slow the reader of the results.
 
-A worker is a thread. The GIL serialises small work items, so a stage may have its work done in the worker's own
-process, which is forked, and killed when the run is interrupted.
+A worker is a thread, or a process: the GIL serialises small units. Processes are forked, are killed when the run is
+interrupted, and are driven by one thread (crew.py).
 """
 
 from __future__ import annotations
@@ -18,56 +18,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
+from pipeline.engine.crew import Crew
 from pipeline.engine.queue import Entry, Queue, Unit
+from pipeline.engine.stage import Stage, batches, begin, end, result_of
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.worker import WorkerProcess
+from pipeline.engine.worker import Workers
 
 T = TypeVar("T")
-Place = Literal["worker", "process", "device"]
 PATIENCE = 8.0
 """Seconds for which an interrupted run waits for what its threads have begun."""
 
 
-@dataclass(frozen=True)
-class Stage(Generic[T]):
-    """split: an item → its units of work, to be done in any order, also at once; none: the item passes by.
-    do: units → the end of their work, a function that waits for it and returns their results. Pure but for its results:
-        it may run in another process, where units and results go pickled.
-    take: (item, unit, result) → the item with it; for units of one item from several threads.
-    place: where `do` runs: in the worker's thread, in its process, or, many units at a time, in a thread of its own
-        that drives a device and begins the next before it ends the last.
-    kind, max_batch: for a device, which units may go together (those of equal kind), and how many of a kind."""
-
-    split: Callable[[T], Sequence[Any]]
-    do: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
-    take: Callable[[T, Any, Any], T]
-    place: Place = "worker"
-    kind: Callable[[Any], Hashable] = lambda unit: None
-    max_batch: Callable[[Any], int] = lambda kind: 1
+Admit = Callable[[T, bool], tuple[T, Callable[[], None]] | None]
+"""Lets an item in, if there is room for it: (item, whether it would be alone) → the item with what it was given, and a
+function that gives it back; or None: it has to wait. One that is alone has to be let in. Called under a lock."""
 
 
-def whole(function: Callable[[T], T], wanted: Callable[[T], bool], place: Place = "worker") -> Stage[T]:
-    """A stage that takes an item as it is and returns its successor, for those that are `wanted`."""
-    return Stage(
-        split=lambda item: (item,) if wanted(item) else (),
-        do=lambda items: lambda: [function(item) for item in items],
-        take=lambda item, unit, result: result,
-        place=place,
-    )
+def freely(item: T, alone: bool) -> tuple[T, Callable[[], None]]:
+    return item, lambda: None
 
 
 class Scheduler(Generic[T]):
     """See the module. A context manager; `run` may be called once.
 
     failed: what becomes of an item whose stage raised an Exception; it passes by the stages that are left.
-    workers: threads (and processes) for all stages but a device's; with one, everything is done in turn by the caller.
-    weigh, limit, most: bytes that an item takes, and how many bytes and items may be under way; one may always.
-    prepare: called first in every thread and process that works.
+    workers: threads or processes for all stages but a device's; with one, everything is done in turn by the caller.
+    admit, most: what lets items in, and how many may be under way.
+    prepare: called first in every thread that works.
+    processes: starts them; they know the stages by their numbers. Without it workers are threads.
     """
 
     def __init__(
@@ -76,49 +58,45 @@ class Scheduler(Generic[T]):
         failed: Callable[[T, Exception], T],
         *,
         workers: int,
-        weigh: Callable[[T], int] = lambda item: 0,
-        limit: int = 1 << 30,
+        admit: Admit[T] = freely,
         most: int = 0,
         prepare: Callable[[], None] = lambda: None,
         stopwatch: Stopwatch | None = None,
+        processes: Workers | None = None,
     ) -> None:
         self._stages, self._failed, self.workers = stages, failed, workers
-        self._weigh, self._limit, self._most = weigh, limit, most or 4 * workers
-        self._prepare, self._stopwatch = prepare, stopwatch or Stopwatch()
+        self._admit, self._most = admit, most or 4 * workers
+        self._prepare, self._stopwatch, self._processes = prepare, stopwatch or Stopwatch(), processes
         self._lock = threading.Lock()
         self._head_done, self._room = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._queue, self._device = Queue[T](self._lock), Queue[T](self._lock)
+        self._for_workers, self._for_device = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._queue, self._device = Queue[T](self._notify_workers), Queue[T](self._for_device.notify)
         self._window: deque[Entry[T]] = deque()
-        self._weight, self._read, self._stopped = 0, False, False
+        self._read, self._stopped = False, False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._processes: list[WorkerProcess] = []
-        self.busy = 0.0
-        """Seconds that the workers spent on units, all together."""
+        self._crew: Crew[T] | None = None
+        self._busy = 0.0
 
     def __enter__(self) -> Self:
-        functions = [stage.do for stage in self._stages]
-        try:
-            if self.workers > 1 and any(stage.place == "process" for stage in self._stages):
-                for _ in range(self.workers):  # before there is any thread: threads do not survive a fork
-                    self._processes.append(WorkerProcess(functions, self._prepare, self._stopwatch, self._processes))
-        except BaseException:
-            self._kill_processes()
-            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        self._kill_processes()
+        if self._crew is not None:
+            self._crew.close()
         end = time.monotonic() + PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        for entry in self._window:
+            entry.release()
 
-    def _kill_processes(self) -> None:
-        for process in self._processes:
-            process.kill()
+    @property
+    def busy(self) -> float:
+        """Seconds that the workers spent on units, all together."""
+        return self._busy if self._crew is None else self._crew.busy
 
     def run(self, items: Iterable[T]) -> Iterator[T]:
         """The items, in order, after all stages. Raises what `items` raises, and what is no Exception in a stage."""
@@ -129,14 +107,17 @@ class Scheduler(Generic[T]):
         while (entry := self._oldest()) is not None:
             yield entry.item
             with self._lock:
-                self._weight -= entry.weight
+                entry.release()
                 self._window.popleft()
                 self._room.notify()
 
     def _start(self, items: Iterable[T]) -> None:
-        processes: list[WorkerProcess | None] = [*self._processes] or [None] * self.workers
         tasks: list[Callable[[], None]] = [partial(self._feed, items)]
-        tasks += [partial(self._work, process) for process in processes]
+        if self._processes is None:
+            tasks += [self._work] * self.workers
+        else:
+            self._crew = Crew(self._processes.start, self.workers)
+            tasks.append(partial(self._dispatch, self._crew))
         if any(stage.place == "device" for stage in self._stages):
             tasks.append(self._drive)
         for task in tasks:
@@ -158,8 +139,9 @@ class Scheduler(Generic[T]):
     def _stop(self) -> None:
         with self._lock:
             self._stopped = True
-            for condition in (self._head_done, self._room, self._queue.filled, self._device.filled):
-                condition.notify_all()
+            self._room.notify_all()
+            self._head_done.notify_all()
+            self._wake()
 
     def _oldest(self) -> Entry[T] | None:
         """Waits for the oldest item to be done; None after the last."""
@@ -173,23 +155,23 @@ class Scheduler(Generic[T]):
     def _feed(self, items: Iterable[T]) -> None:
         """Lets items in, as far as there is room."""
         for order, item in enumerate(items):
-            entry = Entry(order, item, self._weigh(item))
             with self._lock:
-                while not self._stopped and self._window and self._full(entry):
+                while (admitted := None if self._stopped else self._admitted(item)) is None:
+                    if self._stopped:
+                        return
                     self._room.wait()
-                if self._stopped:
-                    return
+                entry = Entry(order, *admitted)
                 self._window.append(entry)
-                self._weight += entry.weight
             self._advance(entry)
         with self._lock:
             self._read = True
             self._head_done.notify()
-            self._queue.filled.notify_all()
-            self._device.filled.notify_all()
+            self._wake()
 
-    def _full(self, entry: Entry[T]) -> bool:
-        return len(self._window) >= self._most or self._weight + entry.weight > self._limit
+    def _admitted(self, item: T) -> tuple[T, Callable[[], None]] | None:
+        if len(self._window) >= self._most:
+            return None
+        return self._admit(item, not self._window)
 
     def _advance(self, entry: Entry[T]) -> None:
         """Into the next stage that has something to do, or out."""
@@ -206,47 +188,91 @@ class Scheduler(Generic[T]):
                 queue = self._device if stage.place == "device" else self._queue
                 with self._lock:
                     for kind, unit in units:
-                        queue.put((entry.stage, kind) if queue is self._device else None, [unit])
+                        queue.put((entry.stage, kind), [unit])
                 return
         if entry.error is not None:
             entry.item = self._failed(entry.item, entry.error)
         with self._lock:
             entry.done = True
             self._head_done.notify()
-            if self._read and all(entry.done for entry in self._window):  # no unit can come any more
-                self._queue.filled.notify_all()
-                self._device.filled.notify_all()
+            if self._is_over():
+                self._wake()
 
-    def _next(self, queue: Queue[T], max_batch: Callable[[Any], int], wait: bool = True) -> list[Unit[T]]:
-        """Units to be done now; none at the end, or when there are none at the moment and the caller will not wait."""
+    def _notify_workers(self) -> None:
+        if self._crew is None:
+            self._for_workers.notify()
+        else:
+            self._crew.notify()
+
+    def _wake(self) -> None:
+        """All who take units: there may be none any more."""
+        self._for_workers.notify_all()
+        self._for_device.notify_all()
+        if self._crew is not None:
+            self._crew.notify_all()
+
+    def _is_over(self) -> bool:
+        """No unit can come any more."""
+        return self._stopped or (self._read and all(entry.done for entry in self._window))
+
+    def _next(self, wait: bool = True) -> list[Unit[T]]:
+        """Units for a worker; none at the end, or when there are none at the moment and the caller will not wait."""
         with self._lock:
             while not self._stopped:
-                if units := queue.pop(max_batch):
+                most = 1 + len(self._queue) // (2 * self.workers)
+                if units := self._queue.pop(partial(self._max_batch, most=most)):
                     return units
-                if not wait or (self._read and all(entry.done for entry in self._window)):
+                if not wait or self._is_over():
                     break
-                queue.filled.wait()
+                self._for_workers.wait()
             return []
 
-    def _work(self, process: WorkerProcess | None) -> None:
-        while units := self._next(self._queue, lambda kind: 1):
-            (unit,) = units
-            started = time.perf_counter()
-            self._settle(unit, self._outcome(unit, process))
-            with self._lock:
-                self.busy += time.perf_counter() - started
+    def _next_batch(self, wait: bool) -> list[Unit[T]]:
+        """The same for the device."""
+        with self._lock:
+            while not self._stopped:
+                if units := self._device.pop(self._max_batch, full_first=True):
+                    return units
+                if not wait or self._is_over():
+                    break
+                self._for_device.wait()
+            return []
 
-    def _outcome(self, unit: Unit[T], process: WorkerProcess | None) -> Any:
-        """The unit's result, or the Exception in its place."""
-        stage = self._stages[unit.entry.stage]
-        if unit.entry.error is not None:
-            return unit.entry.error
-        try:
-            if process is not None and stage.place == "process" and not process.dead:
-                return process.do(unit.entry.stage, unit.work)
-            return stage.do([unit.work])()[0]
-        except Exception as error:
-            return error
+    def _max_batch(self, kind: tuple[int, Hashable], most: int = 1 << 30) -> int:
+        """How many units of a stage, by its number, and of a kind go together."""
+        number, own = kind
+        return min(most, self._stages[number].max_batch(own))
+
+    def _work(self) -> None:
+        """A worker's thread."""
+        while units := self._next():
+            started = time.perf_counter()
+            for unit in units:
+                self._settle(unit, unit.entry.error or result_of(self._stages[unit.entry.stage], unit.work))
+            with self._lock:
+                self._busy += time.perf_counter() - started
+
+    def _next_for(self, crew: Crew[T]) -> list[Unit[T]]:
+        """Units for a process that is idle or, where there is enough for all, to be at hand when one is."""
+        if not crew.idle and (crew.ahead or len(self._queue) <= 2 * self.workers):
+            return []
+        return self._next(wait=False)
+
+    def _dispatch(self, crew: Crew[T]) -> None:
+        """The thread of all worker processes."""
+        while True:
+            while units := self._next_for(crew):
+                wanted = [unit for unit in units if unit.entry.error is None]
+                for unit in units:
+                    if unit.entry.error is not None:  # another of its units has failed
+                        self._settle(unit, unit.entry.error)
+                if wanted:
+                    crew.give(wanted)
+            with self._lock:
+                if self._is_over() and not crew.at_work:
+                    return
+            for unit, outcome in crew.collect():
+                self._settle(unit, outcome)
 
     def _settle(self, unit: Unit[T], outcome: Any) -> None:
         entry = unit.entry
@@ -266,59 +292,22 @@ class Scheduler(Generic[T]):
     def _drive(self) -> None:
         """The device's thread: one batch, of whichever stage, is begun before the last one is waited for."""
         begun: deque[tuple[Stage[T], list[Unit[T]], Callable[[], Sequence[Any]]]] = deque()
-        while (units := self._next(self._device, self._max_batch, wait=not begun)) or begun:
+        while (units := self._next_batch(wait=not begun)) or begun:
             if units:
                 stage = self._stages[units[0].entry.stage]
-                begun.append((stage, units, _begin(stage, units)))
+                begun.append((stage, units, begin(stage, [unit.work for unit in units])))
             if len(begun) > 1 or not units:
-                stage, units, end = begun.popleft()
-                for unit, outcome in zip(units, _end(stage, units, end), strict=True):
+                stage, units, ending = begun.popleft()
+                outcomes = end(stage, [unit.work for unit in units], ending)
+                for unit, outcome in zip(units, outcomes, strict=True):
                     self._settle(unit, outcome)
-
-    def _max_batch(self, kind: tuple[int, Hashable]) -> int:
-        """How many units of a device's stage, by its number, and of a kind go together."""
-        number, own = kind
-        return self._stages[number].max_batch(own)
 
     def _in_turn(self, item: T) -> T:
         try:
             for stage in self._stages:
-                for units in _batches(stage, stage.split(item)):
+                for units in batches(stage, stage.split(item)):
                     for unit, result in zip(units, stage.do(units)(), strict=True):
                         item = stage.take(item, unit, result)
         except Exception as error:
             return self._failed(item, error)
         return item
-
-
-def _batches(stage: Stage[T], units: Sequence[Any]) -> Iterator[list[Any]]:
-    kinds: dict[Hashable, list[Any]] = {}
-    for unit in units:
-        kinds.setdefault(stage.kind(unit), []).append(unit)
-    for kind, alike in kinds.items():
-        step = stage.max_batch(kind)
-        yield from (alike[first : first + step] for first in range(0, len(alike), step))
-
-
-def _begin(stage: Stage[T], units: list[Unit[T]]) -> Callable[[], Sequence[Any]]:
-    try:
-        return stage.do([unit.work for unit in units])
-    except Exception as error:
-        return _raising(error)
-
-
-def _raising(error: Exception) -> Callable[[], Sequence[Any]]:
-    def end() -> Sequence[Any]:
-        raise error
-
-    return end
-
-
-def _end(stage: Stage[T], units: list[Unit[T]], end: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-    """Results, or an Exception for one. Units that fail together are tried one by one: an error is one item's."""
-    try:
-        return end()
-    except Exception as error:
-        if len(units) == 1:
-            return [error]
-    return [_end(stage, [unit], _begin(stage, [unit]))[0] for unit in units]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +13,9 @@ from model.generator import ALIGNMENT, Generator
 
 CHROMA_REACH = 2
 """Pixels that the decoder's chroma filter looks beyond a tile."""
+
+SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
+"""Pixels of the sides of a batch's tiles, where an image is smaller than a tile; the tile's own beside them."""
 
 LARGEST_HALO = 160
 """Pixels. A network that reaches further (the paper's: 1393) sees less around a tile than in a whole image; what is so
@@ -44,6 +46,11 @@ class Tile:
     def origin(self) -> tuple[int, int]:
         """(y, x) of the tile's corner in the image."""
         return self.rows.first, self.columns.first
+
+    @property
+    def core(self) -> tuple[int, int, int, int]:
+        """(top, bottom, left, right) of the core in the image."""
+        return self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
 
 
 def halo_of(generator: Generator) -> int:
@@ -106,12 +113,6 @@ def tile_coefficients(c: Coefficients, tile: Tile) -> Coefficients:
     return slice_coefficients(c, tile.rows.first, tile.rows.last, tile.columns.first, tile.columns.last)
 
 
-def core_of_tile(c: Coefficients, tile: Tile) -> Coefficients:
-    """The core alone, of coefficients that are the tile's."""
-    rows, columns = tile.rows.core, tile.columns.core
-    return slice_coefficients(c, rows.start, rows.stop, columns.start, columns.stop)
-
-
 def aligned(length: int) -> int:
     """The next multiple of 16."""
     return -(-length // ALIGNMENT) * ALIGNMENT
@@ -129,11 +130,7 @@ def cut_core(x: Tensor, tile: Tile) -> Tensor:
     return x[:, :, tile.rows.core, tile.columns.core].contiguous()
 
 
-def canvas(images: int, channels: int, size: tuple[int, int]) -> Tensor:
-    """Empty uint8 images [K, C, H, W] whose memory is [K, H, W, C], as encoders of image files take it."""
-    return torch.empty(images, *size, channels, dtype=torch.uint8).permute(0, 3, 1, 2)
-
-
 def paste(image: Tensor, core: Tensor, tile: Tile) -> None:
     """Writes a core [C, h, w] into its place of the image."""
-    image[:, tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop] = core
+    top, bottom, left, right = tile.core
+    image[:, top:bottom, left:right] = core

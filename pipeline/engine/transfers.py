@@ -1,89 +1,153 @@
-"""What travels while a file is restored: its parts out, to a process or a GPU, and their pieces back."""
+"""Files and tiles as they are handed to the network: where their coefficients lie and where their images go, on the CPU
+and on a GPU, and the copies between the two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import Coefficients, Subsampling
+from pipeline.engine import tiling
 from pipeline.engine.tiling import Tile
+
+Mismatches = tuple[int, ...]
+"""Of one tile, for each image: how many coefficients are not the file's."""
+
+
+@dataclass
+class OnDevice:
+    """picture: on the GPU. done: its tiles that are in the images there."""
+
+    picture: Picture | None = None
+    done: set[Tile] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that is being restored. c: its coefficients, N = 1. images: [K, C, H, W] uint8, which in memory is [K, H,
+    W, C]; whoever restores a tile writes it there. seeds: the noise of each draw. tiles: how many there are. copy: of
+    all this on a GPU, once it is needed there; the images come back with the last tile."""
+
+    c: Coefficients
+    images: Tensor
+    seeds: tuple[int, ...]
+    tiles: int
+    copy: OnDevice = field(default_factory=OnDevice)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tile of one file and all that it takes to restore it. c: the coefficients of core and halo, of N = 1 image.
-    seeds: the noise of each draw. Pickled, it leaves the rest of the image behind."""
+    """One tile of a picture, and all that it takes to restore it. To another process it travels as a description of
+    where that lies (memory.SharedMemory)."""
 
-    c: Coefficients
+    picture: Picture
     tile: Tile
-    seeds: tuple[int, ...]
 
-    def __reduce__(self) -> tuple[Callable[..., Part], tuple[Any, ...]]:
-        c = self.c
-        return _part, ([x.numpy() for x in c.planes], c.tables.numpy(), c.sampling, c.size, self.tile, self.seeds)
+    @property
+    def c(self) -> Coefficients:
+        """Of core and halo."""
+        return tiling.tile_coefficients(self.picture.c, self.tile)
+
+    @property
+    def core(self) -> Coefficients:
+        return tiling.slice_coefficients(self.picture.c, *self.tile.core)
+
+    @property
+    def sampling(self) -> Subsampling:
+        return self.picture.c.sampling
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of core and halo."""
+        rows, columns = self.tile.rows, self.tile.columns
+        return rows.last - rows.first, columns.last - columns.first
+
+    @property
+    def core_size(self) -> tuple[int, int]:
+        top, bottom, left, right = self.tile.core
+        return bottom - top, right - left
 
 
-def _part(planes: list[Any], tables: Any, sampling: Subsampling, size: tuple[int, int], *rest: Any) -> Part:
-    c = Coefficients(tuple(map(torch.from_numpy, planes)), torch.from_numpy(tables), sampling, size)
-    return Part(c, *rest)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A tile's core, restored: [K, C, h, w] uint8 on the CPU, and each image's mismatches."""
-
-    images: Tensor
-    mismatches: tuple[int, ...]
-
-    def __reduce__(self) -> tuple[Callable[..., Piece], tuple[Any, ...]]:
-        return _piece, (self.images.numpy(), self.mismatches)
-
-
-def _piece(images: Any, mismatches: tuple[int, ...]) -> Piece:
-    return Piece(torch.from_numpy(images), mismatches)
+def alike(parts: Sequence[Part], key: Callable[[Part], Hashable]) -> list[list[int]]:
+    """The numbers of parts, those together that have an equal key."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, part in enumerate(parts):
+        groups.setdefault(key(part), []).append(number)
+    return list(groups.values())
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device; the host does not wait for the copy."""
-    if device.type != "cuda":
-        return x
-    return x.pin_memory().to(device, non_blocking=True)
+    """A copy of a CPU's tensor on the device; the host does not wait for it."""
+    if device.type == "cpu":
+        return x.clone()
+    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
 
 
 class Transfers:
-    """Copies between pinned memory and a GPU, on streams of their own beside the kernels."""
+    """Copies to a device and back, beside its kernels where it has streams. The CPU is a device, too, for which all of
+    this happens at once."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._up, self._down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._device, self._streams = device, torch.get_device_module(device)
+        self._up, self._down = _stream(device), _stream(device)
 
-    def up(self, c: Coefficients) -> Coefficients:
-        """The coefficients on the GPU, for kernels that are launched from now on."""
-        kernels = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._up):
-            tensors = [x.contiguous().pin_memory().to(self._device, non_blocking=True) for x in (*c.planes, c.tables)]
+    def up(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts, their pictures on the device, for kernels that are launched from now on. A picture travels once,
+        and stays until its images come back."""
+        kernels = self._streams.current_stream(self._device)
+        with self._streams.stream(self._up):
+            loaded = [replace(part, picture=self._loaded(part.picture, kernels)) for part in parts]
         kernels.wait_stream(self._up)
-        for x in tensors:
-            x.record_stream(kernels)
-        return Coefficients(tuple(tensors[:-1]), tensors[-1], c.sampling, c.size)
+        return loaded
 
-    def down(self, *groups: list[Tensor]) -> Callable[[], tuple[list[Tensor], ...]]:
-        """Begins to copy what kernels launched so far will have written; the result waits for it."""
-        self._down.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._down):
-            copies = tuple([self._pinned(x) for x in group] for group in groups)
-            copied = self._down.record_event()
+    def _loaded(self, picture: Picture, kernels: Any) -> Picture:
+        if picture.copy.picture is None:
+            c = picture.c
+            *planes, tables = (send(x.contiguous(), self._device) for x in (*c.planes, c.tables))
+            images = torch.empty_like(picture.images, device=self._device)
+            for x in (*planes, tables, images):
+                _keep(x, kernels)
+            there = Coefficients(tuple(planes), tables, c.sampling, c.size)
+            picture.copy.picture = replace(picture, c=there, images=images)
+        return picture.copy.picture
 
-        def wait() -> tuple[list[Tensor], ...]:
+    def down(self, parts: Sequence[Part], mismatches: Tensor) -> Callable[[], Tensor]:
+        """Begins to copy what kernels launched so far will have written: mismatches, and images that are complete with
+        these parts. The result waits for it and returns the mismatches."""
+        self._down.wait_stream(self._streams.current_stream(self._device))
+        complete = []
+        with self._streams.stream(self._down):
+            _keep(mismatches, self._down)
+            pinned = self._device.type != "cpu"
+            found = torch.empty_like(mismatches, device="cpu", pin_memory=pinned).copy_(mismatches, non_blocking=True)
+            for part in parts:
+                copy = part.picture.copy
+                copy.done.add(part.tile)
+                if copy.picture is not None and len(copy.done) == part.picture.tiles:
+                    _keep(copy.picture.images, self._down)
+                    part.picture.images.copy_(copy.picture.images, non_blocking=True)
+                    complete.append(copy)
+            copied = self._streams.Event()
+            copied.record(self._down)
+
+        def wait() -> Tensor:
             copied.synchronize()
-            return copies
+            for copy in complete:
+                copy.picture = None
+            return found
 
         return wait
 
-    def _pinned(self, x: Tensor) -> Tensor:
-        x.record_stream(self._down)
-        return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+
+def _stream(device: torch.device) -> Any:
+    return torch.cpu.Stream() if device.type == "cpu" else torch.cuda.Stream(device)
+
+
+def _keep(x: Tensor, stream: Any) -> None:
+    """Its memory is not used again before the stream has done what it has been given."""
+    if x.is_cuda:
+        x.record_stream(stream)

@@ -1,104 +1,125 @@
 """A worker's own process: Python lets one thread run at a time, which is too few where the units of work are small.
 
-The process is forked, so that it has everything that its parent had (weights, options), and is sent units of work, one
-after another. It writes no file, so it can be killed at any moment.
+The process is forked, so that it has everything that its parent had (weights, options), and is sent units of work, a
+few at a time. It writes no file, so it can be killed at any moment.
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
+import contextlib
 import pickle
-import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
-from pipeline.engine.stopwatch import Stopwatch, Times
+from pipeline.engine.fork_server import ForkServer
+from pipeline.engine.memory import SharedMemory
+from pipeline.engine.stopwatch import Stopwatch
 
 Function = Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
-"""What a stage does; see stages.Stage.do."""
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What a stage does; see stage.Stage.do."""
 
 
 class WorkerError(Exception):
     """A worker process is gone, and with it what it was working on."""
 
 
-class WorkerProcess:
-    """For one thread at a time, but for `kill`. dead: it can do nothing any more."""
+class Workers:
+    """Starts worker processes and, when it is closed, kills those that are left. A context manager.
+
+    functions: what they can do, by number. memory: what they share; tensors that are sent lie there. prepare: called
+    first in each. stopwatch: gets the times that a process's copy of it measures. It forks when it is made: threads and
+    CUDA may be used from then on."""
 
     def __init__(
         self,
         functions: Sequence[Function],
-        prepare: Callable[[], None],
-        stopwatch: Stopwatch,
-        others: Sequence[WorkerProcess],
+        memory: SharedMemory,
+        prepare: Callable[[], None] = lambda: None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
-        """Forks. functions: what it can do, by number. prepare: called first in the process. stopwatch: gets the times
-        that the process's copy of it measures. others: those that there are already."""
-        self._functions, self._prepare, self._stopwatch, self._others = functions, prepare, stopwatch, others
-        self.dead = False
-        context = multiprocessing.get_context("fork")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=self._serve, args=(theirs,), daemon=True)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child has its own handlers
-        gc.freeze()  # for good in the child, where what had threads (DALI's pipelines) hangs or crashes if collected
-        try:
-            self._process.start()
-        finally:
-            gc.unfreeze()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
+        self._functions, self._memory, self._prepare = functions, memory, prepare
+        self._stopwatch = stopwatch or Stopwatch()
+        self._server = ForkServer(self._serve)
 
-    def do(self, number: int, work: Any) -> Any:
-        """The result of a function for one unit of work. Raises what the function raised there, and WorkerError when
-        the process has died."""
-        try:
-            self._connection.send_bytes(pickle.dumps((number, work), 5))
-            result, error, times = pickle.loads(self._connection.recv_bytes())
-        except BaseException as failure:  # a message may be half on its way
-            self.kill()
-            if isinstance(failure, (EOFError, OSError)):
-                code = self._process.exitcode
-                raise WorkerError(f"the process that worked on it ended with exit code {code}") from failure
-            raise
-        self._stopwatch.merge(times)
-        if error is not None:
-            raise error
-        return result
+    def start(self) -> WorkerProcess:
+        """From any thread. Raises RuntimeError when the process is gone that forks them."""
+        return WorkerProcess(self._server, self._memory, self._stopwatch)
 
-    def kill(self) -> None:
-        """Ends the process at once; a thread that waits for it wakes up."""
-        self.dead = True
-        self._process.kill()
-        self._process.join()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
 
     def _serve(self, connection: Connection) -> None:
-        """The process. Signals are its parent's business: it ends by `kill`, or when its parent is gone."""
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        for process in (*self._others, self):
-            process._connection.close()  # a copy of the parent's end, which would hide that the parent is gone
+        """A worker's process, until its parent closes the connection or is gone."""
         self._prepare()
-        while True:
-            try:
-                message = connection.recv_bytes()
-            except EOFError:
-                return
-            connection.send_bytes(self._answer(message))
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                connection.send_bytes(self._answer(connection.recv_bytes()))
 
     def _answer(self, message: bytes) -> bytes:
-        times: dict[str, Times] = self._stopwatch.stages
+        """To (number, units): for each unit its result, pickled, or the Exception in its place; and the times."""
+        times = self._stopwatch.stages
         times.clear()
+        number, units = pickle.loads(message)
+        outcomes = [self._outcome(self._functions[number], unit) for unit in units]
+        return pickle.dumps((outcomes, dict(times)), 5)
+
+    def _outcome(self, function: Function, unit: Any) -> bytes | Exception:
         try:
-            number, work = pickle.loads(message)
-            (result,) = self._functions[number]([work])()
-            return pickle.dumps((result, None, dict(times)), 5)
+            (result,) = function([unit])()
+            return self._memory.dumps(result)
         except Exception as error:
-            return pickle.dumps((None, _portable(error), dict(times)), 5)
+            return _portable(error)
+
+
+class WorkerProcess:
+    """For one thread at a time, but for `kill`: sends messages with units of work, and receives in turn what became of
+    them."""
+
+    def __init__(self, server: ForkServer, memory: SharedMemory, stopwatch: Stopwatch) -> None:
+        self._server, self._memory, self._stopwatch, self._dead = server, memory, stopwatch, False
+        self.connection, self.pid = server.fork()
+
+    def pack(self, number: int, units: Sequence[Any]) -> bytes:
+        """A message: for a function, by its number, that does each unit by itself. Raises what pickling raises."""
+        return self._memory.dumps((number, units))
+
+    def send(self, message: bytes) -> None:
+        """Waits if the process is busy and the message is large. Raises WorkerError when it has died."""
+        try:
+            self.connection.send_bytes(message)
+        except BaseException as failure:
+            self._end(failure)
+
+    def receive(self) -> list[Any]:
+        """The results of the oldest message's units; where the function raised an Exception, that. Raises
+        WorkerError."""
+        try:
+            outcomes, times = pickle.loads(self.connection.recv_bytes())
+        except BaseException as failure:
+            self._end(failure)
+        self._stopwatch.merge(times)
+        return [pickle.loads(outcome) if isinstance(outcome, bytes) else outcome for outcome in outcomes]
+
+    def kill(self) -> int | None:
+        """Ends the process at once; a thread that waits for it wakes up. Its exit code, the first time."""
+        if self._dead:
+            return None
+        self._dead = True
+        return self._server.end(self.pid)
+
+    def _end(self, failure: BaseException) -> NoReturn:
+        """A message may be half on its way."""
+        code = self.kill()
+        if isinstance(failure, EOFError | OSError):
+            raise WorkerError(f"the process that worked on it ended with exit code {code}") from failure
+        raise failure
 
 
 def _portable(error: Exception) -> Exception:

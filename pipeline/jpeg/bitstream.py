@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -125,10 +125,15 @@ def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
     return read_scans(read_layout(data, max_pixels), data)
 
 
-def read_scans(layout: Layout, data: bytes) -> Bitstream:
-    """The rest of `read_bitstream`, once it is known what the header says."""
-    planes = _read_planes(layout.header, data, layout.sampling)
-    return layout.bitstream(torch.from_numpy(plane) for plane in planes)
+def read_scans(layout: Layout, data: bytes, planes: Sequence[Tensor] | None = None) -> Bitstream:
+    """The rest of `read_bitstream`, once it is known what the header says. planes: where the coefficients are to go,
+    shaped as `Coefficients` has them, of any content before; otherwise into memory of their own."""
+    sampling, size = layout.sampling, layout.header.size
+    if planes is None:
+        blocks = [sampling.plane_blocks(component, size) for component in range(sampling.components)]
+        planes = [torch.empty((1, *shape, 8, 8), dtype=torch.int16) for shape in blocks]
+    _read_planes(layout.header, data, sampling, [plane.numpy() for plane in planes])
+    return layout.bitstream(planes)
 
 
 def read_layout(data: bytes, max_pixels: int | None = None) -> Layout:
@@ -241,23 +246,20 @@ def _quality(luma: tuple[int, ...]) -> int:
     return nearest_quality(torch.tensor(luma, dtype=torch.int32).reshape(1, 8, 8))
 
 
-def _read_planes(header: Header, data: bytes, sampling: Subsampling) -> list[Plane]:
-    """[1, rows, columns, 8, 8] int16 planes in our geometry, padding blocks zero."""
+def _read_planes(header: Header, data: bytes, sampling: Subsampling, planes: list[Plane]) -> None:
+    """Fills [1, rows, columns, 8, 8] planes in our geometry, padding blocks with zeros."""
     true = [sampling.true_blocks(component, header.size) for component in range(sampling.components)]
-    whole = [sampling.plane_blocks(component, header.size) for component in range(sampling.components)]
-    planes = [np.zeros((1, *blocks, 8, 8), np.int16) for blocks in whole]
     segments = _in_whole_mcus(header, sampling)
-    if segments or true == whole:
+    if segments or true == [plane.shape[1:3] for plane in planes]:
         _read_blocks(header, segments or header.segments, data, planes)
-        for plane, (rows, columns) in zip(planes, true, strict=True):
-            plane[0, rows:] = 0
-            plane[0, :, columns:] = 0
     else:
         unpadded = [np.empty((*blocks, 8, 8), np.int16) for blocks in true]
         _read_blocks(header, header.segments, data, unpadded)
         for plane, read in zip(planes, unpadded, strict=True):
             plane[0, : read.shape[0], : read.shape[1]] = read
-    return planes
+    for plane, (rows, columns) in zip(planes, true, strict=True):
+        plane[0, rows:] = 0
+        plane[0, :, columns:] = 0
 
 
 def _in_whole_mcus(header: Header, sampling: Subsampling) -> bytes | None:

@@ -24,6 +24,10 @@ from pipeline.outputs.store import OutputNameError
 LOOSE_SHARD = "files.tar"
 
 
+COPY = 1 << 20
+"""Bytes that go into a tar at a time; tarfile's 16 KB are slow for images."""
+
+
 @dataclass
 class _OpenShard:
     """A shard in the making: its records, and a temporary tar once there is something to put in."""
@@ -160,7 +164,7 @@ class ShardSink:
         if shard.name.lower().endswith("gz"):
             shard.packed = gzip.GzipFile("", "wb", 1, shard.file, mtime=0)
             stream = shard.packed  # type: ignore[assignment]
-        shard.tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        shard.tar = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, copybufsize=COPY)
         return shard.tar
 
     def _put_in_place(self, shard: _OpenShard) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jpegs import encode, photograph
 from PIL import Image
 from PIL.JpegImagePlugin import get_sampling
@@ -19,6 +20,7 @@ from runs import tiny_weights
 sys.path.append(str(Path(__file__).parents[2] / "bench"))  # last: a script there has the name of the package
 
 import restore
+from end_to_end.host import mosaic
 from end_to_end.measure import BenchError, count
 from end_to_end.memory import in_fresh_process
 from end_to_end.report import JPEG_STAGES, STAGES
@@ -160,6 +162,35 @@ def test_memory_that_processes_share_counts_once():
     assert size < peak < 2 * size
 
 
+def test_the_host_with_a_device_that_only_copies(data, tmp_path, capsys):
+    arguments = ["--data", data, "--sizes", "70x50", "1600x64", "--files", 4, "--weights", tiny_weights(tmp_path)]
+    arguments += ["--workers", 2, "--stand-in-device", "--json", tmp_path / "figures.json"]
+    assert restore.main([*map(str, arguments)]) == 0
+    printed, figures = capsys.readouterr().out, json.loads((tmp_path / "figures.json").read_text())
+    assert [(host["workload"]["size"]["width"], host["workers"]) for host in figures["hosts"]] == [
+        (70, 1),
+        (70, 2),
+        (1600, 1),
+        (1600, 2),
+    ]
+    for host in figures["hosts"]:
+        assert host["run"]["images"] == 4
+        assert "network" not in host["run"]["stages"]
+        alone, cores = host["alone"]["decode"] + host["alone"]["encode"], min(host["workers"], host["cores"])
+        assert alone > 0
+        assert host["ceiling"] == pytest.approx(cores * host["run"]["megapixels"] / alone)
+        assert f"{host['rate'] / host['ceiling']:.0%} |" in printed
+
+
+def test_a_mosaic_shows_the_images_repeated_and_mirrored():
+    one, two = torch.arange(6, dtype=torch.uint8).view(1, 2, 3).expand(3, 2, 3), torch.full((3, 5, 9), 7).byte()
+    found = mosaic([one, two], 8)
+    assert found.shape == (3, 8, 8)
+    assert found[0, 0].tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
+    assert (found[:, 2:7] == 7).all()
+    assert found[0, 7].tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
+
+
 def test_a_file_that_fails_is_no_figure(tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     restored = {"status": "restored", "size": [3, 4], "mismatches": 2}
@@ -177,6 +208,7 @@ def test_errors_say_what_to_do(data, tmp_path, capsys):
         (["--files", "0"], "expected positive numbers"),
         (["--sizes"], "nothing to measure"),
         (["--as-is", "--sizes", "64x64"], "files as they are have no --sizes"),
+        (["--stand-in-device", "--scaling"], "no --scaling"),
         (["--data", str(tmp_path / "none.tar")], "none.tar"),
         (["--json", str(tmp_path / "no" / "a.json")], "no folder"),
         (["--device", "tpu"], "expected auto, cpu or cuda:N"),

@@ -16,7 +16,8 @@ from shards import clean_shard
 
 from kernels import Subsampling
 from model.features import FeaturesError
-from pipeline.engine.restorer import Options, Restorer
+from pipeline.engine.options import Options
+from pipeline.engine.restorer import Restorer
 from pipeline.inputs.source import SourceError
 from train.evaluate import (
     EvaluationError,

@@ -10,7 +10,8 @@ from jpegs import SAMPLINGS, encode, photograph
 from PIL import Image
 from runs import bag, fill, images, run
 
-from pipeline.engine.restorer import Options, Restorer
+from pipeline.engine.options import Options
+from pipeline.engine.restorer import Restorer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -66,13 +67,14 @@ def test_compiled(weights):
 def test_two_batches_in_flight():
     """A batch that is begun before the last one is waited for changes neither."""
     there = restorer("posterior", "cuda")
-    works = [there.begin(there.read(encode(photograph(120, 90, seed), quality=15)), key=str(seed)) for seed in range(6)]
-    alone = [there.restore_parts(work.parts)()[0] for work in works]
+    files = [there.read(encode(photograph(120, 90, seed), quality=15)) for seed in range(6)]
+    alone = [there.restore_bitstream(bitstream, key=str(seed)) for seed, bitstream in enumerate(files)]
+    works = [there.begin(bitstream, key=str(seed)) for seed, bitstream in enumerate(files)]
     ends = [there.restore_parts(work.parts) for work in works]
-    for expected, end in zip(alone, ends, strict=True):
-        (found,) = end()
-        assert torch.equal(found.images, expected.images)
-        assert found.mismatches == expected.mismatches
+    for expected, work, end in zip(alone, works, ends, strict=True):
+        work.mismatches.extend(end())
+        assert torch.equal(work.restored().images, expected.images)
+        assert work.restored().sample_mismatches == expected.sample_mismatches
 
 
 def pixels(data: bytes) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from model.noise import derive_seed
 from model.weights import load, save
 from pipeline import Options, Restored, Restorer
 from pipeline.engine import tiling
-from pipeline.engine.device import choose_dtype, compile_network
-from pipeline.engine.restorer import ModeError
+from pipeline.engine.device import choose_dtype, compile_network, one_thread
+from pipeline.engine.memory import Buffers, SharedMemory, bytes_needed
+from pipeline.engine.options import ModeError
 from pipeline.engine.results import Failure
 from pipeline.jpeg.errors import BitstreamError, UnsupportedJpeg
 
@@ -150,17 +152,20 @@ def test_parts_draws_and_projections_make_up_a_restoration(noisy):
     restorer = Restorer.from_pretrained(noisy, options=Options("sample", samples=2, tile=208))
     bitstream = restorer.read(encode(photograph(300, 230), "4:2:2", 10))
     expected = restorer.restore_bitstream(bitstream, seed=1, key="a")
-    seeds = tuple(derive_seed(1, "a", number) for number in range(2))
-    images = torch.zeros_like(expected.images)
-    for part in pickle.loads(pickle.dumps(restorer.parts(bitstream.coefficients, seeds))):
-        loaded = restorer.load(part)
+    c, seeds = bitstream.coefficients, tuple(derive_seed(1, "a", number) for number in range(2))
+    memory = SharedMemory(1 << 20)
+    buffers = Buffers.within(memory.allocate(bytes_needed(c.sampling, c.size, 2)), c.sampling, c.size, 2)
+    parts = restorer.parts(buffers.fill(c), seeds, buffers.images)
+    assert len(parts) > 1
+    for part in pickle.loads(memory.dumps(parts)):
+        loaded = restorer.load([part])
         decoded = restorer.decode(loaded)
-        (drawn,) = restorer.draw([loaded], [decoded], [seeds])
-        for image, x in zip(images, drawn.split(1), strict=True):
-            core, wrong = restorer.project(loaded, tiling.cut_core(x, part.tile))
+        (drawn,) = restorer.draw(loaded, decoded, [seeds])
+        for image, x in zip(part.picture.images, drawn.split(1), strict=True):
+            (core,), wrong = restorer.project(loaded, [tiling.cut_core(x, part.tile)])
             assert wrong.tolist() == [0]
-            tiling.paste(image, core[0], part.tile)
-    assert torch.equal(images, expected.images)
+            tiling.paste(image, core, part.tile)
+    assert torch.equal(buffers.images, expected.images)
 
 
 def test_restore_many_goes_on_after_bad_files(weights):
@@ -179,6 +184,50 @@ def test_restore_many_goes_on_after_bad_files(weights):
     assert isinstance(cmyk.error, UnsupportedJpeg)
     assert cmyk.unsupported
     assert np.array_equal(good.pixels(), again.pixels())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_restore_many_is_restore_of_each_in_order(noisy, batched, workers):
+    """Tiles of several files are one batch on a device, whose batches are complete where there is enough."""
+    sizes = ((40, 50), (300, 230), (64, 64), (30, 200)) * 3
+    files = [(str(n), encode(photograph(*size, n), "4:2:2", 10)) for n, size in enumerate(sizes)]
+    restorer = Restorer.from_pretrained(noisy, options=Options("sample", samples=2, tile=208, batch=4))
+    restorer.batched = batched
+    with one_thread(restorer.device):  # on which a convolution's last bits may depend
+        expected = [restorer.restore(data, 5, key) for key, data in files]
+    batches, begin = [], restorer.restore_parts
+    restorer.restore_parts = lambda parts: (batches.append(len(parts)), begin(parts))[1]
+    threads = torch.get_num_threads()
+    found = list(restorer.restore_many(iter(files), seed=5, workers=workers))
+    assert torch.get_num_threads() == threads
+    assert [key for key, _ in found] == [key for key, _ in files]
+    for (_, restored), own in zip(found, expected, strict=True):
+        assert restored.sample_mismatches == own.sample_mismatches
+        assert torch.equal(restored.images, own.images)
+    assert (max(batches) > 1) == batched
+
+
+def test_restore_many_can_be_left_and_says_what_is_not_the_files(weights):
+    restorer = Restorer.from_pretrained(weights)
+    data = encode(photograph(20, 30))
+
+    def endless() -> Iterator[tuple[str, bytes]]:
+        while True:
+            yield "again", data
+
+    def broken() -> Iterator[tuple[str, bytes]]:
+        yield "first", data
+        raise OSError("the disk is gone")
+
+    stream = restorer.restore_many(endless(), workers=2)
+    assert next(stream)[1].mismatches == 0
+    stream.close()
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(restorer.restore_many(broken(), workers=2))
+    restorer.restore_parts = lambda parts: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(restorer.restore_many([("a", data)], workers=2))
 
 
 def test_modes_that_the_weights_cannot_serve(weights, noisy):

@@ -1,6 +1,9 @@
 """What a file becomes depends on the file, the weights, the mode and the seed, and on nothing else."""
 
+import os
+import signal
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from jpegs import encode, photograph
 from PIL import Image
-from runs import bag, command, fill, images, lines, outputs, run, tiny_weights
+from runs import bag, command, fill, images, in_a_child, lines, outputs, run, tiny_weights
 
 from pipeline import restore
 from pipeline.engine import run as engine
@@ -80,12 +83,46 @@ def test_lines_stand_in_reading_order_whatever_took_longest(tmp_path):
     assert list(found) == [f"{n}.jpg" for n in range(len(sizes))]
 
 
-def run_in_batches(source: Path, output: Path, mode: tuple[str | Path, ...], workers: int, **options: int) -> None:
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_worker_that_is_killed_costs_no_file(tmp_path, batched):
+    """Tiles of large files and small ones whole, on a CPU and in batches: what it had is done by another one."""
+    large = files(scale=3)
+    some = {name: large[name] for name in ("422-q50.jpg", "gray.jpg")} | {f"s-{n}": data for n, data in files().items()}
+    source, mode = fill(tmp_path / "in", some), ("--weights", tiny_weights(tmp_path))
+    options = {"batch": 2, "tile": 208}
+    run_in_batches(source, tmp_path / "whole", mode, 1, batched=batched, **options)
+    killed = []
+
+    def kill(run: int) -> None:
+        """A worker, which the one child of the run has as its child."""
+        end = time.monotonic() + 60
+        while not killed and time.monotonic() < end:
+            for worker in [worker for child in children(run) for worker in children(child)][:1]:
+                os.kill(worker, signal.SIGKILL)
+                killed.append(worker)
+
+    def work() -> int:
+        run_in_batches(source, tmp_path / "out", mode, 2, batched=batched, **options)
+        return 0
+
+    assert in_a_child(work, kill) == 0
+    assert killed
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+    assert {line["status"] for line in lines(tmp_path / "out").values()} == {"restored"}
+
+
+def run_in_batches(
+    source: Path, output: Path, mode: tuple[str | Path, ...], workers: int, batched: bool = True, **options: int
+) -> None:
     """As on a GPU: the tiles of several files go through the network together, in few shapes."""
     job = restore.prepare(restore.parse(command(source, output, *mode, "--verify", "--workers", str(workers))))
     restorer = job.restorer
     restorer.options = replace(restorer.options, **options)
-    restorer.batched = True
+    restorer.batched = batched
     assert engine.run(job) == 0
 
 

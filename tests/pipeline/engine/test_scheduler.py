@@ -4,14 +4,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
-from pipeline.engine.scheduler import Scheduler, Stage, whole
+from pipeline.engine.memory import SharedMemory
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.stage import Stage, whole
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.worker import WorkerError
+from pipeline.engine.worker import WorkerError, WorkerProcess, Workers
 
 KINDS = {
     "in turn": {"workers": 1},
@@ -35,15 +39,24 @@ def fail(job: Job, error: Exception) -> Job:
     return job
 
 
-def line(kind: str, function: Callable[[int], object], **options: object) -> Scheduler[Job]:
+@contextmanager
+def line(
+    kind: str, function: Callable[[int], object], together: int = 1, **options: object
+) -> Iterator[Scheduler[Job]]:
     """Each item's units are (number, index), of which `function` is done, then one more stage says that it is over."""
     stage: Stage[Job] = Stage(
         split=lambda job: [(job.number, n) for n in range(job.units)],
         do=lambda units: lambda: [function(*unit) for unit in units],
         take=note,
-        place="process" if kind == "processes" else "worker",
+        max_batch=lambda kind: together,
     )
-    return Scheduler([stage, whole(over, lambda job: job.units > 0)], fail, **(KINDS[kind] | options))
+    stages = [stage, whole(over, lambda job: job.units > 0)]
+    with ExitStack() as stack:
+        processes = None
+        if kind == "processes":
+            do, stopwatch = [stage.do for stage in stages], options.get("stopwatch")
+            processes = stack.enter_context(Workers(do, SharedMemory(1), stopwatch=stopwatch))
+        yield stack.enter_context(Scheduler(stages, fail, processes=processes, **(KINDS[kind] | options)))
 
 
 def note(job: Job, unit: object, result: object) -> Job:
@@ -135,6 +148,23 @@ def no_threads_left() -> bool:
     return not [thread for thread in threading.enumerate() if thread.daemon and "_guard" in thread.name]
 
 
+class Scales:
+    """Admits jobs of a weight, that of number 3 another, up to a limit."""
+
+    def __init__(self, weight: int, limit: int, third: int = 0) -> None:
+        self.weight, self.limit, self.third, self.inside = weight, limit, third or weight, 0
+
+    def __call__(self, job: Job, alone: bool) -> tuple[Job, Callable[[], None]] | None:
+        weight = self.third if job.number == 3 else self.weight
+        if not alone and self.inside + weight > self.limit:
+            return None
+        self.inside += weight
+        return job, lambda: self.leave(weight)
+
+    def leave(self, weight: int) -> None:
+        self.inside -= weight
+
+
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_a_slow_reader_of_the_results_holds_up_the_source(kind):
     read, most_ahead = 0, 0
@@ -145,7 +175,7 @@ def test_a_slow_reader_of_the_results_holds_up_the_source(kind):
             read += 1
             yield Job(number)
 
-    with line(kind, lambda number, index: number, weigh=lambda job: 10, limit=50) as stages:
+    with line(kind, lambda number, index: number, admit=Scales(10, 50), most=100) as stages:
         for done, _ in enumerate(stages.run(source())):
             time.sleep(0.005)
             most_ahead = max(most_ahead, read - done)
@@ -163,7 +193,7 @@ def test_an_item_that_weighs_more_than_is_allowed_goes_alone():
         return number
 
     running: set[int] = set()
-    with line("threads", work, weigh=lambda job: 100 if job.number == 3 else 1, limit=20) as stages:
+    with line("threads", work, admit=Scales(1, 20, third=100), most=100) as stages:
         assert [job.number for job in stages.run(Job(n) for n in range(8))] == list(range(8))
     assert [group for group in together if 3 in group] == [{3}]
 
@@ -178,14 +208,16 @@ def test_all_workers_share_out_the_units_of_one_item():
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_leaving_early_ends_all_threads_and_processes(kind):
-    with line(kind, uneven) as stages:
+    scales = Scales(1, 20)
+    with line(kind, uneven, admit=scales) as stages:
         for job in stages.run(Job(n, units=3) for n in range(10**9)):
             if job.number == 5:
                 break
-        processes = [worker._process for worker in stages._processes]
+        pids = [hand.process.pid for hand in stages._crew._hands] if stages._crew else []
     assert no_threads_left()
-    assert not any(process.is_alive() for process in processes)
-    assert len(processes) == (3 if kind == "processes" else 0)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert len(pids) == (3 if kind == "processes" else 0)
+    assert scales.inside == 0
 
 
 def test_interrupted_processes_end_at_once(request):
@@ -201,18 +233,73 @@ def test_interrupted_processes_end_at_once(request):
     assert time.perf_counter() - started < 60
 
 
-def test_a_process_that_is_killed_fails_its_item_only():
-    def deadly(number: int, index: int) -> int:
-        if number == 4 and os.getpid() != here:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return number
+@pytest.mark.parametrize("together", [1, 5])
+def test_a_process_that_is_killed_fails_its_item_only(tmp_path, together):
+    """The others that it had are done by the one in its place. An item that ends that, too, has had its chance."""
 
-    here = os.getpid()
-    with line("processes", deadly) as stages:
-        done = list(stages.run(Job(n) for n in range(20)))
+    def deadly(number: int, index: int) -> int:
+        with (tmp_path / str(number)).open("a") as tries:
+            tries.write("x")
+        if number == 4 or (number == 7 and (tmp_path / "7").stat().st_size == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    with line("processes", deadly, together, most=100) as stages:
+        done = list(stages.run(Job(n) for n in range(60)))
     assert [job.number for job in done if job.error] == [4]
     assert isinstance(done[4].error, WorkerError)
     assert "exit code -9" in str(done[4].error)
+    pids = {job.trace[0] for job in done if not job.error}
+    assert os.getpid() not in pids
+    assert (tmp_path / "4").stat().st_size in ((2,) if together == 1 else (2, 3))
+
+
+def test_small_units_are_sent_together_as_long_as_all_are_busy():
+    sent = []
+
+    def count(process: WorkerProcess, number: int, units: Sequence[object]) -> bytes:
+        if number == 0:
+            sent.append(len(units))
+        return pack(process, number, units)
+
+    pack = WorkerProcess.pack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkerProcess, "pack", count)
+        with line("processes", uneven, 8, most=1000) as stages:
+            assert [job.number for job in stages.run(Job(n) for n in range(400))] == list(range(400))
+    assert sum(sent) == 400
+    assert max(sent) == 8
+    assert sent[-1] == 1
+
+
+def test_processes_that_die_with_nothing_to_do_are_replaced():
+    with line("processes", uneven) as stages:
+        jobs = stages.run(iter([Job(n, units=3) for n in range(60)]))
+        next(jobs)
+        time.sleep(0.2)
+        for hand in stages._crew._hands:
+            os.kill(hand.process.pid, signal.SIGKILL)
+        rest = list(jobs)
+    assert len(rest) == 59
+    assert not any(job.error for job in rest)
+
+
+def test_what_cannot_be_sent_is_its_items_error():
+    """There or back. Some are large, for which a process has to be waited for; one ends its process."""
+
+    def deadly(units: Sequence[Job]) -> Callable[[], list[Job]]:
+        if units[0].number == 77:
+            os._exit(3)
+        return lambda: [Job(job.number, trace=[lambda: None] if job.number % 9 == 4 else []) for job in units]
+
+    def unsendable(number: int) -> Job:
+        return Job(number, trace=[lambda: None] if number % 9 == 3 else [bytes(100_000)] if number % 2 else [])
+
+    stage, processes = replace(whole(over, lambda job: True), do=deadly), Workers([deadly], SharedMemory(1))
+    with processes, Scheduler([stage], fail, workers=2, most=1000, processes=processes) as stages:
+        done = list(stages.run(map(unsendable, range(100))))
+    assert [job.number for job in done] == list(range(100))
+    assert {job.number for job in done if job.error} == {n for n in range(100) if n % 9 in (3, 4)} | {77}
 
 
 def test_times_measured_in_processes_are_added_up():

@@ -6,8 +6,9 @@ import torch
 from jpegs import SAMPLINGS, encode, photograph
 
 from kernels import Coefficients, decode
-from pipeline.engine.restorer import Options, Restorer
-from pipeline.engine.tiling import core_of_tile, cut_core, paste, plan, tile_coefficients
+from pipeline.engine.options import Options
+from pipeline.engine.restorer import Restorer
+from pipeline.engine.tiling import cut_core, paste, plan, slice_coefficients, tile_coefficients
 from pipeline.jpeg.bitstream import read_bitstream
 
 HALO = 96
@@ -52,7 +53,7 @@ def test_decoded_cores_are_the_decoded_image(sampling):
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "gray"])
 def test_cores_share_out_the_coefficients(sampling):
     c = read(303, 435, sampling)
-    cores = [core_of_tile(tile_coefficients(c, tile), tile) for tile in plan(c.size, 208, HALO)]
+    cores = [slice_coefficients(c, *tile.core) for tile in plan(c.size, 208, HALO)]
     assert sum(core.count for core in cores) == c.count
     assert sum(int(x.planes[0].long().sum()) for x in cores) == int(c.planes[0].long().sum())
 

@@ -17,7 +17,8 @@ from runs import lines as manifest
 
 from pipeline import restore
 from pipeline.engine import run as engine
-from pipeline.engine.restorer import Options, Restorer
+from pipeline.engine.options import Options
+from pipeline.engine.restorer import Restorer
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import MAX_BATCH, DaliFrontend, as_read
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg

@@ -1,0 +1,126 @@
+"""How fast files could come and go if a device took no time: the pipeline with one that copies pixels, beside what
+entropy decoding and image encoding of the same take alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from end_to_end.measure import Run, Setup, files
+from end_to_end.workload import AsIs, Workload
+from kernels import decode
+from pipeline.engine import tiling
+from pipeline.engine.restorer import Restorer
+from pipeline.engine.transfers import Mismatches, Part
+from pipeline.jpeg.bitstream import read_bitstream
+from pipeline.outputs.formats import encode_image
+
+
+class StandIn(Restorer):
+    """Batches as on a GPU, and in the place of all that a GPU does a copy of `pixels` [C, h, w], which were decoded
+    once. The mismatches that it claims, none, are not true."""
+
+    pixels: Tensor
+
+    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Mismatches]]:
+        for part in parts:
+            top, bottom, left, right = part.tile.core
+            images = part.picture.images
+            images[:, :, top:bottom, left:right] = self.pixels[: images.shape[1], : bottom - top, : right - left]
+        return lambda: [(0,) * self.images] * len(parts)
+
+
+def stand_in(setup: Setup, shards: Path) -> StandIn:
+    """With the pixels of the first files of the shards."""
+    like = setup.restorer()
+    device = StandIn(like.generator, like.digest, like.device, like.dtype, like.options, batched=True)
+    device.pixels = mosaic(
+        [decoded(data) for _, data in zip(range(64), files(shards), strict=False)], like.options.tile
+    )
+    return device
+
+
+def decoded(data: bytes) -> Tensor:
+    """[3, H, W] uint8, as an ordinary decoder shows it."""
+    image = decode(read_bitstream(data).coefficients)[0]
+    return image.expand(3, -1, -1).clamp(0, 255).round().to(torch.uint8)
+
+
+def mosaic(images: Sequence[Tensor], side: int) -> Tensor:
+    """[3, side, side], which in memory is [side, side, 3]: images one below the other, each repeated and mirrored."""
+    rows: list[Tensor] = []
+    while sum(row.shape[1] for row in rows) < side:
+        x = images[len(rows) % len(images)]
+        while x.shape[2] < side:
+            x = torch.cat((x, x.flip(2)), 2)
+        rows.append(x[:, :, :side])
+    return torch.cat(rows, 1)[:, :side].permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """CPU seconds of the files, one after another in one thread: reading the coefficients, writing the image."""
+
+    decode: float
+    encode: float
+
+
+def measure_alone(setup: Setup, shards: Path) -> Alone:
+    device = stand_in(setup, shards)
+    torch.set_num_threads(1)
+    took = [0.0, 0.0]
+    for data in files(shards):
+        start = time.thread_time()
+        c = read_bitstream(data, device.options.max_pixels).coefficients
+        middle = time.thread_time()
+        image = torch.empty(1, *c.size, c.sampling.components, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for tile in device.tiles(c.size):
+            top, bottom, left, right = tile.core
+            tiling.paste(image[0], device.pixels[: image.shape[1], : bottom - top, : right - left], tile)
+        before = time.thread_time()
+        encode_image(image[0].numpy())
+        took = [took[0] + middle - start, took[1] + time.thread_time() - before]
+    return Alone(*took)
+
+
+@dataclass(frozen=True)
+class Host:
+    """One workload. cores: as many as its workers can have."""
+
+    workload: Workload | AsIs
+    run: Run
+    alone: Alone
+    workers: int
+    cores: int
+
+    @property
+    def rate(self) -> float:
+        """Megapixels a second."""
+        return self.run.megapixels / self.run.seconds
+
+    @property
+    def ceiling(self) -> float:
+        """Megapixels a second, if the cores did nothing but decode and encode."""
+        return min(self.workers, self.cores) * self.run.megapixels / (self.alone.decode + self.alone.encode)
+
+    def figures(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self) | {"rate": self.rate, "ceiling": self.ceiling}
+
+
+def table(hosts: Sequence[Host]) -> str:
+    """CPU times in milliseconds a megapixel."""
+    heads = ["files", "workers", "decode alone", "encode alone", "CPU, all", "MP/s", "ceiling", "share"]
+    rows = [heads, ["---", *7 * ["---:"]]]
+    for host in hosts:
+        each = [1000 * x / host.run.megapixels for x in (host.alone.decode, host.alone.encode, host.run.cpu)]
+        cells = [str(host.workload), str(host.workers), *(f"{x:.1f}" for x in each)]
+        rows.append([*cells, f"{host.rate:.1f}", f"{host.ceiling:.1f}", f"{host.rate / host.ceiling:.0%}"])
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"### The host, with a device that only copies\n\n{lines}\n\nCPU time in ms/MP, user and system.\n"

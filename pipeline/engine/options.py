@@ -1,0 +1,57 @@
+"""How to restore: the options, and whether weights can serve them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from model.generator import Generator
+
+Mode = Literal["sample", "mean", "mmse"]
+MODES: tuple[str, ...] = get_args(Mode)
+Frontend = Literal["libjpeg", "dali"]
+FRONTENDS: tuple[str, ...] = get_args(Frontend)
+SAMPLER, REGRESSION = "posterior", "mmse"
+"""The weights that ship."""
+
+
+class ModeError(ValueError):
+    """A mode that the weights cannot serve; the message says which they can."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to restore.
+
+    mode: `sample` draws, `mean` averages `samples` draws, in antithetic pairs, `mmse` regresses, with a regression's
+        weights or a sampler's; None: draw if the weights can, or regress.
+    tile: pixels a side, halo included, a multiple of 16. batch: tiles that go through the network together on a GPU,
+    and more of small ones (on the CPU they take turns: a core is busy with one, and no result can depend on how many
+    there are). max_pixels: larger images are refused before memory is taken for them. frontend: `libjpeg` reads the
+    coefficients, `dali` recovers them from the pixels that NVIDIA DALI decodes, not every one of them exactly. compile:
+    the network, on a GPU."""
+
+    mode: Mode | None = None
+    samples: int = 1
+    tile: int = 1536
+    batch: int = 8
+    max_pixels: int = 1 << 28
+    frontend: Frontend = "libjpeg"
+    compile: bool = False
+
+
+def check_mode(generator: Generator, name: str, options: Options) -> None:
+    """Raises ModeError unless the weights can serve the mode."""
+    if options.mode is not None and options.mode not in MODES:
+        raise ModeError(f"mode {options.mode!r}: expected {', '.join(MODES)}")
+    if options.samples < 1:
+        raise ModeError(f"samples {options.samples}: expected at least 1")
+    if options.mode == "mmse" and not generator.config.regresses:
+        raise ModeError(f"weights {name!r} only draw samples: mode mmse wants others, such as {REGRESSION!r}")
+    if options.mode in ("sample", "mean") and not generator.config.noise:
+        raise ModeError(
+            f"weights {name!r} are deterministic, trained with MSE: mode {options.mode} has nothing to draw. "
+            "Use mode mmse, or weights that take noise"
+        )
+    if (options.mode == "mmse" or not generator.config.noise) and options.samples > 1:
+        raise ModeError("mode mmse gives one image a file: samples must be 1")

@@ -1,0 +1,94 @@
+"""What restores files on this machine: worker processes, the memory that they share, and the device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from kernels import Subsampling
+from pipeline.engine.file_stages import Admission, Step, fail, stages
+from pipeline.engine.job import Job
+from pipeline.engine.memory import SharedMemory, bytes_needed
+from pipeline.engine.restorer import MAX_BATCH, Restorer
+from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.stage import Stage
+from pipeline.engine.worker import Workers
+
+WINDOW, WINDOW_WORKER = 256 << 20, 64 << 20
+"""Bytes of files that may be under way, and more for each worker. So much is needed where small files wait for a large
+one before them, as they are written in order."""
+
+FILES, FILES_WORKER = 4 * MAX_BATCH, 64
+"""How many files may be under way, and more for each worker."""
+
+LONGEST = 65_535
+"""Pixels of a side of a JPEG file."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Made by `open_pool`. memory, processes: None where one worker does everything in turn."""
+
+    job: Job
+    stages: list[Stage[Step]]
+    workers: int
+    memory: SharedMemory | None
+    processes: Workers | None
+
+    def scheduler(self) -> Scheduler[Step]:
+        """For one run over items."""
+        return Scheduler(
+            self.stages,
+            fail,
+            workers=self.workers,
+            admit=Admission(self.job, window(self.workers), self.memory),
+            most=FILES + FILES_WORKER * self.workers,
+            prepare=partial(torch.set_num_threads, 1),
+            stopwatch=self.job.restorer.stopwatch,
+            processes=self.processes,
+        )
+
+
+def window(workers: int) -> int:
+    """Bytes of files that may be under way; one may always."""
+    return WINDOW + WINDOW_WORKER * workers
+
+
+def largest(restorer: Restorer) -> int:
+    """No file takes more bytes of shared memory."""
+    pixels = restorer.options.max_pixels
+    square = min(LONGEST, int(pixels**0.5) + 1)
+    frame = 16 * 2 * LONGEST  # what whole MCUs add to it, at most
+    size = (square, -(-(pixels + frame) // square))
+    return bytes_needed(Subsampling.S444, size, restorer.images)
+
+
+@contextmanager
+def open_pool(job: Job) -> Iterator[Pool]:
+    """Forks what forks the workers, as soon as they can have the CPU's kernels from here, and gets the device ready
+    afterwards: neither threads nor CUDA survive a fork. Raises FrontendError."""
+    restorer, workers = job.restorer, job.workers or job.share.cores
+    if restorer.device.type == "cpu":
+        from kernels.numba_ops import compile_kernels  # noqa: PLC0415  # where it is used: a GPU needs no numba
+
+        compile_kernels(job.quiet)
+    every, prepare = stages(job), partial(torch.set_num_threads, 1)
+    memory = processes = None
+    with ExitStack() as stack:
+        if workers > 1:
+            memory = SharedMemory(window(workers) + largest(restorer))
+            do = [stage.do for stage in every]
+            processes = stack.enter_context(Workers(do, memory, prepare, restorer.stopwatch))
+        restorer.get_ready(job.share.cores - 1, not job.quiet)
+        if memory is not None and restorer.device.type == "cuda":
+            try:
+                memory.pin(window(workers))
+                stack.callback(memory.unpin)
+            except RuntimeError as error:
+                print(f"{error}: copies to and from {restorer.device} take longer", file=sys.stderr)
+        yield Pool(job, every, workers, memory, processes)

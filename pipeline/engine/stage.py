@@ -1,0 +1,81 @@
+"""A stage: what is done with each item of a stream, by units of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+Place = Literal["worker", "device"]
+
+
+@dataclass(frozen=True)
+class Stage(Generic[T]):
+    """split: an item → its units of work, to be done in any order, also at once; none: the item passes by.
+    do: units → the end of their work, a function that waits for it and returns their results. Pure but for its results:
+        a worker may be another process, where units and results go pickled, their tensors by where they lie.
+    take: (item, unit, result) → the item with it; for units of one item from several threads.
+    place: where `do` runs: in a worker, or, many units at a time, in a thread of its own that drives a device and
+        begins the next before it ends the last.
+    kind, max_batch: which units may go together (those of equal kind), and how many of a kind. A worker takes so many
+        only where enough is left for the others."""
+
+    split: Callable[[T], Sequence[Any]]
+    do: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
+    take: Callable[[T, Any, Any], T]
+    place: Place = "worker"
+    kind: Callable[[Any], Hashable] = lambda unit: None
+    max_batch: Callable[[Any], int] = lambda kind: 1
+
+
+def whole(function: Callable[[T], T], wanted: Callable[[T], bool], place: Place = "worker") -> Stage[T]:
+    """A stage that takes an item as it is and returns its successor, for those that are `wanted`."""
+    return Stage(
+        split=lambda item: (item,) if wanted(item) else (),
+        do=lambda items: lambda: [function(item) for item in items],
+        take=lambda item, unit, result: result,
+        place=place,
+    )
+
+
+def batches(stage: Stage[T], units: Sequence[Any]) -> Iterator[list[Any]]:
+    kinds: dict[Hashable, list[Any]] = {}
+    for unit in units:
+        kinds.setdefault(stage.kind(unit), []).append(unit)
+    for kind, alike in kinds.items():
+        step = stage.max_batch(kind)
+        yield from (alike[first : first + step] for first in range(0, len(alike), step))
+
+
+def result_of(stage: Stage[T], unit: Any) -> Any:
+    """Of one unit, or the Exception in its place."""
+    try:
+        return stage.do([unit])()[0]
+    except Exception as error:
+        return error
+
+
+def begin(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+    try:
+        return stage.do(units)
+    except Exception as error:
+        return _raising(error)
+
+
+def _raising(error: Exception) -> Callable[[], Sequence[Any]]:
+    def end() -> Sequence[Any]:
+        raise error
+
+    return end
+
+
+def end(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+    """Results of what was begun, or an Exception for one. Units that fail together are tried one by one: an error is
+    one item's."""
+    try:
+        return begun()
+    except Exception as error:
+        if len(units) == 1:
+            return [error]
+    return [end(stage, [unit], begin(stage, [unit]))[0] for unit in units]
