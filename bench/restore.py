@@ -165,7 +165,7 @@ class Bench:
     def _outcome(self, workload: Workload | AsIs, shards: Path, small: Size) -> Outcome:
         run, peak = self._run(workload.files, shards, small)
         beside, _ = in_fresh_process(measure_beside, self.setup, shards, self.seconds)
-        return Outcome(workload, run, beside, peak, self.setup.workers, self.cores)
+        return Outcome(workload, run, self.setup.workers, self.cores, beside, peak)
 
     def hosts(self, size: Size, files: int) -> list[Host]:
         workload = self.workload(size, files)
@@ -183,7 +183,7 @@ class Bench:
         found = []
         for workers in sorted({1, self.setup.workers}):
             run, _ = self._run(workload.files, shards, Size(WARM_UP, WARM_UP), workers, stand_in)
-            found.append(Host(workload, run, alone, workers, self.cores))
+            found.append(Host(workload, run, workers, self.cores, alone))
         return found
 
     def rung(self, size: Size, files: int) -> Rung:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from end_to_end.measure import Run, Setup, files
-from end_to_end.workload import AsIs, Workload
+from end_to_end.measure import Setup, files
+from end_to_end.report import Timed, in_markdown
 from kernels import decode
-from pipeline.engine import tiling
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.transfers import Mismatches, Part
 from pipeline.jpeg.bitstream import read_bitstream
@@ -79,30 +78,19 @@ def measure_alone(setup: Setup, shards: Path) -> Alone:
         start = time.thread_time()
         c = read_bitstream(data, device.options.max_pixels).coefficients
         middle = time.thread_time()
-        image = torch.empty(1, *c.size, c.sampling.components, dtype=torch.uint8).permute(0, 3, 1, 2)
-        for tile in device.tiles(c.size):
-            top, bottom, left, right = tile.core
-            tiling.paste(image[0], device.pixels[: image.shape[1], : bottom - top, : right - left], tile)
+        parts = device.parts(c)
+        device.restore_parts(parts)
         before = time.thread_time()
-        encode_image(image[0].numpy())
+        encode_image(parts[0].picture.images[0].numpy())
         took = [took[0] + middle - start, took[1] + time.thread_time() - before]
     return Alone(*took)
 
 
 @dataclass(frozen=True)
-class Host:
-    """One workload. cores: as many as its workers can have."""
+class Host(Timed):
+    """One workload, restored by the stand-in."""
 
-    workload: Workload | AsIs
-    run: Run
     alone: Alone
-    workers: int
-    cores: int
-
-    @property
-    def rate(self) -> float:
-        """Megapixels a second."""
-        return self.run.megapixels / self.run.seconds
 
     @property
     def ceiling(self) -> float:
@@ -122,5 +110,6 @@ def table(hosts: Sequence[Host]) -> str:
         each = [1000 * x / host.run.megapixels for x in (host.alone.decode, host.alone.encode, host.run.cpu)]
         cells = [str(host.workload), str(host.workers), *(f"{x:.1f}" for x in each)]
         rows.append([*cells, f"{host.rate:.1f}", f"{host.ceiling:.1f}", f"{host.rate / host.ceiling:.0%}"])
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"### The host, with a device that only copies\n\n{lines}\n\nCPU time in ms/MP, user and system.\n"
+    return (
+        f"### The host, with a device that only copies\n\n{in_markdown(rows)}\n\nCPU time in ms/MP, user and system.\n"
+    )

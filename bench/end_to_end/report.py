@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,13 +18,11 @@ MEBI = 1 << 20
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One workload. peak: bytes of memory that the pipeline took. cores: of the machine, which this process may use."""
+class Timed:
+    """One workload, restored. cores: of the machine, which this process may use."""
 
     workload: Workload | AsIs
     run: Run
-    beside: Beside
-    peak: int
     workers: int
     cores: int
 
@@ -31,6 +30,14 @@ class Outcome:
     def rate(self) -> float:
         """Megapixels a second."""
         return self.run.megapixels / self.run.seconds
+
+
+@dataclass(frozen=True)
+class Outcome(Timed):
+    """And what it is set beside. peak: bytes of memory that the pipeline took."""
+
+    beside: Beside
+    peak: int
 
     @property
     def elsewhere(self) -> float:
@@ -86,8 +93,12 @@ def markdown(outcome: Outcome) -> str:
     rows.append(_row(outcome, ELSEWHERE, Times(0.0, outcome.elsewhere)))
     rows.append(_row(outcome, "**all**", Times(outcome.run.seconds, outcome.run.cpu)))
     rows += [_row(outcome, name, outcome.beside.pillow[name]) for name in (PILLOW_DECODE, PILLOW_PNG)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"### {outcome.workload}\n\n{table}\n\n{remarks(outcome)}\n"
+    return f"### {outcome.workload}\n\n{in_markdown(rows)}\n\n{remarks(outcome)}\n"
+
+
+def in_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _row(outcome: Outcome, name: str, times: Times, busy: str = "") -> list[str]:
@@ -143,5 +154,4 @@ def scaling_table(rungs: list[Rung]) -> str:
         cells = [str(workload.files), str(workload.size), f"{workload.megapixels:.2f}", f"{seconds:.2f}"]
         cells += [f"{workload.megapixels / seconds:.2f}", f"{rung.peak / MEBI:.0f}", f"{rung.gpu_bytes / MEBI:.0f}"]
         rows.append(cells)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"### Each in a fresh process\n\n{table}\n\nPeak memory is that {MEASURE}.\n"
+    return f"### Each in a fresh process\n\n{in_markdown(rows)}\n\nPeak memory is that {MEASURE}.\n"

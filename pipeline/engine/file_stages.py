@@ -92,7 +92,7 @@ class Read:
 @dataclass(frozen=True)
 class Task:
     """One input on its way: `file` until it is read, `work` until it is restored, then `images`. The item has no data.
-    memory: what the processes share of it, if they do."""
+    memory: what the processes share of it, once it is read."""
 
     item: Item
     record: Record
@@ -132,7 +132,7 @@ def stages(job: Job) -> list[Stage[Step]]:
             max_batch=lambda kind: DALI_BATCH,
         )
         return [together, *every]
-    return every if restorer.batched else [whole(partial(at_once, job), partial(is_small, job)), *every]
+    return every if restorer.batched else [whole(partial(at_once, job), shares_nothing), *every]
 
 
 def is_small(job: Job, step: Step) -> bool:
@@ -141,6 +141,11 @@ def is_small(job: Job, step: Step) -> bool:
         return False
     restorer, size = job.restorer, step.file.size
     return not (restorer.batched or restorer.dali) and (size is None or len(restorer.tiles(size)) == 1)
+
+
+def shares_nothing(step: Step) -> bool:
+    """Whether it has no part of the memory that processes share: it is small, or there is one worker."""
+    return isinstance(step, Task) and step.file is not None and step.file.memory is None
 
 
 def weigh(job: Job, size: tuple[int, int]) -> int:
@@ -199,7 +204,7 @@ class Admission:
 def with_memory(step: Step, piece: Tensor) -> Step:
     assert isinstance(step, Task)
     assert step.file is not None
-    return replace(step, file=replace(step.file, memory=piece), memory=piece)
+    return replace(step, file=replace(step.file, memory=piece))
 
 
 def fail(step: Step, error: Exception) -> Step:
@@ -223,8 +228,8 @@ def files_of(step: Step) -> list[Unread]:
 def read_together(restorer: Restorer, files: Sequence[Unread]) -> list[Callable[[], Bitstream]]:
     """By DALI."""
     found = restorer.read_many([file.data for file in files], [file.layout for file in files])
-    each = zip(files, found, strict=True)
-    return [partial(as_read, in_memory(file.buffers(restorer.images), x)) for file, x in each]
+    each = ((file.buffers(restorer.images), x) for file, x in zip(files, found, strict=True))
+    return [partial(as_read, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each]
 
 
 def take_found(step: Step, file: Unread, found: Callable[[], Bitstream]) -> Step:
@@ -232,11 +237,11 @@ def take_found(step: Step, file: Unread, found: Callable[[], Bitstream]) -> Step
     return replace(step, file=replace(file, found=found))
 
 
-def in_memory(buffers: Buffers | None, found: Bitstream | JpegError) -> Bitstream | JpegError:
+def in_memory(buffers: Buffers | None, bitstream: Bitstream) -> Bitstream:
     """Its coefficients where processes share them, if they do."""
-    if buffers is None or isinstance(found, JpegError):
-        return found
-    return replace(found, coefficients=buffers.fill(found.coefficients))
+    if buffers is None:
+        return bitstream
+    return replace(bitstream, coefficients=buffers.fill(bitstream.coefficients))
 
 
 def at_once(job: Job, step: Step) -> Step:
@@ -257,7 +262,7 @@ def read_file(job: Job, file: Unread) -> Read | Plain:
     try:
         if file.found is None:
             planes = None if buffers is None else buffers.planes
-            bitstream = as_read(in_memory(buffers, restorer.read(file.data, file.layout, planes)))
+            bitstream = in_memory(buffers, restorer.read(file.data, file.layout, planes))
         else:
             bitstream = file.found()
     except UnsupportedJpeg as error:

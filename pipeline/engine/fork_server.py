@@ -87,15 +87,15 @@ class ForkServer:
                 break
             if message == _FORK:
                 answer = self._forked(server, *descriptors)
-                pids.add(answer)
+                if answer > 0:
+                    pids.add(answer)
             else:
                 (pid,) = _PID.unpack(message)
                 pids.discard(pid)
                 answer = _end(pid)
             server.send(_PID.pack(answer))
         for pid in pids:
-            if pid > 0:
-                _end(pid)
+            _end(pid)
 
     def _forked(self, server: socket.socket, descriptor: int) -> int:
         """The new process's number, or minus the error's that prevented it."""

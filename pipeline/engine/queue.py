@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -38,12 +38,10 @@ class Queue(Generic[T]):
         self._kinds: dict[Hashable, list[tuple[int, int, Unit[T]]]] = {}
         self._count = 0
 
-    def put(self, kind: Hashable, units: Iterable[Unit[T]]) -> None:
-        heap = self._kinds.setdefault(kind, [])
-        for unit in units:
-            self._count += 1
-            heapq.heappush(heap, (unit.entry.order, self._count, unit))
-            self._notify()
+    def put(self, kind: Hashable, unit: Unit[T]) -> None:
+        self._count += 1
+        heapq.heappush(self._kinds.setdefault(kind, []), (unit.entry.order, self._count, unit))
+        self._notify()
 
     def __len__(self) -> int:
         return sum(map(len, self._kinds.values()))

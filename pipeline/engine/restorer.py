@@ -26,9 +26,9 @@ from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
 from pipeline.engine.results import Failure, File, Restored, Work
 from pipeline.engine.scheduler import Scheduler
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import Stage, alike
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.transfers import Mismatches, Part, Picture, Transfers, alike, send
+from pipeline.engine.transfers import Mismatches, Part, Picture, Transfers, send
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse, read_scans
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import DaliFrontend, as_read
@@ -294,7 +294,7 @@ class Restorer:
         one sampling and size are decoded together."""
         found: dict[int, Tensor] = {}
         with one_thread(self.device):
-            for numbers in alike(parts, lambda part: (part.sampling, part.size)):
+            for numbers in alike(parts, lambda part: (part.sampling, part.size)).values():
                 c = Coefficients.cat([parts[n].c for n in numbers])
                 tiles = tiling.pad(decode(c), self.shape(parts[numbers[0]]))
                 found |= zip(numbers, tiles.split(1), strict=True)
@@ -329,7 +329,7 @@ class Restorer:
         and [parts] int64 mismatches. Those of one sampling and size are projected together."""
         found: dict[int, tuple[Tensor, Tensor]] = {}
         with one_thread(self.device):
-            for numbers in alike(parts, lambda part: (part.sampling, part.core_size)):
+            for numbers in alike(parts, lambda part: (part.sampling, part.core_size)).values():
                 x = torch.cat([cores[n] for n in numbers]) if len(numbers) > 1 else cores[numbers[0]]
                 exact, wrong = project_exact(x, Coefficients.cat([parts[n].core for n in numbers]))
                 found |= zip(numbers, zip(exact, wrong, strict=True), strict=True)

@@ -9,7 +9,7 @@ what is nearly done leaves first, and all workers share out the tiles of one lar
 items are under way at once, as there is room for them, however slow the reader of the results.
 
 A worker is a thread, or a process: the GIL serialises small units. Processes are forked, are killed when the run is
-interrupted, and are driven by one thread (crew.py).
+interrupted, and are driven by one thread (dispatcher.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from pipeline.engine.crew import Crew
+from pipeline.engine.dispatcher import Dispatcher
 from pipeline.engine.queue import Entry, Queue, Unit
 from pipeline.engine.stage import Stage, batches, begin, end, result_of
 from pipeline.engine.stopwatch import Stopwatch
@@ -75,7 +75,7 @@ class Scheduler(Generic[T]):
         self._read, self._stopped = False, False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._crew: Crew[T] | None = None
+        self._dispatcher: Dispatcher[T] | None = None
         self._busy = 0.0
 
     def __enter__(self) -> Self:
@@ -85,8 +85,8 @@ class Scheduler(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        if self._crew is not None:
-            self._crew.close()
+        if self._dispatcher is not None:
+            self._dispatcher.close()
         end = time.monotonic() + PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -96,7 +96,7 @@ class Scheduler(Generic[T]):
     @property
     def busy(self) -> float:
         """Seconds that the workers spent on units, all together."""
-        return self._busy if self._crew is None else self._crew.busy
+        return self._busy if self._dispatcher is None else self._dispatcher.busy
 
     def run(self, items: Iterable[T]) -> Iterator[T]:
         """The items, in order, after all stages. Raises what `items` raises, and what is no Exception in a stage."""
@@ -116,8 +116,8 @@ class Scheduler(Generic[T]):
         if self._processes is None:
             tasks += [self._work] * self.workers
         else:
-            self._crew = Crew(self._processes.start, self.workers)
-            tasks.append(partial(self._dispatch, self._crew))
+            self._dispatcher = Dispatcher(self._processes.start, self.workers)
+            tasks.append(partial(self._dispatch, self._dispatcher))
         if any(stage.place == "device" for stage in self._stages):
             tasks.append(self._drive)
         for task in tasks:
@@ -188,7 +188,7 @@ class Scheduler(Generic[T]):
                 queue = self._device if stage.place == "device" else self._queue
                 with self._lock:
                     for kind, unit in units:
-                        queue.put((entry.stage, kind), [unit])
+                        queue.put((entry.stage, kind), unit)
                 return
         if entry.error is not None:
             entry.item = self._failed(entry.item, entry.error)
@@ -199,17 +199,17 @@ class Scheduler(Generic[T]):
                 self._wake()
 
     def _notify_workers(self) -> None:
-        if self._crew is None:
+        if self._dispatcher is None:
             self._for_workers.notify()
         else:
-            self._crew.notify()
+            self._dispatcher.notify()
 
     def _wake(self) -> None:
         """All who take units: there may be none any more."""
         self._for_workers.notify_all()
         self._for_device.notify_all()
-        if self._crew is not None:
-            self._crew.notify_all()
+        if self._dispatcher is not None:
+            self._dispatcher.notify_all()
 
     def _is_over(self) -> bool:
         """No unit can come any more."""
@@ -217,25 +217,24 @@ class Scheduler(Generic[T]):
 
     def _next(self, wait: bool = True) -> list[Unit[T]]:
         """Units for a worker; none at the end, or when there are none at the moment and the caller will not wait."""
-        with self._lock:
-            while not self._stopped:
-                most = 1 + len(self._queue) // (2 * self.workers)
-                if units := self._queue.pop(partial(self._max_batch, most=most)):
-                    return units
-                if not wait or self._is_over():
-                    break
-                self._for_workers.wait()
-            return []
+
+        def pop() -> list[Unit[T]]:
+            return self._queue.pop(partial(self._max_batch, most=1 + len(self._queue) // (2 * self.workers)))
+
+        return self._popped(pop, self._for_workers, wait)
 
     def _next_batch(self, wait: bool) -> list[Unit[T]]:
         """The same for the device."""
+        return self._popped(lambda: self._device.pop(self._max_batch, full_first=True), self._for_device, wait)
+
+    def _popped(self, pop: Callable[[], list[Unit[T]]], filled: threading.Condition, wait: bool) -> list[Unit[T]]:
         with self._lock:
             while not self._stopped:
-                if units := self._device.pop(self._max_batch, full_first=True):
+                if units := pop():
                     return units
                 if not wait or self._is_over():
                     break
-                self._for_device.wait()
+                filled.wait()
             return []
 
     def _max_batch(self, kind: tuple[int, Hashable], most: int = 1 << 30) -> int:
@@ -252,26 +251,26 @@ class Scheduler(Generic[T]):
             with self._lock:
                 self._busy += time.perf_counter() - started
 
-    def _next_for(self, crew: Crew[T]) -> list[Unit[T]]:
+    def _next_for(self, dispatcher: Dispatcher[T]) -> list[Unit[T]]:
         """Units for a process that is idle or, where there is enough for all, to be at hand when one is."""
-        if not crew.idle and (crew.ahead or len(self._queue) <= 2 * self.workers):
+        if not dispatcher.idle and (dispatcher.saturated or len(self._queue) <= 2 * self.workers):
             return []
         return self._next(wait=False)
 
-    def _dispatch(self, crew: Crew[T]) -> None:
+    def _dispatch(self, dispatcher: Dispatcher[T]) -> None:
         """The thread of all worker processes."""
         while True:
-            while units := self._next_for(crew):
+            while units := self._next_for(dispatcher):
                 wanted = [unit for unit in units if unit.entry.error is None]
                 for unit in units:
                     if unit.entry.error is not None:  # another of its units has failed
                         self._settle(unit, unit.entry.error)
                 if wanted:
-                    crew.give(wanted)
+                    dispatcher.submit(wanted)
             with self._lock:
-                if self._is_over() and not crew.at_work:
+                if self._is_over() and not dispatcher.at_work:
                     return
-            for unit, outcome in crew.collect():
+            for unit, outcome in dispatcher.collect():
                 self._settle(unit, outcome)
 
     def _settle(self, unit: Unit[T], outcome: Any) -> None:

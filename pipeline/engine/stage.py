@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 Place = Literal["worker", "device"]
 
 
@@ -29,23 +30,28 @@ class Stage(Generic[T]):
     max_batch: Callable[[Any], int] = lambda kind: 1
 
 
-def whole(function: Callable[[T], T], wanted: Callable[[T], bool], place: Place = "worker") -> Stage[T]:
+def whole(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
     """A stage that takes an item as it is and returns its successor, for those that are `wanted`."""
     return Stage(
         split=lambda item: (item,) if wanted(item) else (),
         do=lambda items: lambda: [function(item) for item in items],
         take=lambda item, unit, result: result,
-        place=place,
     )
 
 
+def alike(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, list[int]]:
+    """The numbers of units, those together that have an equal key."""
+    groups: dict[Hashable, list[int]] = {}
+    for number, unit in enumerate(units):
+        groups.setdefault(key(unit), []).append(number)
+    return groups
+
+
 def batches(stage: Stage[T], units: Sequence[Any]) -> Iterator[list[Any]]:
-    kinds: dict[Hashable, list[Any]] = {}
-    for unit in units:
-        kinds.setdefault(stage.kind(unit), []).append(unit)
-    for kind, alike in kinds.items():
+    """The units, as many together as may go."""
+    for kind, numbers in alike(units, stage.kind).items():
         step = stage.max_batch(kind)
-        yield from (alike[first : first + step] for first in range(0, len(alike), step))
+        yield from ([units[n] for n in numbers[first : first + step]] for first in range(0, len(numbers), step))
 
 
 def result_of(stage: Stage[T], unit: Any) -> Any:

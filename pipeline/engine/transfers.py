@@ -3,7 +3,7 @@ and on a GPU, and the copies between the two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,14 +72,6 @@ class Part:
         return bottom - top, right - left
 
 
-def alike(parts: Sequence[Part], key: Callable[[Part], Hashable]) -> list[list[int]]:
-    """The numbers of parts, those together that have an equal key."""
-    groups: dict[Hashable, list[int]] = {}
-    for number, part in enumerate(parts):
-        groups.setdefault(key(part), []).append(number)
-    return list(groups.values())
-
-
 def send(x: Tensor, device: torch.device) -> Tensor:
     """A copy of a CPU's tensor on the device; the host does not wait for it."""
     if device.type == "cpu":
@@ -112,7 +104,7 @@ class Transfers:
             for x in (*planes, tables, images):
                 _keep(x, kernels)
             there = Coefficients(tuple(planes), tables, c.sampling, c.size)
-            picture.copy.picture = replace(picture, c=there, images=images)
+            picture.copy.picture = replace(picture, c=there, images=images, copy=OnDevice())
         return picture.copy.picture
 
     def down(self, parts: Sequence[Part], mismatches: Tensor) -> Callable[[], Tensor]:

@@ -213,7 +213,7 @@ def test_leaving_early_ends_all_threads_and_processes(kind):
         for job in stages.run(Job(n, units=3) for n in range(10**9)):
             if job.number == 5:
                 break
-        pids = [hand.process.pid for hand in stages._crew._hands] if stages._crew else []
+        pids = [slot.process.pid for slot in stages._dispatcher._slots] if stages._dispatcher else []
     assert no_threads_left()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert len(pids) == (3 if kind == "processes" else 0)
@@ -277,8 +277,8 @@ def test_processes_that_die_with_nothing_to_do_are_replaced():
         jobs = stages.run(iter([Job(n, units=3) for n in range(60)]))
         next(jobs)
         time.sleep(0.2)
-        for hand in stages._crew._hands:
-            os.kill(hand.process.pid, signal.SIGKILL)
+        for slot in stages._dispatcher._slots:
+            os.kill(slot.process.pid, signal.SIGKILL)
         rest = list(jobs)
     assert len(rest) == 59
     assert not any(job.error for job in rest)

@@ -25,15 +25,15 @@ SMALL = 32 << 10
 
 
 @dataclass(eq=False)
-class _Hand(Generic[T]):
-    """A process, or the one that has taken its place. sent: what it has, oldest first. following: what it gets next.
-    again: what is to be tried once more, each unit alone; `second` while it is."""
+class _Slot(Generic[T]):
+    """A process, or the one that has taken its place. sent: what it has, oldest first. pending: what it gets next.
+    retry: what is to be tried once more, each unit alone; `retrying` while it is."""
 
     process: WorkerProcess
     sent: deque[list[Unit[T]]] = field(default_factory=deque)
-    following: deque[list[Unit[T]]] = field(default_factory=deque)
-    again: deque[Unit[T]] = field(default_factory=deque)
-    second: bool = False
+    pending: deque[list[Unit[T]]] = field(default_factory=deque)
+    retry: deque[Unit[T]] = field(default_factory=deque)
+    retrying: bool = False
     since: float = 0.0
 
     @property
@@ -41,12 +41,12 @@ class _Hand(Generic[T]):
         return not self.sent
 
     @property
-    def ahead(self) -> bool:
+    def saturated(self) -> bool:
         """Whether it has as much as it should."""
-        return bool(len(self.sent) > 1 or self.following or self.again or self.second)
+        return bool(len(self.sent) > 1 or self.pending or self.retry or self.retrying)
 
 
-class Crew(Generic[T]):
+class Dispatcher(Generic[T]):
     """For one thread, but for `notify` and `close`. start: makes a process. busy: seconds for which they had something
     to do, all together.
 
@@ -55,38 +55,38 @@ class Crew(Generic[T]):
 
     def __init__(self, start: Callable[[], WorkerProcess], count: int) -> None:
         self._start, self._closed, self.busy = start, False, 0.0
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        weakref.finalize(self, os.close, self._bell)
-        self._hands = [_Hand[T](start()) for _ in range(count)]
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wakeup)
+        self._slots = [_Slot[T](start()) for _ in range(count)]
         self._known: list[Outcome[T]] = []
 
     @property
     def idle(self) -> bool:
         """Whether a process has nothing to do."""
-        return any(hand.idle for hand in self._hands)
+        return any(slot.idle for slot in self._slots)
 
     @property
-    def ahead(self) -> bool:
+    def saturated(self) -> bool:
         """Whether every process has something to do after what it does now, so that it need not wait."""
-        return all(hand.ahead for hand in self._hands)
+        return all(slot.saturated for slot in self._slots)
 
     @property
     def at_work(self) -> bool:
         """Whether there are outcomes to wait for."""
-        return bool(self._known) or not all(hand.idle for hand in self._hands)
+        return bool(self._known) or not all(slot.idle for slot in self._slots)
 
-    def give(self, units: Sequence[Unit[T]]) -> None:
-        """Units of one stage, to a process that is idle or at least not `ahead`."""
-        hand = min(self._hands, key=lambda hand: (hand.ahead, not hand.idle))
-        self._send(hand, list(units))
+    def submit(self, units: Sequence[Unit[T]]) -> None:
+        """Units of one stage, to a process that is idle or at least not `saturated`."""
+        slot = min(self._slots, key=lambda slot: (slot.saturated, not slot.idle))
+        self._send(slot, list(units))
 
     def collect(self) -> list[Outcome[T]]:
         """Waits until some units are done, or for a `notify`."""
         if not self._known:
-            waiting = {hand.process.connection: hand for hand in self._hands if not hand.idle}
-            for ready in wait([*waiting, self._bell]):
+            waiting = {slot.process.connection: slot for slot in self._slots if not slot.idle}
+            for ready in wait([*waiting, self._wakeup]):
                 if isinstance(ready, int):
-                    os.eventfd_read(self._bell)
+                    os.eventfd_read(self._wakeup)
                 else:
                     self._receive(waiting[ready])  # type: ignore[index]
         known, self._known = self._known, []
@@ -95,70 +95,70 @@ class Crew(Generic[T]):
     def notify(self) -> None:
         """There are units for those who are idle. From any thread."""
         if self.idle:
-            os.eventfd_write(self._bell, 1)
+            os.eventfd_write(self._wakeup, 1)
 
     def notify_all(self) -> None:
         """Something has changed."""
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
         """Kills the processes; a thread that waits for them has an error."""
         self._closed = True
-        for hand in self._hands:
-            hand.process.kill()
+        for slot in self._slots:
+            slot.process.kill()
         self.notify_all()
 
-    def _send(self, hand: _Hand[T], units: list[Unit[T]]) -> None:
+    def _send(self, slot: _Slot[T], units: list[Unit[T]]) -> None:
         """Now, or when it is idle if it would have to be waited for."""
         try:
-            message = hand.process.pack(units[0].entry.stage, [unit.work for unit in units])
-            if not hand.idle and len(message) > SMALL:
-                hand.following.append(units)
+            message = slot.process.pack(units[0].entry.stage, [unit.work for unit in units])
+            if not slot.idle and len(message) > SMALL:
+                slot.pending.append(units)
                 return
-            if hand.idle:
-                hand.since = time.perf_counter()
-            hand.sent.append(units)
-            hand.process.send(message)
+            if slot.idle:
+                slot.since = time.perf_counter()
+            slot.sent.append(units)
+            slot.process.send(message)
         except WorkerError as error:
-            self._replace(hand, error)
+            self._replace(slot, error)
         except Exception as error:  # what cannot be pickled
             self._known.extend((unit, error) for unit in units)
-            self._go_on(hand)
+            self._go_on(slot)
 
-    def _receive(self, hand: _Hand[T]) -> None:
+    def _receive(self, slot: _Slot[T]) -> None:
         try:
-            outcomes = hand.process.receive()
+            outcomes = slot.process.receive()
         except WorkerError as error:
-            self._replace(hand, error)
+            self._replace(slot, error)
             return
-        self._known.extend(zip(self._had(hand), outcomes, strict=True))
-        self._go_on(hand)
+        self._known.extend(zip(self._had(slot), outcomes, strict=True))
+        self._go_on(slot)
 
-    def _replace(self, hand: _Hand[T], error: WorkerError) -> None:
+    def _replace(self, slot: _Slot[T], error: WorkerError) -> None:
         """Only what it was doing can have been the cause."""
         if self._closed:
             raise RuntimeError("the processes have been closed")
-        hand.process = self._start()
-        had, untouched = self._had(hand), list(hand.sent)
-        if hand.second:
+        slot.process = self._start()
+        had, untouched = self._had(slot), list(slot.sent)
+        if slot.retrying:
             self._known.extend((unit, error) for unit in had)
         else:
-            hand.again.extend(had)
-        hand.following.extendleft(reversed(untouched))
-        hand.sent.clear()
-        self._go_on(hand)
+            slot.retry.extend(had)
+        slot.pending.extendleft(reversed(untouched))
+        slot.sent.clear()
+        self._go_on(slot)
 
-    def _had(self, hand: _Hand[T]) -> list[Unit[T]]:
+    def _had(self, slot: _Slot[T]) -> list[Unit[T]]:
         """What it was doing until now."""
         now = time.perf_counter()
-        self.busy, hand.since = self.busy + now - hand.since, now
-        return hand.sent.popleft()
+        self.busy, slot.since = self.busy + now - slot.since, now
+        return slot.sent.popleft()
 
-    def _go_on(self, hand: _Hand[T]) -> None:
+    def _go_on(self, slot: _Slot[T]) -> None:
         """With what there is for it."""
-        if hand.idle:
-            hand.second = bool(hand.again)
-            if hand.again:
-                self._send(hand, [hand.again.popleft()])
-            elif hand.following:
-                self._send(hand, hand.following.popleft())
+        if slot.idle:
+            slot.retrying = bool(slot.retry)
+            if slot.retry:
+                self._send(slot, [slot.retry.popleft()])
+            elif slot.pending:
+                self._send(slot, slot.pending.popleft())
