@@ -21,7 +21,7 @@ if __name__ == "kernels":
     # when a module's code ends; type checkers, which see this file only, are told what the package exports.
     del sys.modules["kernels"]
     from kernels.coefficients import Coefficients, Subsampling
-    from kernels.operators import decode, encode, project, project_exact, roundtrip
+    from kernels.operators import decode, encode, excess, project, project_exact, roundtrip
     from kernels.tables import nearest_quality, quality_to_tables
 
     __all__ = [
@@ -29,6 +29,7 @@ if __name__ == "kernels":
         "Subsampling",
         "decode",
         "encode",
+        "excess",
         "nearest_quality",
         "project",
         "project_exact",

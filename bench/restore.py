@@ -46,12 +46,12 @@ from end_to_end.report import Outcome, Rung, markdown, scaling_table
 from end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
 from photographs import Pixels, load
 
+from pipeline.command_line import AVERAGED
 from pipeline.engine.device import choose_device
 from pipeline.engine.options import MODES, SAMPLER
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.source import SourceError
 from pipeline.outputs.record import SinkError
-from pipeline.restore import AVERAGED
 
 Made = Callable[[Setup, Path], Restorer]
 

@@ -1,4 +1,4 @@
-"""The operators, alike on every device: Triton's kernels on CUDA, PyTorch elsewhere.
+"""The operators, alike on every device: Triton's kernels on CUDA, elsewhere PyTorch or, for `project_exact`, numba.
 
 Images are [N, C, H, W], gray levels 0..255, floating point or uint8, contiguous or channels_last; C is 3 (RGB), or 1
 for gray. All operators raise ValueError for tensors whose shapes, dtypes, layouts or devices do not go together.
@@ -62,6 +62,12 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     Raises ValueError for another margin."""
     image: Tensor = _operators(x.device).project(x, c, margin)
     return image
+
+
+def excess(x: Tensor, c: Coefficients) -> Tensor:
+    """[N] float64: by how many quantisation steps, at most, an image's coefficients lie outside c's intervals; 0: the
+    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on every device: a measure, not a stage."""
+    return torch_ops.excess(x, c)
 
 
 def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:

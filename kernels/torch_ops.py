@@ -279,6 +279,20 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     return map_regions(one, c.sampling, c.size, len(c), banded=not x.requires_grad)
 
 
+def excess(x: Tensor, c: Coefficients) -> Tensor:
+    """See kernels.excess. In bands that stay in cache."""
+    check_images(x, c.tables, c.sampling, c.size)
+    largest = torch.zeros(len(c), dtype=torch.float64, device=x.device)
+    for region in flat_regions(c.sampling, c.size, len(c)):
+        tiles = to_tiles(x, region)
+        tiles = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
+        for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
+            quotient = dct / steps_of(c.tables, component, dct.dtype)
+            beyond = (quotient - blocks_of(c.planes[component], component, region)).abs() - 0.5
+            largest = torch.maximum(largest, beyond.flatten(1).amax(1).double())
+    return largest
+
+
 def decode(c: Coefficients) -> Tensor:
     """See kernels.decode. In bands that stay in cache."""
     chroma = [

@@ -116,6 +116,13 @@ class Drawn(NamedTuple):
     samples: Tensor
     mean: Tensor | None
 
+    def at(self, strength: float) -> Tensor:
+        """[N, K, 3, H, W] on the straight line from the mean (0) to the samples (1)."""
+        if strength == 1:
+            return self.samples
+        assert self.mean is not None
+        return torch.lerp(self.mean[:, None], self.samples, strength)
+
 
 def noise_amplitude(tables: Tensor) -> Tensor:
     """[N, 1 or 3, 8, 8] → [N, 1, 1, 1]: the noise's amplitude, 0 for fine luma tables and 1 for coarse ones, linear in

@@ -2,8 +2,7 @@
 
     from pipeline import Restorer
 
-    restored = Restorer.from_pretrained().restore(Path("photo.jpg").read_bytes())
-    Image.fromarray(restored.pixels()).save("photo.png")
+    Restorer.from_pretrained().restore("photo.jpg").to_pil().save("photo.png")
 
 On the command line: python -m pipeline.restore --help.
 """

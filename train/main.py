@@ -38,9 +38,9 @@ The recipes are in {RECIPE.parent};
 train/config.py explains every key."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "python -m train.main") -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
-        prog="python -m train.main",
+        prog=prog,
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m train.main") -> int:
     """Exit code 0, or 2 with a message when the run cannot start or go on."""
-    options = parser().parse_args(arguments)
+    options = parser(prog).parse_args(arguments)
     try:
         if options.config is None:
             config, notice = default_config(options.overrides)

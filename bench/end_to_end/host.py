@@ -16,7 +16,7 @@ from end_to_end.measure import Setup, files
 from end_to_end.report import Timed, in_markdown
 from kernels import decode
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.transfers import Mismatches, Part
+from pipeline.engine.transfers import Deviations, Part
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.outputs.formats import encode_image
 
@@ -27,7 +27,7 @@ class StandIn(Restorer):
 
     pixels: Tensor
 
-    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Mismatches]]:
+    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Deviations]]:
         for part in parts:
             top, bottom, left, right = part.tile.core
             images = part.picture.images

@@ -32,7 +32,7 @@ from pipeline.inputs.source import Item, Sources, list_sources, read
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.record import Record
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import Ledger, Sink
+from pipeline.outputs.sink import Ledger, Names, Sink
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ def restore_shards(
     `engine.run` raise."""
     restorer = made(setup, shards) if made else setup.restorer()
     begin = partial(Job, restorer, shards=True, quiet=True)
-    engine.run(begin(warm_up, output / "warm-up", workers=1))
+    engine.run(begin((warm_up,), output / "warm-up", workers=1))
     restorer.stopwatch = Stopwatch()
     on_gpu = restorer.device.type == "cuda"
     if on_gpu:
@@ -114,7 +114,7 @@ def restore_shards(
         torch.cuda.reset_peak_memory_stats(restorer.device)
     cpu, start = cpu_seconds(), time.perf_counter()
     sink_of = partial(slow_sink, setup.throttle) if setup.throttle else None
-    engine.run(begin(shards, output / "restored", workers=setup.workers), sink_of)
+    engine.run(begin((shards,), output / "restored", workers=setup.workers), sink_of)
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     images, pixels, mismatches = count(output / "restored" / MANIFEST)
     return Run(
@@ -143,7 +143,7 @@ class SlowSink(ShardSink):
 
 
 def slow_sink(throttle: float, job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    sink = SlowSink(manifest, sources.root, job.format, job.restorer.images)
+    sink = SlowSink(manifest, sources, Names(job.format, job.restorer.images))
     sink.throttle = throttle
     return sink
 

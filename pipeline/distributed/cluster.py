@@ -35,7 +35,6 @@ from pipeline.engine.progress import progress_bar, summary
 from pipeline.engine.run import list_inputs
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.inputs.remote import Address, RemoteError, failures_of
-from pipeline.outputs.manifest import manifest_address
 from pipeline.outputs.record import SinkError
 from pipeline.outputs.store import PARTIAL
 
@@ -202,10 +201,8 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
         done = counts.total() - before
         crowd = f"up to {crew.most} workers on {len(crew.nodes)} hosts"
         table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, crew.most)))
-        where, how = manifest_address(job.output), f"; {crowd}"
-        print(
-            summary(counts, done, where, megapixels=megapixels, seconds=seconds, how=how, table=table), file=sys.stderr
-        )
+        how = f"; {crowd}"
+        print(summary(counts, done, job, megapixels=megapixels, seconds=seconds, how=how, table=table), file=sys.stderr)
     return counts["failed"]
 
 

@@ -115,8 +115,9 @@ class Worker:
             self._job = Job(restorer=restorer, **plan.job)
             if restorer.digest != plan.digest:
                 return Hello(node, problem=f"has other weights {plan.weights or restorer.digest}")
-            if isinstance(plan.sources.root, Path) and not plan.sources.root.exists():
-                return Hello(node, problem=f"does not see the input {plan.sources.root}")
+            for root in plan.sources.roots:
+                if isinstance(root.folder, Path) and not root.folder.exists():
+                    return Hello(node, problem=f"does not see the input {root.folder}")
             if not _sees(self._job.output, plan.token):
                 problem = f"does not see what the driver writes to {self._job.output}"
                 return Hello(node, problem=f"{problem}; give a shared file system or a store")

@@ -16,93 +16,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from pipeline.engine.admission import weigh
+from pipeline.engine.failures import CertificateError
 from pipeline.engine.job import Job
-from pipeline.engine.memory import Buffers, SharedMemory, bytes_needed
+from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.results import Restored, Work
 from pipeline.engine.stage import Stage, whole
-from pipeline.engine.worker import WorkerError
-from pipeline.inputs.source import Item, SideMember
-from pipeline.jpeg.bitstream import Bitstream, Layout, read_bitstream
+from pipeline.engine.task import Plain, Read, Step, Task, Unread
+from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import as_read
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.jpeg.fallback import plain_decode
-from pipeline.outputs.formats import EncodeError, encode_image
-from pipeline.outputs.record import Record
-from pipeline.outputs.sink import failed
+from pipeline.outputs.formats import encode_image
+from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.verify import count_mismatches
 
 MESSAGE, MESSAGE_FILES = 1 << 20, 16
 """Bytes and number of the files that a process is sent together: what a message costs is much for a small file."""
-
-
-class CertificateError(Exception):
-    """An output does not have the coefficients that its certificate promises."""
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A file as it came. layout: what its header says. memory: what the processes share of it, if they do. found:
-    gives or raises what DALI has made of it, if that is the front end."""
-
-    data: bytes
-    layout: Layout | JpegError
-    memory: Tensor | None = None
-    found: Callable[[], Bitstream] | None = None
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width), if it can be read."""
-        return self.layout.header.size if isinstance(self.layout, Layout) else None
-
-    def buffers(self, images: int) -> Buffers | None:
-        """Where its coefficients and so many images go, unless each process has its own."""
-        if self.memory is None or not isinstance(self.layout, Layout):
-            return None
-        return Buffers.within(self.memory, self.layout.sampling, self.layout.header.size, images)
-
-
-@dataclass(frozen=True)
-class Plain:
-    """An image file that was decoded as it is, for a reason, and its (height, width)."""
-
-    image: bytes
-    size: tuple[int, int]
-    reason: str
-
-
-@dataclass(frozen=True)
-class Read:
-    """images: where the restored ones go, if processes share that. recovered: how many coefficients are the file's own,
-    where DALI has recovered them and --verify asks."""
-
-    bitstream: Bitstream
-    images: Tensor | None
-    recovered: int | None
-
-
-@dataclass(frozen=True)
-class Task:
-    """One input on its way: `file` until it is read, `work` until it is restored, then `images`. The item has no data.
-    memory: what the processes share of it, once it is read."""
-
-    item: Item
-    record: Record
-    file: Unread | None = None
-    memory: Tensor | None = None
-    work: Work | None = None
-    images: tuple[bytes, ...] = ()
-
-
-Step = Task | SideMember
 
 
 def stages(job: Job) -> list[Stage[Step]]:
@@ -132,93 +70,17 @@ def stages(job: Job) -> list[Stage[Step]]:
             max_batch=lambda kind: DALI_BATCH,
         )
         return [together, *every]
-    return every if restorer.batched else [whole(partial(at_once, job), shares_nothing), *every]
+    return every if restorer.batched else [whole(partial(at_once, job), without_shared_memory), *every]
 
 
-def is_small(job: Job, step: Step) -> bool:
-    """Whether one process does all of it, without a device: what is a single tile, and what has none."""
-    if not isinstance(step, Task) or step.file is None:
-        return False
-    restorer, size = job.restorer, step.file.size
-    return not (restorer.batched or restorer.dali) and (size is None or len(restorer.tiles(size)) == 1)
-
-
-def shares_nothing(step: Step) -> bool:
-    """Whether it has no part of the memory that processes share: it is small, or there is one worker."""
+def without_shared_memory(step: Step) -> bool:
+    """Whether one process does all of it: it is small, or there is one worker."""
     return isinstance(step, Task) and step.file is not None and step.file.memory is None
-
-
-def weigh(job: Job, size: tuple[int, int]) -> int:
-    """About how many bytes a file takes on its way: coefficients, images and image files."""
-    return size[0] * size[1] * (6 + 6 * job.restorer.images)
 
 
 def files_together(job: Job, size: tuple[int, int]) -> int:
     """How many files of a size are sent together."""
     return max(1, min(MESSAGE_FILES, MESSAGE // (1 + weigh(job, size))))
-
-
-class TooLargeError(MemoryError):
-    """A file takes more than all of the memory that processes share."""
-
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(
-            f"takes {size >> 20} MiB of memory that processes share, which can have {limit >> 20} MiB here "
-            "(ulimit -v): a higher limit, or --workers 1, which shares none"
-        )
-
-
-class Admission:
-    """Lets files in as long as they weigh no more than `limit` bytes together, with their part of the shared memory."""
-
-    def __init__(self, job: Job, limit: int, memory: SharedMemory | None) -> None:
-        self._job, self._limit, self._memory, self._weight = job, limit, memory, 0
-
-    def __call__(self, step: Step, alone: bool) -> tuple[Step, Callable[[], None]] | None:
-        """See scheduler.Admit."""
-        weight = self._weigh(step)
-        if not alone and self._weight + weight > self._limit:
-            return None
-        piece = None
-        layout = step.file.layout if isinstance(step, Task) and step.file is not None else None
-        if isinstance(layout, Layout) and self._memory is not None and not is_small(self._job, step):
-            size = bytes_needed(layout.sampling, layout.header.size, self._job.restorer.images)
-            piece = self._memory.allocate(size)
-            if piece is None and not alone:
-                return None
-            step = with_memory(step, piece) if piece is not None else fail(step, TooLargeError(size, self._memory.size))
-        self._weight += weight
-        return step, partial(self._release, weight, piece)
-
-    def _weigh(self, step: Step) -> int:
-        if isinstance(step, SideMember):
-            return len(step.data)
-        return 0 if step.file is None else len(step.file.data) + weigh(self._job, step.file.size or (0, 0))
-
-    def _release(self, weight: int, piece: Tensor | None) -> None:
-        self._weight -= weight
-        if self._memory is not None and piece is not None:
-            self._memory.free(piece)
-
-
-def with_memory(step: Step, piece: Tensor) -> Step:
-    assert isinstance(step, Task)
-    assert step.file is not None
-    return replace(step, file=replace(step.file, memory=piece))
-
-
-def fail(step: Step, error: Exception) -> Step:
-    """Whatever a stage raises is the failure of its file, and the run goes on."""
-    assert isinstance(step, Task)  # nothing is done to others
-    known = isinstance(error, JpegError | EncodeError | CertificateError | WorkerError | TooLargeError)
-    reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"  # out of memory, or a bug
-    return Task(step.item, failed(step.record, reason, is_transient(error)))
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether it says nothing about the file: memory, a worker process, a disk."""
-    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch's on the CPU
-    return no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError | WorkerError | OSError)
 
 
 def files_of(step: Step) -> list[Unread]:
@@ -228,7 +90,7 @@ def files_of(step: Step) -> list[Unread]:
 def read_together(restorer: Restorer, files: Sequence[Unread]) -> list[Callable[[], Bitstream]]:
     """By DALI."""
     found = restorer.read_many([file.data for file in files], [file.layout for file in files])
-    each = ((file.buffers(restorer.images), x) for file, x in zip(files, found, strict=True))
+    each = ((file.buffers(restorer), x) for file, x in zip(files, found, strict=True))
     return [partial(as_read, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each]
 
 
@@ -250,7 +112,7 @@ def at_once(job: Job, step: Step) -> Step:
         step = take_read(job, step, file, read_file(job, file))
     if (work := work_of(step)) is not None:
         for part in work.parts:
-            work.mismatches.extend(job.restorer.restore_parts([part])())
+            work.deviations.extend(job.restorer.restore_parts([part])())
     for result in results_of(step):
         step = take_images(step, result, write_images(job, *result))
     return step
@@ -258,7 +120,7 @@ def at_once(job: Job, step: Step) -> Step:
 
 def read_file(job: Job, file: Unread) -> Read | Plain:
     """Its coefficients, unless DALI has read them; what is not modelled is decoded as it is."""
-    restorer, buffers = job.restorer, file.buffers(job.restorer.images)
+    restorer, buffers = job.restorer, file.buffers(job.restorer)
     try:
         if file.found is None:
             planes = None if buffers is None else buffers.planes
@@ -266,7 +128,7 @@ def read_file(job: Job, file: Unread) -> Read | Plain:
         else:
             bitstream = file.found()
     except UnsupportedJpeg as error:
-        return decode_plainly(job, file.data, str(error))
+        return pass_through(job, file, str(error))
     recovered = count_recovered(job, file.data, bitstream) if bitstream.recovered and job.verify else None
     return Read(bitstream, None if buffers is None else buffers.images, recovered)
 
@@ -278,15 +140,18 @@ def count_recovered(job: Job, data: bytes, bitstream: Bitstream) -> int:
         return own.count - int(own.mismatches(bitstream.coefficients))
 
 
-def decode_plainly(job: Job, data: bytes, reason: str) -> Plain:
-    """With Pillow."""
+def pass_through(job: Job, file: Unread, reason: str) -> Plain:
+    """What `Filters.passed_through` says; decoded by Pillow."""
+    how = job.filters.passed_through
+    if how != "decode":
+        return Plain((file.data,) if how == "copy" else (), file.size, reason)
     with job.restorer.stopwatch("pass through"):
         try:
-            plain = plain_decode(data, job.restorer.options.max_pixels)
+            plain = plain_decode(file.data, job.restorer.options.max_pixels)
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return Plain(encode_image(plain.pixels, job.format, plain.icc, plain.exif), (height, width), reason)
+        return Plain((encode_image(plain.pixels, job.format, plain.icc, plain.exif),), (height, width), reason)
 
 
 def take_read(job: Job, step: Step, file: Unread, found: Read | Plain) -> Step:
@@ -294,7 +159,10 @@ def take_read(job: Job, step: Step, file: Unread, found: Read | Plain) -> Step:
     assert isinstance(step, Task)
     if isinstance(found, Plain):
         fate = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
-        return Task(step.item, replace(fate, mode=None, weights=None, seed=None), images=(found.image,))
+        record = replace(fate, mode=None, weights=None, seed=None, strength=None)
+        if file.known is not None:
+            record = replace(record, sampling=file.known.sampling.label, quality=file.known.quality)
+        return Task(step.item, record, images=found.images)
     bitstream, c = found.bitstream, found.bitstream.coefficients
     record = replace(
         step.record,
@@ -325,7 +193,10 @@ def write_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequenc
     held is not needed any more."""
     source, watch = restored.bitstream, job.restorer.stopwatch
     with watch("encode"):
-        images = [encode_image(x.numpy(), job.format, source.icc, source.exif) for x in restored.images]
+        images = [
+            encode_image(x.numpy(), job.format, source.icc, source.exif, provenance_of(job, restored, number))
+            for number, x in enumerate(restored.images)
+        ]
     if job.verify:
         with watch("verify"):
             found = [count_mismatches(image, source) for image in images]
@@ -342,6 +213,23 @@ def write_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequenc
     return places
 
 
+def provenance_of(job: Job, restored: Restored, number: int) -> Provenance | None:
+    """What the output file says about itself, if it is to."""
+    if not job.provenance:
+        return None
+    restorer = job.restorer
+    return Provenance(
+        weights=restorer.digest,
+        mode=restorer.mode,
+        seed=None if restorer.mode == "mmse" else restored.seed,
+        sample=number if restorer.mode == "sample" else None,
+        strength=restorer.options.strength if restorer.mode == "sample" else None,
+        coefficients=restored.coefficients,
+        mismatches=restored.sample_mismatches[number] if restored.excess is None else None,
+        excess=restored.excess,
+    )
+
+
 def take_images(step: Step, result: tuple[Restored, Tensor | None], images: Sequence[bytes | Tensor]) -> Step:
     """Out of the memory, which is the file's no longer."""
     assert isinstance(step, Task)
@@ -349,6 +237,7 @@ def take_images(step: Step, result: tuple[Restored, Tensor | None], images: Sequ
     record = replace(
         step.record,
         mismatches=restored.mismatches,
+        excess=None if restored.excess is None else round(restored.excess, 4),
         sample_mismatches=tuple(restored.sample_mismatches) if len(restored.sample_mismatches) > 1 else None,
     )
     return Task(step.item, record, images=tuple(x.numpy().tobytes() if isinstance(x, Tensor) else x for x in images))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from model.generator import NOISE
 from pipeline.engine.restorer import Restorer
+from pipeline.inputs.filters import ALL_FILES, Filters
 from pipeline.inputs.remote import Address
 from pipeline.inputs.share import ALL, Share
 from pipeline.outputs.formats import Format
@@ -15,10 +16,11 @@ from pipeline.outputs.record import RunIdentity
 
 @dataclass(frozen=True)
 class Job:
-    """What `run` does; the fields are the command line's options. dtype: as the restorer was told it."""
+    """What `run` does; the fields are the command line's options. dtype: as the restorer was told it. limit: inputs, in
+    the order of the listing, after which the run ends; None: all."""
 
     restorer: Restorer
-    input: Address
+    inputs: tuple[Address, ...]
     output: Address
     seed: int = 0
     format: Format = "png"
@@ -30,6 +32,9 @@ class Job:
     quiet: bool = False
     share: Share = ALL
     dtype: str = "auto"
+    filters: Filters = ALL_FILES
+    limit: int | None = None
+    provenance: bool = True
 
     def identity(self) -> RunIdentity:
         """What must not change when the run goes on."""
@@ -41,13 +46,17 @@ class Job:
             samples=options.samples,
             format=self.format,
             shards=self.shards,
-            input=str(self.input.resolve()),
+            input="\n".join(str(one.resolve()) for one in self.inputs),
             frontend=options.frontend,
             noise=1 if restorer.mode == "mmse" else NOISE,
             dtype=self.dtype,
             tile=options.tile,
             batch=options.batch,
             compile=options.compile,
+            strength=options.strength,
+            filters=str(self.filters),
+            provenance=self.provenance,
+            limit=self.limit or 0 if self.shards else 0,
         )
 
     def open_manifest(self) -> Manifest:

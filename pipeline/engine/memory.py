@@ -126,17 +126,20 @@ def _lying(number: int, dtype: torch.dtype, *place: Any) -> Tensor:
 @dataclass(frozen=True)
 class Buffers:
     """Where a file's coefficients come and where its images go, uninitialised. planes, tables: as `Coefficients` has
-    them, of N = 1 image. images: [K, C, H, W] uint8, which in memory is [K, H, W, C], as encoders take it."""
+    them, of N = 1 image. images: [K, C, H, W] uint8 or uint16 (`pixel`), which in memory is [K, H, W, C], as encoders
+    take it."""
 
     planes: list[Tensor]
     tables: Tensor
     images: Tensor
 
     @classmethod
-    def within(cls, memory: Tensor, sampling: Subsampling, size: tuple[int, int], images: int) -> Self:
+    def within(
+        cls, memory: Tensor, sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8
+    ) -> Self:
         """In [bytes] uint8, at least as many as `bytes_needed`."""
         begin, found = 0, []
-        for shape, dtype in _arrays(sampling, size, images):
+        for shape, dtype in _arrays(sampling, size, images, pixel):
             end = begin + _bytes_of(shape, dtype)
             found.append(memory[begin:end].view(dtype).view(shape))
             begin = _aligned(end)
@@ -151,20 +154,22 @@ class Buffers:
         return Coefficients(tuple(self.planes), self.tables, c.sampling, c.size)
 
 
-def empty_images(sampling: Subsampling, size: tuple[int, int], images: int) -> Tensor:
+def empty_images(sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8) -> Tensor:
     """`Buffers.images` in memory of their own."""
-    return torch.empty(images, *size, sampling.components, dtype=torch.uint8).permute(0, 3, 1, 2)
+    return torch.empty(images, *size, sampling.components, dtype=pixel).permute(0, 3, 1, 2)
 
 
-def bytes_needed(sampling: Subsampling, size: tuple[int, int], images: int) -> int:
+def bytes_needed(sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8) -> int:
     """Of the buffers of a file of (height, width) pixels that becomes so many images."""
-    return sum(_aligned(_bytes_of(*array)) for array in _arrays(sampling, size, images))
+    return sum(_aligned(_bytes_of(*array)) for array in _arrays(sampling, size, images, pixel))
 
 
-def _arrays(sampling: Subsampling, size: tuple[int, int], images: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def _arrays(
+    sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
     count = sampling.components
     planes = [((1, *sampling.plane_blocks(component, size), 8, 8), torch.int16) for component in range(count)]
-    return [*planes, ((1, count, 8, 8), torch.int32), ((images, *size, count), torch.uint8)]
+    return [*planes, ((1, count, 8, 8), torch.int32), ((images, *size, count), pixel)]
 
 
 def _bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:

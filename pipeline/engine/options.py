@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+
 from model.generator import Generator
 
 Mode = Literal["sample", "mean", "mmse"]
@@ -27,9 +29,12 @@ class Options:
         weights or a sampler's; None: draw if the weights can, or regress.
     tile: pixels a side, halo included, a multiple of 16. batch: tiles that go through the network together on a GPU,
     and more of small ones (on the CPU they take turns: a core is busy with one, and no result can depend on how many
-    there are). max_pixels: larger images are refused before memory is taken for them. frontend: `libjpeg` reads the
-    coefficients, `dali` recovers them from the pixels that NVIDIA DALI decodes, not every one of them exactly. compile:
-    the network, on a GPU."""
+    there are). strength: of mode `sample`, how far the output lies on the straight line from the regression (0) to the
+    sample (1); between them the error grows and the texture with it, as in the optimal trade of distortion for
+    perceptual quality (Freirich, Michaeli and Meir, 2021, arXiv 2107.02555). bits: of a channel; 8 with a certificate,
+    16 without (sixteen_bits.py). max_pixels: larger images are refused before memory is taken for them. frontend:
+    `libjpeg` reads the coefficients, `dali` recovers them from the pixels that NVIDIA DALI decodes, not every one of
+    them exactly. compile: the network, on a GPU."""
 
     mode: Mode | None = None
     samples: int = 1
@@ -38,6 +43,13 @@ class Options:
     max_pixels: int = 1 << 28
     frontend: Frontend = "libjpeg"
     compile: bool = False
+    strength: float = 1.0
+    bits: Literal[8, 16] = 8
+
+    @property
+    def pixel(self) -> torch.dtype:
+        """The results' dtype."""
+        return torch.uint8 if self.bits == 8 else torch.uint16
 
 
 def check_mode(generator: Generator, name: str, options: Options) -> None:
@@ -55,3 +67,19 @@ def check_mode(generator: Generator, name: str, options: Options) -> None:
         )
     if (options.mode == "mmse" or not generator.config.noise) and options.samples > 1:
         raise ModeError("mode mmse gives one image a file: samples must be 1")
+    check_strength(generator, name, options)
+
+
+def check_strength(generator: Generator, name: str, options: Options) -> None:
+    """Raises ModeError unless the weights can serve the strength."""
+    if not 0 <= options.strength <= 1:
+        raise ModeError(f"strength {options.strength}: expected 0 (regression) to 1 (sample)")
+    if options.strength == 1:
+        return
+    if options.mode in ("mean", "mmse") or not generator.config.noise:
+        raise ModeError(f"strength {options.strength}: only samples have one; use mode sample and weights that draw")
+    if not generator.config.has_head:
+        raise ModeError(
+            f"strength {options.strength}: weights {name!r} have no regression beside their samples; "
+            f"use weights with a noise head, such as {SAMPLER!r}"
+        )

@@ -11,12 +11,15 @@ from functools import partial
 import torch
 
 from kernels import Subsampling
-from pipeline.engine.file_stages import Admission, Step, fail, stages
+from pipeline.engine.admission import Admission
+from pipeline.engine.failures import fail
+from pipeline.engine.file_stages import stages
 from pipeline.engine.job import Job
 from pipeline.engine.memory import SharedMemory, bytes_needed
 from pipeline.engine.restorer import MAX_BATCH, Restorer
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage
+from pipeline.engine.task import Step
 from pipeline.engine.worker import Workers
 
 WINDOW, WINDOW_WORKER = 256 << 20, 64 << 20

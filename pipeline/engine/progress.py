@@ -21,13 +21,14 @@ def progress_bar(total: int | None, done: int, quiet: bool) -> tqdm[NoReturn]:
 
 
 def summary(
-    counts: Counter[str], done: int, manifest: str, *, megapixels: float, seconds: float, how: str, table: str
+    counts: Counter[str], done: int, job: Job, *, megapixels: float, seconds: float, how: str, table: str
 ) -> str:
-    """What became of the inputs, how fast and how, and where the time went. done: inputs in this run."""
+    """Where the time went, how fast and how, what became of the inputs, and where to look. done: inputs in this run."""
     fates = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
     return (
-        f"{counts.total()} inputs: {fates} ({done} in this run). Manifest: {manifest}\n"
-        f"{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s{how}\n{table}"
+        f"{table}\n{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s{how}\n"
+        f"{counts.total()} inputs: {fates} ({done} in this run)\n"
+        f"images are in {job.output}, a line for each input in {manifest_address(job.output, job.share.part)}"
     )
 
 
@@ -44,7 +45,7 @@ def closing_lines(
     return summary(
         counts,
         done,
-        manifest_address(job.output, job.share.part),
+        job,
         megapixels=megapixels,
         seconds=seconds,
         how=f", {done / seconds:.2f} images/s on {restorer.device}, "

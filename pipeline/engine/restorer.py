@@ -1,8 +1,4 @@
-"""The engine: JPEG bytes in, certified 8-bit images out.
-
-restored = Restorer.from_pretrained().restore(Path("photo.jpg").read_bytes())
-Image.fromarray(restored.pixels()).save("photo.png")
-"""
+"""The engine: JPEG bytes in, certified images out."""
 
 from __future__ import annotations
 
@@ -24,11 +20,12 @@ from pipeline.engine import tiling
 from pipeline.engine.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
 from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
-from pipeline.engine.results import Failure, File, Restored, Work
+from pipeline.engine.results import Failure, File, Restored, Source, Work, data_of
 from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.sixteen_bits import project_16
 from pipeline.engine.stage import Stage, alike
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.transfers import Mismatches, Part, Picture, Transfers, send
+from pipeline.engine.transfers import Deviations, Part, Picture, Transfers, send
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse, read_scans
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import DaliFrontend, as_read
@@ -46,9 +43,8 @@ DRAWS = 8
 
 @dataclass
 class Restorer:
-    """See the module. Make one with `from_pretrained`; it may be used for any number of files, one thread at a time
-    (on the CPU, from several threads, unless DALI is the front end). batched: tiles go through the network in batches
-    of one of few shapes, filled up with whatever there is, as a GPU wants them."""
+    """See the module. Made by `from_pretrained`, for any number of files, used by one thread at a time (on the CPU by
+    several, unless DALI is the front end). batched: tiles go through the network in filled batches of few shapes."""
 
     generator: Generator
     digest: str
@@ -130,17 +126,18 @@ class Restorer:
         with self.stopwatch("bitstream"):
             return self.dali.read_scans(files, layouts)
 
-    def restore(self, data: bytes, seed: int = 0, key: str = "") -> Restored:
-        """Restores one JPEG file. The noise depends on `seed` and `key` alone. Raises JpegError for a file that is
-        broken, or (UnsupportedJpeg) of a kind that is not modelled."""
-        return self.restore_bitstream(self.read(data), seed, key)
+    def restore(self, source: Source, seed: int = 0, key: str = "") -> Restored:
+        """Restores one JPEG file: its bytes, its path, or a file open for reading in binary mode. The noise depends on
+        `seed` and `key` alone. Raises JpegError for a file that is broken, or (UnsupportedJpeg) of a kind that is not
+        modelled, and OSError for one that cannot be read."""
+        return self.restore_bitstream(self.read(data_of(source)), seed, key)
 
     def restore_many(
-        self, files: Iterable[tuple[str, bytes]], seed: int = 0, workers: int = 0
+        self, files: Iterable[tuple[str, Source]], seed: int = 0, workers: int = 0
     ) -> Iterator[tuple[str, Restored | Failure]]:
-        """(key, bytes) → (key, result), in order; a bad file becomes a Failure and the others go on. Several files are
+        """(key, file) → (key, result), in order; a bad file becomes a Failure and the others go on. Several files are
         under way at once, so `files` is read ahead. On a GPU tiles of several are batches; what is done file by file,
-        and on a CPU the tiles, so many threads do (0: as many as PyTorch uses here), each of them alone."""
+        and on a CPU the tiles, is done by so many threads (0: as many as PyTorch uses here). Raises OSError."""
         threads = torch.get_num_threads()
         scheduler = Scheduler(
             self._stages(seed),
@@ -152,7 +149,7 @@ class Restorer:
         )
         try:
             with scheduler:
-                for file in scheduler.run(File(key, data) for key, data in files):
+                for file in scheduler.run(File(key, data_of(source)) for key, source in files):
                     yield file.key, file.result()
         finally:
             torch.set_num_threads(threads)
@@ -184,10 +181,10 @@ class Restorer:
             work = work_of(item)
             return [] if work is None else work.parts
 
-        def take(item: T, part: Part, mismatches: Mismatches) -> T:
+        def take(item: T, part: Part, deviations: Deviations) -> T:
             work = work_of(item)
             assert work is not None
-            work.mismatches.append(mismatches)
+            work.deviations.append(deviations)
             return item
 
         return Stage(
@@ -214,7 +211,7 @@ class Restorer:
         """The tiles of a file's coefficients."""
         tiles = self.tiles(c.size)
         if images is None:
-            images = empty_images(c.sampling, c.size, self.images)
+            images = empty_images(c.sampling, c.size, self.images, self.options.pixel)
         picture = Picture(c, images, seeds, len(tiles))
         return [Part(picture, tile) for tile in tiles]
 
@@ -249,13 +246,13 @@ class Restorer:
         return max(1, min(MAX_BATCH, self.options.batch * self.options.tile**2 // (shape[0] * shape[1])))
 
     @torch.inference_mode()
-    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Mismatches]]:
+    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Deviations]]:
         """Restores tiles of one shape, no more than are a batch, into their pictures' images. On a GPU that is only
         begun when this returns, and ended when the function is called that it returns."""
         with self._timed("decode"):
             loaded = self.load(parts)
             decoded = self.decode(loaded)
-        mismatches = []
+        deviations = []
         for first, restored in self._restored(loaded, decoded):
             with self._timed("project"):
                 cores = [tiling.cut_core(x, part.tile) for x, part in zip(restored, parts, strict=True)]
@@ -263,8 +260,8 @@ class Restorer:
                     exact, wrong = self.project(loaded, [core[draw : draw + 1] for core in cores])
                     for part, core in zip(loaded, exact, strict=True):
                         tiling.paste(part.picture.images[first + draw], core, part.tile)
-                    mismatches.append(wrong)
-        return self._end(parts, torch.stack(mismatches, 1))
+                    deviations.append(wrong)
+        return self._end(parts, torch.stack(deviations, 1))
 
     def _restored(self, parts: Sequence[Part], decoded: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
         """Of each tile some of its images before projection, [k, C, H, W], and the number of the first of them, until
@@ -320,30 +317,31 @@ class Restorer:
         if self.mode == "mmse":
             restored = self.generator(x / 255, tables, numbers[:, 0])[:, None]
         else:
-            restored = self.generator(x / 255, tables, numbers[:, 0], Noise(numbers[:, 3:], numbers[:, 1:3])).samples
+            drawn = self.generator(x / 255, tables, numbers[:, 0], Noise(numbers[:, 3:], numbers[:, 1:3]))
+            restored = drawn.at(self.options.strength)
         images = (restored[: len(parts)].float() * 255).unbind()
         return [y if tile.shape[1] == 3 else y.mean(1, keepdim=True) for y, tile in zip(images, decoded, strict=True)]
 
     def project(self, parts: Sequence[Part], cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Loaded parts' cores [1, C, h, w], gray levels, made exactly consistent with the files: each [C, h, w] uint8,
-        and [parts] int64 mismatches. Those of one sampling and size are projected together."""
+        and [parts] int64 mismatches; of 16 bits see `project_16`. Those of one sampling and size are projected
+        together."""
+        to_intervals = project_exact if self.options.bits == 8 else project_16
         found: dict[int, tuple[Tensor, Tensor]] = {}
         with one_thread(self.device):
             for numbers in alike(parts, lambda part: (part.sampling, part.core_size)).values():
                 x = torch.cat([cores[n] for n in numbers]) if len(numbers) > 1 else cores[numbers[0]]
-                exact, wrong = project_exact(x, Coefficients.cat([parts[n].core for n in numbers]))
+                exact, wrong = to_intervals(x, Coefficients.cat([parts[n].core for n in numbers]))
                 found |= zip(numbers, zip(exact, wrong, strict=True), strict=True)
-        images, mismatches = zip(*(found[n] for n in range(len(parts))), strict=True)
-        return list(images), torch.stack(mismatches)
+        images, deviations = zip(*(found[n] for n in range(len(parts))), strict=True)
+        return list(images), torch.stack(deviations)
 
-    def _end(self, parts: Sequence[Part], mismatches: Tensor) -> Callable[[], list[Mismatches]]:
+    def _end(self, parts: Sequence[Part], deviations: Tensor) -> Callable[[], list[Deviations]]:
         """What waits for the device, and brings its results."""
-        if not self.batched:
-            return lambda: [tuple(found) for found in mismatches.tolist()]
-        wait = self._transfers.down(parts, mismatches)
+        wait = self._transfers.down(parts, deviations) if self.batched else None
 
-        def end() -> list[Mismatches]:
-            found = wait()
+        def end() -> list[Deviations]:
+            found = deviations if wait is None else wait()
             self.stopwatch.settle()
             return [tuple(some) for some in found.tolist()]
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from pipeline.engine.transfers import Mismatches, Part
+from pipeline.engine.transfers import Deviations, Part
 from pipeline.jpeg.bitstream import Bitstream
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
+from pipeline.outputs.formats import Format, encode_image
+
+Source = bytes | str | os.PathLike[str] | BinaryIO
+"""Of a JPEG file: its bytes, its path, or the file itself, open for reading in binary mode."""
+
+
+def data_of(source: Source) -> bytes:
+    """A file's bytes. Raises OSError."""
+    if isinstance(source, bytes):
+        return source
+    return Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source.read()
 
 
 @dataclass(frozen=True)
@@ -19,45 +34,63 @@ class Restored:
     """One file's result.
 
     images: [K, C, H, W] uint8, K > 1 only for several samples. sample_mismatches: for each of them, how many of its
-    `coefficients` libjpeg-turbo would write differently. `bitstream` is what the file said: tables, sampling, ICC
-    profile, EXIF."""
+    `coefficients` libjpeg-turbo would write differently. Images of 16 bits, uint16, have no such certificate but an
+    `excess`: by how many quantisation steps, at most, a coefficient lies outside its interval. `bitstream` is what the
+    file said: tables, sampling, ICC profile, EXIF."""
 
     images: Tensor
     sample_mismatches: list[int]
     coefficients: int
     seed: int
     bitstream: Bitstream
+    excess: float | None = None
 
     @property
     def image(self) -> Tensor:
-        """[C, H, W] uint8: the (first) image."""
+        """[C, H, W] uint8 or uint16: the (first) image."""
         return self.images[0]
 
     @property
-    def mismatches(self) -> int:
-        """Over all images; 0: libjpeg-turbo compresses each of them to exactly the file's coefficients."""
-        return sum(self.sample_mismatches)
+    def mismatches(self) -> int | None:
+        """Over all images; 0: libjpeg-turbo compresses each of them to exactly the file's coefficients. None of 16
+        bits."""
+        return sum(self.sample_mismatches) if self.excess is None else None
 
-    def pixels(self, sample: int = 0) -> NDArray[np.uint8]:
-        """[H, W, 3] or, gray, [H, W] uint8, as Pillow takes it."""
+    def pixels(self, sample: int = 0) -> NDArray[Any]:
+        """[H, W, 3] or, gray, [H, W], uint8 or uint16."""
         return as_pixels(self.images[sample])
 
+    def to_pil(self, sample: int = 0) -> Image.Image:
+        """The image as Pillow has it, the file's ICC profile and EXIF in its `info`; pixels are not turned. Raises
+        ValueError for colours of 16 bits, which Pillow does not have."""
+        pixels = self.pixels(sample)
+        if pixels.dtype == np.uint16 and pixels.ndim == 3:
+            raise ValueError("Pillow has no RGB image of 16 bits a channel; take pixels(), or restore with bits=8")
+        image = Image.fromarray(pixels)
+        metadata = {"icc_profile": self.bitstream.icc, "exif": self.bitstream.exif}
+        image.info |= {name: data for name, data in metadata.items() if data}
+        return image
 
-def as_pixels(image: Tensor) -> NDArray[np.uint8]:
-    """[C, H, W] uint8 → [H, W, 3] or [H, W]."""
-    pixels: NDArray[np.uint8] = image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy()
+    def encode(self, format: Format = "png", sample: int = 0) -> bytes:
+        """The image as a lossless file, with the JPEG file's ICC profile and EXIF. Raises EncodeError."""
+        return encode_image(self.images[sample].numpy(), format, self.bitstream.icc, self.bitstream.exif)
+
+
+def as_pixels(image: Tensor) -> NDArray[Any]:
+    """[C, H, W] → [H, W, 3] or [H, W]."""
+    pixels = image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels)
 
 
 @dataclass(frozen=True)
 class Work:
     """A file that is being restored: its tiles, to be restored in any order and company, and then the result.
-    mismatches: of each tile that is."""
+    deviations: of each tile that is."""
 
     bitstream: Bitstream
     seed: int
     parts: list[Part]
-    mismatches: list[Mismatches] = field(default_factory=list)
+    deviations: list[Deviations] = field(default_factory=list)
 
     def refused(self, error: Exception) -> NoReturn:
         """Nothing is wrong with a file that has been read."""
@@ -65,9 +98,12 @@ class Work:
 
     def restored(self) -> Restored:
         """The result, once all tiles are restored."""
-        mismatches = [sum(found) for found in zip(*self.mismatches, strict=True)]
-        count = self.bitstream.coefficients.count
-        return Restored(self.parts[0].picture.images, mismatches, count, self.seed, self.bitstream)
+        images, count = self.parts[0].picture.images, self.bitstream.coefficients.count
+        if images.dtype != torch.uint8:
+            excess = max(0.0, *(max(found) for found in self.deviations))
+            return Restored(images, [], count, self.seed, self.bitstream, excess)
+        mismatches = [int(sum(found)) for found in zip(*self.deviations, strict=True)]
+        return Restored(images, mismatches, count, self.seed, self.bitstream)
 
 
 @dataclass(frozen=True)

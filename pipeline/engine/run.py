@@ -16,18 +16,20 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from pipeline.engine.device import one_thread
-from pipeline.engine.file_stages import Step, Task, Unread
+from pipeline.engine.file_stages import pass_through, take_read
 from pipeline.engine.job import Job
 from pipeline.engine.pool import open_pool
 from pipeline.engine.progress import closing_lines, progress_bar
 from pipeline.engine.signals import undisturbed
 from pipeline.engine.stopwatch import Stopwatch
+from pipeline.engine.task import Step, Task, Unread
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.remote import same_place
 from pipeline.inputs.source import Item, SideMember, Sources, list_sources, read
+from pipeline.jpeg.errors import UnsupportedJpeg
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Ledger, Sink, failed
+from pipeline.outputs.sink import FolderSink, Ledger, Names, Sink, failed
 
 SinkOf = Callable[[Job, Ledger, Sources], Sink]
 
@@ -45,12 +47,13 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         manifest = stack.enter_context(job.open_manifest())
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
-        total = None if job.share.part else sources.count
+        total = None if job.share.part or sources.count is None else min(sources.count, job.limit or sources.count)
         progress = stack.enter_context(progress_bar(total, before, job.quiet))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
         entries = job.share.of(sources, job.shards)
-        items = watch.each("read", read(entries, sink.finished, sink.whole, side_members=sink.carries))
+        items = read(entries, sink.finished, sink.whole, side_members=sink.carries)
+        items = watch.each("read", items if job.limit is None else first_of(items, job.limit))
         megapixels = write(scheduler.run(claim(job, items)), sink, progress, watch)
         with watch("write"):
             sink.close()
@@ -64,17 +67,24 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
 
 def list_inputs(job: Job) -> Sources:
     """What there is to restore. Raises SourceError; SinkError if the output would be mixed in."""
-    sources = list_sources(job.input, exclude=job.output)
-    if same_place(job.output, sources.root):
+    sources = list_sources(*job.inputs, exclude=job.output)
+    if any(same_place(job.output, root.folder) for root in sources.roots):
         raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
     return sources
 
 
+def first_of(items: Iterable[Item | SideMember], limit: int) -> Iterator[Item | SideMember]:
+    """So many inputs, and what lies between them."""
+    for item in items:
+        yield item
+        limit -= isinstance(item, Item)
+        if limit == 0:
+            return
+
+
 def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    samples = job.restorer.images
-    if job.shards:
-        return ShardSink(manifest, sources.root, job.format, samples)
-    return FolderSink(manifest, job.format, samples)
+    names = Names(job.format, job.restorer.images, copies=job.filters.passed_through == "copy")
+    return ShardSink(manifest, sources, names) if job.shards else FolderSink(manifest, names)
 
 
 def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
@@ -92,13 +102,19 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
             seed=job.seed,
             mode=job.restorer.mode,
             weights=job.restorer.digest,
+            strength=job.restorer.options.strength if job.restorer.options.strength < 1 else None,
         )
         if item.error is not None:
             yield Task(item, failed(record, item.error, item.transient))
         elif item.data is not None and owner is not None:
             yield Task(replace(item, data=None), failed(record, f"duplicate key: {owner} has it already"))
         elif item.data is not None:
-            yield Task(replace(item, data=None), record, Unread(item.data, job.restorer.parse(item.data)))
+            layout = job.filters.apply(item.source, job.restorer.parse(item.data))
+            file, task = Unread(item.data, layout), Task(replace(item, data=None), record)
+            if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
+                yield take_read(job, task, file, pass_through(job, file, str(layout)))
+            else:
+                yield replace(task, file=file)
 
 
 def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: Stopwatch) -> float:

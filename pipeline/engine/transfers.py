@@ -14,8 +14,8 @@ from kernels import Coefficients, Subsampling
 from pipeline.engine import tiling
 from pipeline.engine.tiling import Tile
 
-Mismatches = tuple[int, ...]
-"""Of one tile, for each image: how many coefficients are not the file's."""
+Deviations = tuple[float, ...]
+"""Of one tile, for each image: how many coefficients are not the file's; of 16 bits, the largest excess."""
 
 
 @dataclass
@@ -28,9 +28,9 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file that is being restored. c: its coefficients, N = 1. images: [K, C, H, W] uint8, which in memory is [K, H,
-    W, C]; whoever restores a tile writes it there. seeds: the noise of each draw. tiles: how many there are. copy: of
-    all this on a GPU, once it is needed there; the images come back with the last tile."""
+    """A file that is being restored. c: its coefficients, N = 1. images: [K, C, H, W] uint8 or uint16, which in memory
+    is [K, H, W, C]; whoever restores a tile writes it there. seeds: the noise of each draw. tiles: how many there are.
+    copy: of all this on a GPU, once it is needed there; the images come back with the last tile."""
 
     c: Coefficients
     images: Tensor
@@ -107,15 +107,15 @@ class Transfers:
             picture.copy.picture = replace(picture, c=there, images=images, copy=OnDevice())
         return picture.copy.picture
 
-    def down(self, parts: Sequence[Part], mismatches: Tensor) -> Callable[[], Tensor]:
-        """Begins to copy what kernels launched so far will have written: mismatches, and images that are complete with
-        these parts. The result waits for it and returns the mismatches."""
+    def down(self, parts: Sequence[Part], deviations: Tensor) -> Callable[[], Tensor]:
+        """Begins to copy what kernels launched so far will have written: deviations, and images that are complete with
+        these parts. The result waits for it and returns the deviations."""
         self._down.wait_stream(self._streams.current_stream(self._device))
         complete = []
         with self._streams.stream(self._down):
-            _keep(mismatches, self._down)
+            _keep(deviations, self._down)
             pinned = self._device.type != "cpu"
-            found = torch.empty_like(mismatches, device="cpu", pin_memory=pinned).copy_(mismatches, non_blocking=True)
+            found = torch.empty_like(deviations, device="cpu", pin_memory=pinned).copy_(deviations, non_blocking=True)
             for part in parts:
                 copy = part.picture.copy
                 copy.done.add(part.tile)

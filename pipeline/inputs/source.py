@@ -9,7 +9,9 @@ a name or a size that it finds in an archive, and no more than one file's bytes 
 store is read as a stream, from start to end and once.
 """
 
+import itertools
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -23,6 +25,7 @@ from pipeline.inputs.tar import member_data, members_of, open_tar
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SIZE_LIMIT = 2 << 30
+_REPEATED = re.compile(r"#\d+$")
 
 
 class SourceError(Exception):
@@ -50,6 +53,11 @@ class Item:
     error: str | None = None
     transient: bool = False
 
+    @property
+    def suffix(self) -> str:
+        """The extension that its key lacks, with the dot."""
+        return PurePosixPath(_REPEATED.sub("", self.source)).suffix
+
 
 @dataclass(frozen=True)
 class SideMember:
@@ -74,30 +82,65 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What an input holds. Iterating walks the folders anew, so that no list of all files is ever kept."""
+class Root:
+    """One of the inputs: a folder, or the folder of a single file or tar. prefix: before the names of its entries."""
 
-    root: Address
+    folder: Address
     files: int
     shards: int
     single: Entry | None = None
     exclude: Address | None = None
+    prefix: str = ""
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter((self.single,)) if self.single is not None else _walk(self.folder, self.exclude, self.prefix)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the inputs hold. Iterating walks the folders anew, so that no list of all files is ever kept."""
+
+    roots: tuple[Root, ...]
 
     @property
     def count(self) -> int | None:
         """Number of items, for a progress bar; None when there are tars, whose members are not counted beforehand."""
-        return None if self.shards else self.files
+        return None if any(root.shards for root in self.roots) else sum(root.files for root in self.roots)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name, as entries have them. Raises RemoteError."""
+        roots = (root for root in self.roots if name.startswith(root.prefix))
+        return any((root.folder / name.removeprefix(root.prefix)).exists() for root in roots)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter((self.single,)) if self.single is not None else _walk(self.root, self.exclude)
+        return itertools.chain.from_iterable(self.roots)
 
 
-def list_sources(path: Address, exclude: Address | None = None) -> Sources:
-    """Find what `path`, a folder, a JPEG file or a tar, holds; no file is opened.
+def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
+    """Find what each of `paths`, a folder, a JPEG file or a tar, holds; no file is opened.
 
-    `exclude` is a folder below `path` to leave out: the output folder of a run that writes into its own input folder.
-    Raises SourceError if there is nothing to restore.
+    Of several inputs the names of a folder's entries begin with its own name. `exclude` is a folder below an input to
+    leave out: the output folder of a run that writes into its own input folder. Raises SourceError if there is nothing
+    to restore in an input, or if two inputs have the same name.
     """
+    roots = [_root(path, exclude) for path in paths]
+    if len(roots) == 1:
+        return Sources((roots[0],))
+    taken: dict[str, Address] = {}
+    for number, (path, root) in enumerate(zip(paths, roots, strict=True)):
+        name = path.resolve().name or "root"
+        if name in taken:
+            raise SourceError(
+                f"{taken[name]} and {path}: two inputs of one name, whose outputs could not be told apart; "
+                "restore them one after the other, into an output folder each"
+            )
+        taken[name] = path
+        if root.single is None:
+            roots[number] = replace(root, prefix=f"{name}/")
+    return Sources(tuple(roots))
+
+
+def _root(path: Address, exclude: Address | None) -> Root:
     wanted = "expected a folder, a JPEG file (" + " ".join(sorted(JPEG_SUFFIXES)) + ") or a tar shard"
     wanted += " (" + " ".join(SHARD_SUFFIXES) + ")"
     try:
@@ -105,7 +148,7 @@ def list_sources(path: Address, exclude: Address | None = None) -> Sources:
             shard = is_shard(path.name)
             if not (shard or is_jpeg(path.name)) or not path.is_file():
                 raise SourceError(f"{path}: not a kind of file that can be restored; {wanted}")
-            return Sources(_parent(path), int(not shard), int(shard), single=Entry(path, path.name, shard))
+            return Root(_parent(path), int(not shard), int(shard), single=Entry(path, path.name, shard))
         files = shards = 0
         for entry in _walk(path, exclude):
             shards += entry.shard
@@ -116,7 +159,7 @@ def list_sources(path: Address, exclude: Address | None = None) -> Sources:
         raise SourceError(str(error)) from error
     if not files + shards:
         raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {wanted}")
-    return Sources(path, files, shards, exclude=exclude)
+    return Root(path, files, shards, exclude=exclude)
 
 
 def _is_folder(path: Address) -> bool:
@@ -198,13 +241,14 @@ def digest(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-def _walk(root: Address, exclude: Address | None) -> Iterator[Entry]:
-    """Depth first. Linked folders are entered, except into a folder that the walk is already inside of."""
+def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[Entry]:
+    """Depth first. prefix: before all names. Linked folders are entered, except into a folder that the walk is already
+    inside of."""
     excluded = _identity(exclude) if exclude is not None else None
     inside_root = _identity(root)
     if excluded == inside_root:
         excluded = None
-    stack: list[tuple[Address, str, frozenset[Hashable]]] = [(root, "", frozenset())]
+    stack: list[tuple[Address, str, frozenset[Hashable]]] = [(root, prefix, frozenset())]
     while stack:
         folder, prefix, above = stack.pop()
         here = _identity(folder)

@@ -87,6 +87,11 @@ class Layout:
     sampling: Subsampling
     tables: list[tuple[int, ...]]
 
+    @property
+    def quality(self) -> int:
+        """The libjpeg quality, 1..100, whose luma table is nearest."""
+        return _quality(self.tables[0])
+
     def unhidden(self, data: bytes) -> bytes:
         """The file as one whose image goes on to the end of its last MCUs or, where the file may have no more than the
         image's own blocks (T.81, A.2.2), of its last luma blocks. Its blocks are the same, but no decoder cuts off what
@@ -106,9 +111,9 @@ class Layout:
             sampling=self.sampling,
             size=self.header.size,
         )
-        header, quality = self.header, _quality(self.tables[0])
+        header = self.header
         progressive = header.process == "progressive"
-        return Bitstream(coefficients, header.icc, header.exif, progressive, quality, recovered)
+        return Bitstream(coefficients, header.icc, header.exif, progressive, self.quality, recovered)
 
 
 def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:

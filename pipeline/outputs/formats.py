@@ -1,4 +1,4 @@
-"""Images as lossless files: PNG, WebP, JPEG XL, and plain arrays for programs.
+"""Images as lossless files: PNG of 8 and 16 bits, WebP, JPEG XL, and plain arrays for programs.
 
     data = encode_image(image, "png", icc, exif)      # [3 or 1, H, W] uint8 → bytes
     pixels = decode_image(data)                       # bytes → [H, W, 3] or [H, W] uint8
@@ -6,14 +6,16 @@
 PNG (ISO/IEC 15948) is put together here, around a deflate stream by igzip (Intel's ISA-L): every row is filtered with
 Average, which for photographs is nearly as good as choosing a filter for each row, and is computed for a whole band of
 rows at a time. That takes a sixth of the CPU time of Pillow at level 1, for one or two per cent more bytes
-(bench/encoders.py). All formats leave the interpreter free for other threads while they compress.
-"""
+(bench/encoders.py). A new format takes a name in `Format` and `SUFFIXES`, a function in `_ENCODERS`, a case in
+`decode_image` and, if it needs a package, one in `require`. All formats leave the interpreter free for other threads
+while they compress."""
 
 import importlib.util
 import io
 import struct
 from collections.abc import Callable, Iterator
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from isal import isal_zlib
@@ -22,7 +24,11 @@ from PIL import Image
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-Format = Literal["png", "webp", "jxl", "npy"]
+from pipeline.outputs.provenance import Provenance
+
+Format = Literal["png", "png16", "webp", "jxl", "npy"]
+SUFFIXES: dict[Format, str] = {"png": "png", "png16": "png", "webp": "webp", "jxl": "jxl", "npy": "npy"}
+"""The files' extensions."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")  # a bare codestream, a container
@@ -47,18 +53,41 @@ def require(format: Format) -> None:
         raise FormatError("--format jxl needs pylibjxl; install it with: pip install '.[jxl]'")
 
 
-def encode_image(
-    image: NDArray[np.uint8], format: Format = "png", icc: bytes | None = None, exif: bytes | None = None
-) -> bytes:
-    """`image` [3 or 1, H, W] as a lossless file, with its ICC profile and EXIF; pixels are never turned. Thread-safe.
+@dataclass(frozen=True)
+class Metadata:
+    """What goes into an image file beside the pixels."""
 
-    Gray stays gray, but WebP knows no gray and repeats the plane. JPEG XL's viewers do not turn a picture as its EXIF
-    says. `npy` is an array [H, W, 3] or [H, W] for `numpy.load`, and has no room for a profile or EXIF. A profile is
-    left off where it could not be read again: in PNG one of more than a megabyte (Pillow's limit), in JPEG XL one that
-    libjxl does not understand. Raises EncodeError, for WebP above 16383 pixels a side.
-    """
+    icc: bytes | None = None
+    exif: bytes | None = None
+    provenance: Provenance | None = None
+
+    @property
+    def tiff(self) -> bytes | None:
+        """The EXIF payload without the header that JPEG has."""
+        return None if self.exif is None else self.exif.removeprefix(_EXIF)
+
+    @property
+    def xmp(self) -> bytes | None:
+        return None if self.provenance is None else self.provenance.xmp()
+
+
+def encode_image(
+    image: NDArray[Any],
+    format: Format = "png",
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+    provenance: Provenance | None = None,
+) -> bytes:
+    """`image` [3 or 1, H, W], uint8 or for `png16` uint16, as a lossless file, with its ICC profile, EXIF and
+    provenance; pixels are never turned. Thread-safe.
+
+    `png16` of an image of 8 bits spreads its levels over all of 0..65535. Gray stays gray, but WebP knows no gray and
+    repeats the plane. JPEG XL's viewers do not turn a picture as its EXIF says. `npy` is an array [H, W, 3] or [H, W]
+    for `numpy.load`, and has no room for metadata. A profile is left off where it could not be read again: in PNG one
+    of more than a megabyte (Pillow's limit), in JPEG XL one that libjxl does not understand. Raises EncodeError, for
+    WebP above 16383 pixels a side."""
     try:
-        return _ENCODERS[format](image, icc or None, exif or None)
+        return _ENCODERS[format](image, Metadata(icc or None, exif or None, provenance))
     except (OSError, ValueError, RuntimeError) as error:
         height, width = image.shape[1:]
         raise EncodeError(f"{width}x{height} pixels cannot be written as {format}: {error}") from error
@@ -83,14 +112,23 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     raise ValueError(f"no image of a kind that is written here: it begins with {data[:8]!r}")
 
 
-def _encode_png(image: NDArray[np.uint8], icc: bytes | None, exif: bytes | None) -> bytes:
+def is_16_bits(data: bytes) -> bool:
+    """Whether a file is a PNG of 16 bits a channel."""
+    return data.startswith(_PNG) and data[24:25] == b"\x10"
+
+
+def _encode_png(image: NDArray[Any], metadata: Metadata) -> bytes:
     channels, height, width = image.shape
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, 2 if channels == 3 else 0, 0, 0, 0)
     chunks = [_PNG, *_chunk(b"IHDR", header)]
-    if icc is not None and len(icc) <= MAX_TEXT_CHUNK:
-        chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + isal_zlib.compress(icc))
-    if exif is not None:
-        chunks += _chunk(b"eXIf", exif.removeprefix(_EXIF))
+    if metadata.icc is not None and len(metadata.icc) <= MAX_TEXT_CHUNK:
+        chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + isal_zlib.compress(metadata.icc))
+    if metadata.tiff is not None:
+        chunks += _chunk(b"eXIf", metadata.tiff)
+    if metadata.provenance is not None:
+        chunks += _chunk(b"tEXt", b"Software\0" + metadata.provenance.software.encode("latin-1"))
+        chunks += _chunk(b"tEXt", b"Restoration\0" + metadata.provenance.parameters.encode("latin-1"))
+        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.provenance.xmp())
     deflate = isal_zlib.compressobj(_LEVEL)
     for rows in _average_rows(image):
         if data := deflate.compress(rows):
@@ -100,19 +138,26 @@ def _encode_png(image: NDArray[np.uint8], icc: bytes | None, exif: bytes | None)
     return b"".join(chunks)
 
 
+def _encode_png16(image: NDArray[Any], metadata: Metadata) -> bytes:
+    return _encode_png(image if image.dtype == np.uint16 else image * np.uint16(257), metadata)
+
+
 def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
     return struct.pack(">I", len(data)) + kind, data, struct.pack(">I", isal_zlib.crc32(data, isal_zlib.crc32(kind)))
 
 
-def _average_rows(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """PNG's rows in bands [rows, 1 + W * C] from top to bottom: the filter's number, then x − ⌊(left + above) / 2⌋.
+def _average_rows(image: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
+    """PNG's rows in bands [rows, 1 + W * B] from top to bottom, B bytes a pixel, the high ones first: the filter's
+    number, then x − ⌊(left + above) / 2⌋.
 
     Outside the image left and above are 0."""
-    channels, height, width = image.shape
+    height, width = image.shape[1:]
+    channels = image.shape[0] * image.itemsize
     rows_at_a_time = max(1, _BAND // (channels * width))
     for top in range(0, height, rows_at_a_time):
         bottom = min(top + rows_at_a_time, height)
-        x = _interleaved(image[:, max(top - 1, 0) : bottom]).reshape(-1, channels * width)
+        pixels = _interleaved(image[:, max(top - 1, 0) : bottom])
+        x = pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).view(np.uint8).reshape(-1, channels * width)
         if top == 0:
             x = np.concatenate([np.zeros_like(x[:1]), x])
         filtered = np.empty((bottom - top, 1 + x.shape[1]), np.uint8)
@@ -127,41 +172,44 @@ def _average_rows(image: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         yield filtered
 
 
-def _encode_webp(image: NDArray[np.uint8], icc: bytes | None, exif: bytes | None) -> bytes:
-    options = {name: data for name, data in (("icc_profile", icc), ("exif", exif)) if data}
+def _encode_webp(image: NDArray[Any], metadata: Metadata) -> bytes:
+    options = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
+    options = {name: data for name, data in options.items() if data}
     out = io.BytesIO()
     Image.fromarray(_interleaved(image)).save(out, "WEBP", lossless=True, quality=0, method=0, **options)
     return out.getvalue()
 
 
-def _encode_jxl(image: NDArray[np.uint8], icc: bytes | None, exif: bytes | None) -> bytes:
+def _encode_jxl(image: NDArray[Any], metadata: Metadata) -> bytes:
     import pylibjxl  # noqa: PLC0415  # an extra
 
     def encode(profile: bytes | None) -> bytes:
-        tiff = None if exif is None else exif.removeprefix(_EXIF)
-        data: bytes = pylibjxl.encode(_interleaved(image), effort=1, lossless=True, icc=profile, exif=tiff)
+        data: bytes = pylibjxl.encode(
+            _interleaved(image), effort=1, lossless=True, icc=profile, exif=metadata.tiff, xmp=metadata.xmp
+        )
         return data
 
-    if icc is not None:
+    if metadata.icc is not None:
         try:
-            return encode(icc)
+            return encode(metadata.icc)
         except RuntimeError:  # what it is told is no more than the function that failed
             pass
     return encode(None)
 
 
-def _encode_npy(image: NDArray[np.uint8], icc: bytes | None, exif: bytes | None) -> bytes:
+def _encode_npy(image: NDArray[Any], metadata: Metadata) -> bytes:
     out = io.BytesIO()
     np.save(out, _interleaved(image))
     return out.getvalue()
 
 
-def _interleaved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _interleaved(image: NDArray[Any]) -> NDArray[Any]:
     return image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
-_ENCODERS: dict[Format, Callable[[NDArray[np.uint8], bytes | None, bytes | None], bytes]] = {
+_ENCODERS: dict[Format, Callable[[NDArray[Any], Metadata], bytes]] = {
     "png": _encode_png,
+    "png16": _encode_png16,
     "webp": _encode_webp,
     "jxl": _encode_jxl,
     "npy": _encode_npy,

@@ -24,7 +24,9 @@ class SinkError(Exception):
 class RunIdentity:
     """What decides an output's bytes, and so what must not change between a run and its continuation.
 
-    `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another.
+    `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another;
+    several inputs stand in a line each.
+    `limit` is the number of inputs with tars as outputs, whose last one it may cut short; else 0.
     A field that an older version has not written had its default.
     """
 
@@ -41,6 +43,10 @@ class RunIdentity:
     tile: int = 0
     batch: int = 0
     compile: bool = False
+    strength: float = 1.0
+    filters: str = ""
+    provenance: bool = False
+    limit: int = 0
 
 
 NEARLY = ("dtype", "tile", "batch", "compile")
@@ -60,6 +66,9 @@ class Record:
 
     `coefficients_from` is the front end that recovered the coefficients from decoded pixels, where they are not read
     from the bitstream. The certificate is then about those, of which, if that was counted, `recovered` are the file's.
+
+    `strength` is said where it is not 1. `excess` is an image's of 16 bits, which has no certificate: by how many
+    quantisation steps, at most, a coefficient lies outside its interval.
 
     `transient` is true of a failure that was not the file's: memory, a worker process or a disk. `--retry-failed` tries
     again.
@@ -85,6 +94,8 @@ class Record:
     shard: str | None = None
     shard_lines: int | None = None
     transient: bool | None = None
+    strength: float | None = None
+    excess: float | None = None
 
     def to_json(self) -> str:
         """One line without its end, in ASCII: names that are not valid Unicode survive as escapes."""
@@ -109,7 +120,7 @@ class Record:
 
 
 _FIELDS = tuple(field.name for field in fields(Record))
-_RARE = frozenset(("coefficients_from", "recovered", "transient"))
+_RARE = frozenset(("coefficients_from", "recovered", "transient", "strength", "excess"))
 """Fields that only those lines have of which they say something."""
 
 

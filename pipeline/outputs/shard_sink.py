@@ -14,11 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from pipeline.inputs.remote import Address, RemoteError, same_place
-from pipeline.inputs.source import Item, SideMember
-from pipeline.outputs.formats import Format
+from pipeline.inputs.remote import RemoteError, same_place
+from pipeline.inputs.source import Item, SideMember, Sources
 from pipeline.outputs.record import Record, SinkError
-from pipeline.outputs.sink import Ledger, failed, output_names
+from pipeline.outputs.sink import PLAIN_NAMES, Ledger, Names, failed
 from pipeline.outputs.store import OutputNameError
 
 LOOSE_SHARD = "files.tar"
@@ -55,14 +54,14 @@ class ShardSink:
 
     carries = True
 
-    def __init__(self, manifest: Ledger, source_root: Address, format: Format = "png", samples: int = 1) -> None:
-        """Raises SinkError if the output folder is `source_root`, the input's: each shard would replace its input."""
-        if same_place(manifest.store.address, source_root):
-            raise SinkError(f"{source_root}: output shards would replace the input's; choose another output folder")
+    def __init__(self, manifest: Ledger, sources: Sources, names: Names = PLAIN_NAMES) -> None:
+        """Raises SinkError if the output folder is an input's: each shard would replace its input."""
+        for root in sources.roots:
+            if same_place(manifest.store.address, root.folder):
+                raise SinkError(f"{root.folder}: output shards would replace the input's; choose another output folder")
         self._manifest = manifest
-        self._source_root = source_root
-        self._format: Format = format
-        self._samples = samples
+        self._sources = sources
+        self._names = names
         self._shard: _OpenShard | None = None
 
     def finished(self, source: str) -> bool:
@@ -78,7 +77,7 @@ class ShardSink:
         loose = posixpath.join(posixpath.dirname(item.source), LOOSE_SHARD)
         shard = self._turn_to(item.shard or loose, item.shard is None)
         try:
-            names = output_names(item.key, len(images), self._samples, self._format)
+            names = self._names.of(item, record, len(images))
             if names and shard.refusal is not None:
                 raise OutputNameError(shard.refusal)
             taken = shard.members.intersection(names)
@@ -138,7 +137,7 @@ class ShardSink:
 
     def _is_input(self, name: str) -> bool:
         try:
-            return (self._source_root / name).exists()
+            return self._sources.has(name)
         except RemoteError as error:
             raise SinkError(f"{error}; start the run again to go on") from error
 

@@ -12,12 +12,12 @@ for a file that was lost, which shows as missing or empty at the next start and 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
 from pipeline.inputs.source import Item, SideMember, UnsafeNameError, safe_name
-from pipeline.outputs.formats import Format
+from pipeline.outputs.formats import SUFFIXES, Format
 from pipeline.outputs.record import Record
 from pipeline.outputs.store import OutputNameError, Store
 
@@ -77,17 +77,31 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-def output_names(key: str, count: int, samples: int, format: Format) -> tuple[str, ...]:
-    """The names of a key's `count` images: `<key>.png`, or `<key>.s0.png`, … in a run of several `samples`.
+@dataclass(frozen=True)
+class Names:
+    """How outputs are named, in a run of so many `samples`. copies: what is passed through keeps its extension, as it
+    is the JPEG file itself."""
 
-    With several samples every name has its number, also of an input that gives one image only (passed through), so that
-    no two keys can ever meet in a name. Raises OutputNameError for a key that leads out of the output folder.
-    """
-    endings = [f".{format}"] if samples == 1 else [f".s{number}.{format}" for number in range(count)]
-    try:
-        return tuple(safe_name(key + ending) for ending in endings[:count])
-    except UnsafeNameError as error:
-        raise OutputNameError(f"no output can have this name: {error}") from error
+    format: Format = "png"
+    samples: int = 1
+    copies: bool = False
+
+    def of(self, item: Item, record: Record, count: int) -> tuple[str, ...]:
+        """The names of an item's `count` images: `<key>.png`, or `<key>.s0.png`, … of several samples.
+
+        With several samples every name has its number, also of an input that gives one image only (passed through), so
+        that no two keys can ever meet in a name. Raises OutputNameError for a key that leads out of the output folder.
+        """
+        copied = self.copies and record.status == "passed_through"
+        suffix = item.suffix if copied else f".{SUFFIXES[self.format]}"
+        endings = [suffix] if self.samples == 1 else [f".s{number}{suffix}" for number in range(count)]
+        try:
+            return tuple(safe_name(item.key + ending) for ending in endings[:count])
+        except UnsafeNameError as error:
+            raise OutputNameError(f"no output can have this name: {error}") from error
+
+
+PLAIN_NAMES = Names()
 
 
 class FolderSink:
@@ -95,10 +109,9 @@ class FolderSink:
 
     carries = False
 
-    def __init__(self, manifest: Ledger, format: Format = "png", samples: int = 1) -> None:
+    def __init__(self, manifest: Ledger, names: Names = PLAIN_NAMES) -> None:
         self._manifest = manifest
-        self._format: Format = format
-        self._samples = samples
+        self._names = names
 
     def finished(self, source: str) -> bool:
         """Whether the source has a line."""
@@ -112,9 +125,7 @@ class FolderSink:
         """Write the images, then the line, and return it; see Sink."""
         placed: list[str] = []
         try:
-            for name, data in zip(
-                output_names(item.key, len(images), self._samples, self._format), images, strict=True
-            ):
+            for name, data in zip(self._names.of(item, record, len(images)), images, strict=True):
                 self._manifest.store.put(name, data)
                 placed.append(name)
             record = replace(record, outputs=tuple(placed))
@@ -148,6 +159,7 @@ def failed(record: Record, reason: str, transient: bool = False) -> Record:
         reason=reason,
         mismatches=None,
         sample_mismatches=None,
+        excess=None,
         outputs=(),
         transient=transient or None,
     )

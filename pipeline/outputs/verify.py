@@ -48,8 +48,15 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
 
 def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
     """How many coefficients of an output file of any format, compressed again as the input was, differ from it."""
+    return mismatches_of(decode_image(encoded), bitstream)
+
+
+def mismatches_of(pixels: NDArray[np.uint8], bitstream: Bitstream) -> int:
+    """The same of [H, W, 3] or [H, W]. Raises ValueError if the image has another size than the file."""
     c = bitstream.coefficients
-    pixels = decode_image(encoded)
+    if pixels.shape[:2] != c.size:
+        (height, width), (rows, columns) = c.size, pixels.shape[:2]
+        raise ValueError(f"the image has {columns}x{rows} pixels, the JPEG file {width}x{height}")
     gray = c.sampling is Subsampling.GRAY
     if gray != (pixels.ndim == 2):
         pixels = np.asarray(Image.fromarray(pixels).convert("L" if gray else "RGB"))

@@ -72,7 +72,7 @@ def test_two_batches_in_flight():
     works = [there.begin(bitstream, key=str(seed)) for seed, bitstream in enumerate(files)]
     ends = [there.restore_parts(work.parts) for work in works]
     for expected, work, end in zip(alone, works, ends, strict=True):
-        work.mismatches.extend(end())
+        work.deviations.extend(end())
         assert torch.equal(work.restored().images, expected.images)
         assert work.restored().sample_mismatches == expected.sample_mismatches
 

@@ -14,6 +14,7 @@ from PIL import Image
 from runs import bag, command, fill, images, in_a_child, lines, outputs, run, tiny_weights
 
 from pipeline import restore
+from pipeline.command_line import parse
 from pipeline.engine import run as engine
 
 NAMES = ("420-q10", "422-q50", "440-q10", "444-q50", "420-q95", "gray", "progressive", "metadata")
@@ -119,7 +120,7 @@ def run_in_batches(
     source: Path, output: Path, mode: tuple[str | Path, ...], workers: int, batched: bool = True, **options: int
 ) -> None:
     """As on a GPU: the tiles of several files go through the network together, in few shapes."""
-    job = restore.prepare(restore.parse(command(source, output, *mode, "--verify", "--workers", str(workers))))
+    job = restore.prepare(parse(command(source, output, *mode, "--verify", "--workers", str(workers))))
     restorer = job.restorer
     restorer.options = replace(restorer.options, **options)
     restorer.batched = batched

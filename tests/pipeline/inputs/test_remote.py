@@ -17,13 +17,13 @@ from shards import write_tar
 
 from pipeline import restore
 from pipeline.inputs.remote import Address, AddressError, Remote, address, same_place
-from pipeline.inputs.source import Item, SideMember, SourceError, list_sources, read
+from pipeline.inputs.source import Item, Root, SideMember, SourceError, Sources, list_sources, read
 from pipeline.outputs import object_store
 from pipeline.outputs.manifest import Manifest, manifest_address
 from pipeline.outputs.object_store import PARTS
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink
+from pipeline.outputs.sink import FolderSink, Names
 
 __all__ = ["memory"]
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -216,7 +216,7 @@ def test_a_shard_is_never_whole_in_memory(tmp_path):
 
 
 def test_files_then_lines(memory):
-    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest, samples=2) as sink:
+    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest, Names(samples=2)) as sink:
         assert sink.write(*restored("a/b"), [b"0", b"1"]).outputs == ("a/b.s0.png", "a/b.s1.png")
         item, _ = restored("bad")
         sink.write(item, Record("bad", "bad.jpg", "failed", "not a JPEG"), [])
@@ -248,7 +248,10 @@ def test_parts_are_written_as_the_run_goes(memory, monkeypatch):
 
 
 def test_shards_appear_with_their_lines(memory):
-    with Manifest.open(memory, RUN) as manifest, ShardSink(manifest, Remote("memory://in")) as sink:
+    with (
+        Manifest.open(memory, RUN) as manifest,
+        ShardSink(manifest, Sources((Root(Remote("memory://in"), 0, 0),))) as sink,
+    ):
         sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
         sink.write(*restored("a", "x/s.tar"), [b"A"])
         assert files(memory) == {}
@@ -260,7 +263,7 @@ def test_shards_appear_with_their_lines(memory):
     with Manifest.open(memory, RUN) as manifest:
         assert [manifest.whole(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
         with pytest.raises(SinkError, match="replace the input's"):
-            ShardSink(manifest, memory)
+            ShardSink(manifest, Sources((Root(memory, 0, 0),)))
     assert not manifest.store.scratch.exists()
 
 
@@ -338,7 +341,7 @@ def work(source: Address, out: Address, shards: bool, interrupt: int) -> None:
     """A run of sorts, which repeats the bytes; interrupted at that item."""
     with (
         Manifest.open(out, RUN) as manifest,
-        ShardSink(manifest, source) if shards else FolderSink(manifest) as sink,
+        ShardSink(manifest, list_sources(source)) if shards else FolderSink(manifest) as sink,
     ):
         found = read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries)
         for number, item in enumerate(found):

@@ -58,7 +58,8 @@ def test_folder_with_files_and_shards_at_any_depth(tmp_path):
     ]
     assert found == items(tmp_path)
     sources = list_sources(tmp_path)
-    assert (sources.files, sources.shards, sources.count) == (7, 1, None)
+    assert [(root.files, root.shards) for root in sources.roots] == [(7, 1)]
+    assert sources.count is None
 
 
 def test_single_file_and_single_tar(tmp_path):

@@ -16,6 +16,7 @@ from runs import bag, command, exif, fill, images, mismatches, run, tiny_weights
 from runs import lines as manifest
 
 from pipeline import restore
+from pipeline.command_line import parse
 from pipeline.engine import run as engine
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
@@ -195,7 +196,7 @@ def test_in_batches_beside_tiles_that_go_in_batches(tmp_path, weights, workers):
     for some in (files, {"3.jpg": files["3.jpg"]}):
         source, output = fill(tmp_path / f"{len(some)}", some), tmp_path / f"{len(some)}-out"
         options = ("--weights", weights[0], "--frontend", "dali", "--workers", workers, "--batch", "4", "--tile", "256")
-        job = restore.prepare(restore.parse(command(source, output, *options, "--verify")))
+        job = restore.prepare(parse(command(source, output, *options, "--verify")))
         job.restorer.batched = True
         assert engine.run(job) == 0
         assert {line["status"] for line in manifest(output).values()} == {"restored"}

@@ -18,12 +18,13 @@ import pytest
 from disks import small_disk
 from shards import write_tar
 
-from pipeline.inputs.source import Item, SideMember, list_sources, read
+from pipeline.inputs.remote import Address
+from pipeline.inputs.source import Item, Root, SideMember, Sources, list_sources, read
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.record import Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Sink, output_names
+from pipeline.outputs.sink import FolderSink, Names, Sink
 from pipeline.outputs.store import PARTIAL, OutputNameError
 
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -46,19 +47,31 @@ def tree(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def inputs(folder: Address) -> Sources:
+    return Sources((Root(folder, files=0, shards=0),))
+
+
 def members(path: Path) -> list[tuple[str, bytes]]:
     with tarfile.open(path) as tar:
         return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
-def test_output_names():
-    assert output_names("a/b.c", 1, 1, "png") == ("a/b.c.png",)
-    assert output_names("a", 3, 3, "webp") == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
-    assert output_names("a", 1, 3, "png") == ("a.s0.png",)
-    assert output_names("a", 0, 1, "png") == ()
+def test_names_of_outputs():
+    def names(key: str, count: int, names: Names, status: str = "restored", source: str = "") -> tuple[str, ...]:
+        return names.of(Item(key, source or f"{key}.jpg", None), Record(key, source, status), count)
+
+    assert names("a/b.c", 1, Names()) == ("a/b.c.png",)
+    assert names("a", 3, Names("webp", 3)) == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
+    assert names("a", 1, Names(samples=3)) == ("a.s0.png",)
+    assert names("a", 0, Names()) == ()
+    assert names("a", 1, Names("png16")) == ("a.png",)
+    for copy, source in ((".JPG", "s.tar/a.JPG"), (".jpeg", "s.tar/a.jpeg#12")):
+        assert names("a", 1, Names(copies=True), "passed_through", source) == (f"a{copy}",)
+        assert names("a", 1, Names(samples=2, copies=True), "passed_through", source) == (f"a.s0{copy}",)
+        assert names("a", 1, Names(copies=True), "restored", source) == ("a.png",)
     for key in ("../a", "/a", "a/../../b", "a\0"):
         with pytest.raises(OutputNameError):
-            output_names(key, 1, 1, "png")
+            names(key, 1, Names())
 
 
 def test_files_then_lines(tmp_path):
@@ -105,7 +118,7 @@ def test_name_that_cannot_be_fails_alone(tmp_path, key, reason):
 
 
 def test_samples_are_placed_all_or_none(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, samples=3) as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, Names(samples=3)) as sink:
         (tmp_path / "b.s2.png").mkdir()
         sink.write(*restored("a"), [b"0", b"1", b"2"])
         assert sink.write(*restored("b"), [b"0", b"1", b"2"]).status == "failed"
@@ -130,7 +143,7 @@ def test_folder_sink_takes_many_threads(tmp_path):
 
 
 def test_shards_mirror_their_input(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
         sink.write(*restored("top"), [b"loose"])
         sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
         sink.write(*restored("a", "x/s.tar"), [b"A"])
@@ -151,13 +164,13 @@ def test_shards_mirror_their_input(tmp_path):
         ("x/s.tar/b.jpg", "x/s.tar", None),
         (f"x/s.tar/é/{'long' * 60}.jpg", "x/s.tar", 3),
     ]
-    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
         assert [sink.whole(name) for name in ("x/s.tar", "x/t.tar.gz", "x/u.tar")] == [True, True, False]
         assert sink.finished("top.jpg")
 
 
 def test_two_members_of_one_name_are_reported(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
         sink.carry(SideMember("a.png", "s.tar/a.png", b"side", "s.tar"))
         assert sink.write(*restored("a", "s.tar"), [b"A"]).status == "failed"
         sink.write(*restored("b", "s.tar"), [b"B"])
@@ -171,7 +184,7 @@ def test_two_members_of_one_name_are_reported(tmp_path):
 
 
 def test_shard_whose_name_cannot_be_fails_alone(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
         (tmp_path / "s.tar").mkdir()
         for shard in ("s.tar", "t.tar"):
             for key in ("a", "b"):
@@ -187,17 +200,17 @@ def test_shard_whose_name_cannot_be_fails_alone(tmp_path):
 
 def test_shards_are_never_written_over_their_input(tmp_path):
     with Manifest.open(tmp_path, RUN) as manifest, pytest.raises(SinkError, match="replace the input's"):
-        ShardSink(manifest, tmp_path / "." / "")
+        ShardSink(manifest, inputs(tmp_path / "." / ""))
     source = tmp_path / "in"
     source.mkdir()
     (source / "files.tar").write_bytes(b"a shard of this name")
-    with Manifest.open(tmp_path / "out", RUN) as manifest, ShardSink(manifest, source) as sink:
+    with Manifest.open(tmp_path / "out", RUN) as manifest, ShardSink(manifest, inputs(source)) as sink:
         assert "the input has a shard" in sink.write(*restored("a"), [b"1"]).reason
 
 
 def test_file_that_joins_a_finished_shard_does_not_replace_it(tmp_path):
     for names in (("a", "b"), ("c",)):
-        with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, tmp_path / "in") as sink:
+        with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
             for name in names:
                 sink.write(*restored(name), [b"1"])
     assert [name for name, _ in members(tmp_path / "files.tar")] == ["a.png", "b.png"]
@@ -212,7 +225,7 @@ def test_interrupted_shard_leaves_nothing_and_is_begun_again(tmp_path):
     with (
         pytest.raises(KeyboardInterrupt),
         Manifest.open(tmp_path, RUN) as manifest,
-        ShardSink(manifest, tmp_path / "in") as sink,
+        ShardSink(manifest, inputs(tmp_path / "in")) as sink,
     ):
         sink.write(*restored("a", "s.tar"), [b"1"])
         raise KeyboardInterrupt
@@ -236,7 +249,10 @@ def make_input(folder: Path) -> None:
 
 @contextmanager
 def opened(out: Path, source: Path, shards: bool) -> Iterator[Sink]:
-    with Manifest.open(out, RUN) as manifest, ShardSink(manifest, source) if shards else FolderSink(manifest) as sink:
+    with (
+        Manifest.open(out, RUN) as manifest,
+        ShardSink(manifest, inputs(source)) if shards else FolderSink(manifest) as sink,
+    ):
         yield sink
 
 

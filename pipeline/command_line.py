@@ -1,0 +1,277 @@
+"""The options of `python -m pipeline.restore`: from the command line, over a configuration file, over the defaults."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from pipeline.distributed.ranks import choose
+from pipeline.engine.options import FRONTENDS, MODES, REGRESSION, SAMPLER, Options
+from pipeline.inputs.filters import PASSED_THROUGH, Filters
+from pipeline.inputs.remote import Address, AddressError, address
+from pipeline.inputs.share import Share
+from pipeline.outputs.formats import Format
+from pipeline.outputs.provenance import PROGRAM, program_version
+
+OUTPUT = "restored"
+"""The output folder, in the current one, unless told otherwise."""
+
+AVERAGED = 16
+"""Draws of which mode `mean` is the average, unless told otherwise."""
+
+QUALITIES = ("min_quality", "max_quality")
+FORMATS = "all lossless; png16: 16 bits a channel, without a certificate; npy: a NumPy array"
+
+EPILOG = """\
+Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in DIR/manifest.jsonl: restored
+(with its certificate: `mismatches` of 0 means that libjpeg-turbo compresses the output to the very same coefficients),
+passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was
+stopped goes on when the same command is given again. Failures marked `transient` were not the file's (memory, a worker
+process, a disk): --retry-failed does them again.
+
+Folders may be addresses of S3, Google or Azure storage (s3://, gs://, az://) and, for input, https:// pages of links;
+credentials are found as by fsspec. There the manifest is a folder of parts, DIR/manifest/*.jsonl.
+
+Started by torchrun or srun, or with --rank R --world-size W, each process restores its share of the same input into the
+same folder, and writes its own part of the manifest, DIR/manifest.R-of-W.jsonl. The outputs are those of a run of one;
+any later run, of as many ranks or others, goes on where they stopped. A run of one rank or --merge makes one manifest
+of the parts.
+
+With --frontend dali files are decoded by NVIDIA DALI, on a GPU by nvJPEG, and their coefficients recovered from the
+pixels: for machines with a strong GPU and few cores. Of photographs (measured with DALI's CPU decoder) 99.99 % of them
+are the file's up to quality 75, 99.9 % at 90 and 99.3 % or more at 95. The certificate is about what was recovered: the
+manifest says `coefficients_from`, and with --verify, which reads the file's own beside them, how many of the
+`coefficients` were `recovered`. A file that DALI cannot decode fails.
+
+With --engine ray the nodes of a Ray cluster do the work, one worker for each GPU or for --actor-cpus cores, and this
+command hands it out and writes the manifest. All nodes have to see the input, the output and the weights under the same
+names, on a shared file system or in a store, which is checked at the start, and have this program installed. A lost
+node's work is done again by others.
+
+exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 or 143 interrupted; a rank of
+several does not end with 1, which would end the others, too, but --merge does
+
+examples:
+  python -m pipeline.restore --input-dir photos
+  python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
+  python -m pipeline.restore --input-dir s3://photos/shards --output-dir s3://photos/restored --output-shards
+  torchrun --nproc-per-node 8 -m pipeline.restore --input-dir shards --output-dir restored --output-shards
+  srun --ntasks 64 --gpus-per-task 1 python -m pipeline.restore --input-dir shards --output-dir restored --output-shards
+  python -m pipeline.restore --output-dir restored --merge
+  python -m pipeline.restore --engine ray --input-dir /nfs/shards --output-dir /nfs/restored --output-shards
+"""
+
+
+class UsageError(ValueError):
+    """Options that cannot be used; the message names the option."""
+
+
+def parser(prog: str = "python -m pipeline.restore") -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog=prog,
+        description="Restore JPEG files: find a natural image that each could have come from, and prove that it could.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--version", action="version", version=f"{PROGRAM} {program_version()}")
+    _add_places(result.add_argument_group("input and output"))
+    _add_restoration(result.add_argument_group("restoration"))
+    _add_filters(result.add_argument_group("which files are restored; the others are passed through"))
+    _add_machine(result.add_argument_group("machine"))
+    _add_processes(result.add_argument_group("several processes and machines"))
+    return result
+
+
+def _add_places(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="a folder, a tar shard or a JPEG file; or its address, s3://…")
+    add(
+        "--input-dir",
+        nargs="+",
+        default=[],
+        metavar="INPUT",
+        help="the same; of several inputs, names begin with a folder's",
+    )
+    add("--output-dir", metavar="DIR", help=f"where images and the manifest go; made when missing [{OUTPUT}]")
+    add("--format", choices=get_args(Format), default="png", help=f"{FORMATS} [%(default)s]")
+    add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
+    add("--no-provenance", action="store_true", help="do not write into the images that, and how, they were restored")
+    add("--retry-failed", action="store_true", help="do failures again that were not the file's: memory, a disk, …")
+    add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
+    add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
+    add("--config", type=Path, metavar="FILE.yaml", help="options in a file, by the names above; the command line wins")
+    add("--quiet", action="store_true", help="no progress bar and no summary, only errors")
+
+
+def _add_restoration(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--weights", metavar="NAME|PATH", help=f"shipped weights or a file [{SAMPLER}; {REGRESSION} for mode mmse]")
+    add("--mode", choices=MODES, help="draw samples, average them, or regress [sample, if the weights can draw]")
+    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
+    add("--seed", type=int, default=0, metavar="N", help="the noise depends on it, on the file's key and no more [0]")
+    add(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="from 0, smooth and least in error, to 1, a whole sample: natural texture [1]",
+    )
+
+
+def _add_filters(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--max-quality", type=int, metavar="Q", help="restore files up to this quality, libjpeg's nearest, 1 to 100")
+    add("--min-quality", type=int, metavar="Q", help="… from this quality on")
+    add("--min-size", type=int, metavar="N", help="… whose shorter side has at least so many pixels")
+    add("--include", nargs="+", default=[], metavar="GLOB", help="… whose path below the input matches a pattern")
+    add(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="GLOB",
+        help="… whose path matches none; without a slash: whose name",
+    )
+    add(
+        "--passed-through",
+        choices=PASSED_THROUGH,
+        default="decode",
+        help="the others, and kinds of JPEG that are not modelled: decoded as they are, the JPEG itself, or no output "
+        "[%(default)s]",
+    )
+    add("--limit", type=int, metavar="N", help="end after so many inputs, for a trial")
+    add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
+
+
+def _add_machine(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[%(default)s: a GPU when there is one]")
+    add(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network's convolutions; float32 is IEEE's, no TF32 [auto]",
+    )
+    add("--compile", action="store_true", help="compile the network for the GPU first, which takes minutes")
+    add("--frontend", choices=FRONTENDS, default=Options.frontend, help="how files are read, see below [%(default)s]")
+    add("--tile", type=int, default=Options.tile, metavar="N", help="pixels, a multiple of 16 [%(default)s]")
+    add("--batch", type=int, default=Options.batch, metavar="N", help="tiles at a time on a GPU [%(default)s]")
+    add("--workers", type=int, default=0, metavar="N", help="0: one for each core; 1: everything in turn [%(default)s]")
+
+
+def _add_processes(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--rank", type=int, metavar="R", help="of --world-size processes; restore a share [what torchrun or srun says]")
+    add("--world-size", type=int, metavar="W", help="how many ranks there are [1, or what torchrun or srun says]")
+    add("--merge", action="store_true", help="restore nothing, only make one manifest of the ranks' parts")
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster, see below [local]")
+    add("--address", default="auto", metavar="HOST:PORT", help="of the Ray cluster; local: one of this machine [auto]")
+    add("--actor-cpus", type=int, metavar="N", help="cores for each Ray worker [1; with GPUs each one's share]")
+
+
+def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore") -> argparse.Namespace:
+    """The command line over the configuration file over the defaults. Raises UsageError."""
+    commands = parser(prog)
+    given = commands.parse_args(arguments)
+    if given.config is not None:
+        commands.set_defaults(**_configuration(given.config, commands))
+        given = commands.parse_args(arguments)
+    if given.output_dir is None and not given.merge:
+        given.output_dir = OUTPUT
+        if not given.quiet:
+            print(
+                f"restore: outputs go to {Path(OUTPUT).absolute()} (--output-dir names another folder)", file=sys.stderr
+            )
+    for name, wanted in (("input", not given.merge), ("output-dir", True)):
+        if wanted and not (given.inputs + given.input_dir if name == "input" else given.output_dir):
+            raise UsageError(f"{'an input' if name == 'input' else '--output-dir'} is missing (see --help)")
+    given.inputs = [_place("input", text) for text in given.inputs + given.input_dir]
+    given.output_dir = _place("--output-dir", given.output_dir)
+    _check_numbers(given)
+    given.share = share_of(given)
+    return given
+
+
+def _place(option: str, text: str) -> Address:
+    """Raises UsageError."""
+    try:
+        return address(text)
+    except AddressError as error:
+        raise UsageError(f"{option} {error}") from error
+
+
+def _check_numbers(given: argparse.Namespace) -> None:
+    """Raises UsageError for one that is too small."""
+    least = {"workers": 0}
+    for name in ("batch", "workers", "max_pixels", "samples", "actor_cpus", "limit", "min_size", *QUALITIES):
+        value = getattr(given, name)
+        if value is not None and value < least.get(name, 1):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least {least.get(name, 1)}")
+    low, high = (getattr(given, name) for name in QUALITIES)
+    if low is not None and high is not None and low > high:
+        raise UsageError(f"--min-quality {low} is above --max-quality {high}: no file is between")
+
+
+def filters_of(given: argparse.Namespace) -> Filters:
+    """Which inputs are restored."""
+    return Filters(
+        given.min_quality,
+        given.max_quality,
+        given.min_size,
+        tuple(given.include),
+        tuple(given.exclude),
+        given.passed_through,
+    )
+
+
+def share_of(given: argparse.Namespace) -> Share:
+    """Which rank this process is. Raises UsageError."""
+    try:
+        share = choose(given.rank, given.world_size, os.environ)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if given.merge and given.rank is None:
+        return Share()
+    alone = next((name for name in ("merge", "overwrite", "retry_failed", "limit") if getattr(given, name)), None)
+    if share.part and alone is not None:
+        option = f"--{alone.replace('_', '-')}"
+        raise UsageError(f"{option}: not with {share.ranks} ranks; none knows what the others have begun")
+    return share
+
+
+def _configuration(path: Path, commands: argparse.ArgumentParser) -> dict[str, Any]:
+    """Options by name, checked as argparse would check them."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"--config {path}: expected lines like `tile: 512`")
+    actions = {action.dest: action for action in commands._actions if action.dest not in ("help", "config")}
+    values = {}
+    for key, value in tree.items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None:
+            raise UsageError(f"--config {path}: no option {key!r}; there are {', '.join(actions)}")
+        values[action.dest] = _typed(action, value, path)
+    return values
+
+
+def _typed(action: argparse.Action, value: object, path: Path) -> object:
+    if action.nargs in ("*", "+"):
+        return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"--config {path}: {action.dest} is true or false, not {value!r}")
+        return value
+    try:
+        typed = action.type(str(value)) if callable(action.type) else str(value)
+    except ValueError as error:
+        raise UsageError(f"--config {path}: {action.dest}: {value!r} is not a number") from error
+    if action.choices is not None and typed not in action.choices:
+        raise UsageError(f"--config {path}: {action.dest}: {value!r} is not one of {', '.join(action.choices)}")
+    return typed

@@ -1,0 +1,48 @@
+"""The console script `jpeg-posterior`: each command is a module that can also be run by `python -m`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from pipeline.engine.signals import leave
+from pipeline.outputs.provenance import PROGRAM, program_version
+
+COMMANDS = {
+    "restore": ("pipeline.restore", "restore JPEG files"),
+    "verify": ("pipeline.verify", "prove that an image compresses to a JPEG file"),
+    "train": ("train.main", "train a network of your own"),
+}
+"""Command → its module, named only, as training lies above this package and takes long to import; what it does."""
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {name:<9}{what}" for name, (_, what) in COMMANDS.items())
+    return (
+        f"usage: {PROGRAM} COMMAND …\n\nRestores JPEG files, and proves that they fit.\n\n{lines}\n\n"
+        f"{PROGRAM} COMMAND --help tells more, {PROGRAM} --version the version"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else "--help"
+    if command in ("--help", "-h", "--version"):
+        print(f"{PROGRAM} {program_version()}" if command == "--version" else usage())
+        return 0
+    if command not in COMMANDS:
+        print(f"{PROGRAM}: no command {command!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    code: int = import_module(COMMANDS[command][0]).main(arguments[1:], f"{PROGRAM} {command}")
+    return code
+
+
+def script() -> NoReturn:
+    """What the installed script calls."""
+    leave(main())
+
+
+if __name__ == "__main__":
+    script()

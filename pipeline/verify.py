@@ -1,0 +1,80 @@
+"""The certificate without the run: `python -m pipeline.verify restored/photo.png photo.jpg`.
+
+Compresses a restored image again with libjpeg-turbo, with the JPEG file's tables and sampling, and counts the
+coefficients that are not the file's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.jpeg.bitstream import read_bitstream
+from pipeline.jpeg.errors import JpegError
+from pipeline.outputs.formats import is_16_bits
+from pipeline.outputs.verify import count_mismatches
+
+PROVED, DIFFERS, STOPPED = 0, 1, 2
+
+EPILOG = """\
+Each image (PNG, WebP, JPEG XL or npy, from this program or another) is followed by the JPEG file that it was restored
+from. A line for each pair says how many coefficients differ.
+
+exit codes: 0 every image compresses to its file, 1 some do not, 2 some could not be read
+
+examples:
+  python -m pipeline.verify restored/photo.png photo.jpg
+  python -m pipeline.verify restored/a.png a.jpg restored/b.webp b.jpg
+"""
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog=prog,
+        description="Does this image compress to that JPEG file, by libjpeg-turbo, every coefficient of it?",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("files", nargs="+", metavar="RESTORED ORIGINAL", help="pairs of an image and a JPEG file")
+    result.add_argument("--quiet", action="store_true", help="say only what is not proved")
+    return result
+
+
+def verify(restored: Path, original: Path, quiet: bool) -> int:
+    """Prints what it finds, and returns an exit code."""
+    try:
+        bitstream = read_bitstream(original.read_bytes())
+    except (OSError, JpegError) as error:
+        print(f"verify: {original}: {_reason(error)}", file=sys.stderr)
+        return STOPPED
+    try:
+        data = restored.read_bytes()
+        if is_16_bits(data):
+            raise ValueError("16 bits a channel, of which libjpeg-turbo compresses 8: there is no certificate")
+        found = count_mismatches(data, bitstream)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+        print(f"verify: {restored}: {_reason(error)}", file=sys.stderr)
+        return STOPPED
+    if found or not quiet:
+        verdict = f"does not compress to {original}" if found else f"compresses to {original}"
+        print(f"{restored}: {verdict}: {found} of {bitstream.coefficients.count} coefficients differ")
+    return DIFFERS if found else PROVED
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.verify") -> int:
+    """Verifies and returns the exit code; see --help."""
+    commands = parser(prog)
+    given = commands.parse_args(arguments)
+    if len(given.files) % 2:
+        commands.error(f"{given.files[-1]} has no original: give pairs, RESTORED ORIGINAL RESTORED ORIGINAL …")
+    paths = list(map(Path, given.files))
+    return max(verify(*pair, given.quiet) for pair in zip(paths[::2], paths[1::2], strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The certificate without the run, and the console script."""
+
+import io
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import numpy as np
+import pytest
+from jpegs import encode, photograph
+from PIL import Image
+from runs import bag, command, fill, lines, mismatches, weights
+
+from pipeline import console, restore, verify
+
+__all__ = ["weights"]
+
+
+def test_every_output_is_proved(tmp_path, weights, capsys):
+    source = fill(tmp_path / "in", bag())
+    for format in ("png", "webp"):
+        out = tmp_path / format
+        assert restore.main(command(source, out, "--weights", weights[0], "--format", format)) == 0
+        pairs = [(out / line["outputs"][0], source / name, line) for name, line in lines(out).items()]
+        proved = [pair for pair in pairs if pair[2]["mismatches"] == 0]
+        assert len(proved) > 10
+        assert verify.main([str(path) for pair in proved for path in pair[:2]]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == len(proved)
+        for line, (output, original, record) in zip(said, proved, strict=True):
+            wanted = f"{output}: compresses to {original}: 0 of {record['coefficients']} coefficients differ"
+            assert line == wanted
+
+
+def test_what_differs_is_counted(tmp_path, capsys):
+    data = encode(photograph(60, 70), quality=50)
+    fill(tmp_path, {"a.jpg": data})
+    plain = np.asarray(Image.open(io.BytesIO(data))).copy()
+    plain[20:30, 20:30] = 0
+    Image.fromarray(plain).save(tmp_path / "a.png")
+    assert verify.main([str(tmp_path / "a.png"), str(tmp_path / "a.jpg"), "--quiet"]) == 1
+    found = mismatches(data, (tmp_path / "a.png").read_bytes())
+    assert found > 0
+    assert f"does not compress to {tmp_path / 'a.jpg'}: {found} of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("restored", "original", "message"),
+    [
+        ("missing.png", "a.jpg", "missing.png: cannot be read: No such file"),
+        ("small.png", "a.jpg", "the image has 20x10 pixels, the JPEG file 70x60"),
+        ("text.png", "a.jpg", "text.png: no image of a kind"),
+        ("cut.png", "a.jpg", "cut.png: "),
+        ("a.png", "text.png", "text.png: "),
+        ("a.png", "missing.jpg", "missing.jpg: cannot be read"),
+        ("sixteen.png", "a.jpg", "16 bits a channel"),
+    ],
+)
+def test_what_cannot_be_verified_ends_with_2(tmp_path, capsys, restored, original, message):
+    data = encode(photograph(60, 70))
+    fill(tmp_path, {"a.jpg": data, "text.png": b"text"})
+    Image.open(io.BytesIO(data)).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    Image.fromarray(photograph(10, 20)).save(tmp_path / "small.png")
+    Image.fromarray(np.zeros((60, 70), np.uint16)).save(tmp_path / "sixteen.png")
+    assert verify.main([str(tmp_path / restored), str(tmp_path / original)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("verify: ")
+    assert message in error
+
+
+def test_an_image_without_an_original(capsys):
+    with pytest.raises(SystemExit) as ended:
+        verify.main(["a.png", "a.jpg", "b.png"])
+    assert ended.value.code == 2
+    assert "b.png has no original" in capsys.readouterr().err
+
+
+def test_the_console_script_runs_every_command(tmp_path, weights, capfd):
+    source = fill(tmp_path / "in", {"a.jpg": encode(photograph(20, 30))})
+    options = [str(source), "--output-dir", str(tmp_path / "out"), "--weights", weights[0], "--quiet"]
+    assert console.main(["restore", *options]) == 0
+    assert console.main(["verify", str(tmp_path / "out" / "a.png"), str(source / "a.jpg")]) == 0
+    capfd.readouterr()
+    for name in console.COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            console.main([name, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: jpeg-posterior {name}" in capfd.readouterr().out
+    assert console.main(["repair"]) == 2
+    assert "no command 'repair'" in capfd.readouterr().err
+    assert console.main([]) == 0
+    assert console.main(["--version"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1].startswith("jpeg-posterior ")
+    assert {entry.value for entry in entry_points(group="console_scripts", name="jpeg-posterior")} <= {
+        "pipeline.console:script"
+    }
+
+
+def test_the_console_script_ends_with_the_commands_code(tmp_path):
+    run = [sys.executable, "-m", "pipeline.console", "restore", str(tmp_path / "nowhere")]
+    ended = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "nowhere" in ended.stderr
