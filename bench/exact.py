@@ -25,7 +25,7 @@ from kernels import Coefficients, Subsampling, project_exact
 from kernels.libjpeg import compress
 from pipeline.engine.options import REGRESSION, SAMPLER
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from pipeline.jpeg.bitstream import read_bitstream
 from train.restorations import Drawer
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.inputs.source import Item, list_sources, read
+from pipeline.inputs.listing import list_sources
+from pipeline.inputs.source import Item, read
 
 Pixels = NDArray[np.uint8]
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from kernels import Subsampling
 from pipeline.engine.options import SAMPLER
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.evaluate import (
     MMSE_HELP,
     EvaluationError,

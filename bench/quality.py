@@ -27,7 +27,7 @@ from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import write_whole
 from pipeline.engine.options import SAMPLER
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.evaluate import MMSE_HELP, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
 from train.measures import CROP, CROPS_WANTED, Extractor, load_extractors
 from train.restorations import MODES, Networks

@@ -50,7 +50,7 @@ from pipeline.command_line import AVERAGED
 from pipeline.engine.device import choose_device
 from pipeline.engine.options import MODES, SAMPLER
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from pipeline.outputs.record import SinkError
 
 Made = Callable[[Setup, Path], Restorer]

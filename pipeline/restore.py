@@ -23,8 +23,8 @@ from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.run import run
 from pipeline.engine.signals import leave
+from pipeline.inputs.listing import SourceError
 from pipeline.inputs.remote import Address, Remote
-from pipeline.inputs.source import SourceError
 from pipeline.jpeg.dali_frontend import FrontendError
 from pipeline.outputs.formats import require
 from pipeline.outputs.manifest import manifest_address, merge

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pipeline
 from model.weights import write_whole
-from pipeline.inputs.source import Item, SourceError, list_sources, read
+from pipeline.inputs.listing import SourceError, list_sources
+from pipeline.inputs.source import Item, read
 from train.config import RECIPE, Config, ConfigError, from_tree, merge, read_tree
 
 SAMPLE = Path(pipeline.__file__).parent / "sample" / "sample.tar"

@@ -24,7 +24,8 @@ from model.features import FeaturesError
 from model.weights import load, write_whole
 from pipeline.engine.options import REGRESSION, Options
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.source import Item, SourceError, list_sources, read
+from pipeline.inputs.listing import SourceError, list_sources
+from pipeline.inputs.source import Item, read
 from pipeline.jpeg.errors import JpegError
 from pipeline.jpeg.fallback import plain_decode
 from train.grid import FULL_DEVIATION, centre, deviation_picture, grid

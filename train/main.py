@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.config import RECIPE, Config, ConfigError, load_config
 from train.data.loader import LoaderError
 from train.demo import default_config

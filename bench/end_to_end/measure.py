@@ -28,7 +28,8 @@ from pipeline.engine.stage import whole
 from pipeline.engine.stopwatch import Stopwatch, Times
 from pipeline.engine.transfers import Part
 from pipeline.engine.worker import Workers
-from pipeline.inputs.source import Item, Sources, list_sources, read
+from pipeline.inputs.listing import Sources, list_sources
+from pipeline.inputs.source import Item, read
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.record import Record
 from pipeline.outputs.shard_sink import ShardSink

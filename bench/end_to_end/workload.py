@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from photographs import Pixels, to_jpeg
 
 from pipeline.engine.options import Options
-from pipeline.inputs.source import Item, list_sources, read
+from pipeline.inputs.listing import list_sources
+from pipeline.inputs.source import Item, read
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError
 

@@ -24,8 +24,9 @@ from pipeline.engine.restorer import Restorer
 from pipeline.engine.run import claim, open_sink, write
 from pipeline.engine.stopwatch import Times
 from pipeline.inputs.keys import Decided, Keys
+from pipeline.inputs.listing import SourceError, Sources
 from pipeline.inputs.remote import Address, Remote, RemoteError
-from pipeline.inputs.source import SourceError, Sources, read
+from pipeline.inputs.source import read
 from pipeline.outputs.object_store import RemoteStore
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.store import PARTIAL, LocalStore

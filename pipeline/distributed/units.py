@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.inputs.keys import Keys
-from pipeline.inputs.source import Entry, Item, read
+from pipeline.inputs.listing import Entry
+from pipeline.inputs.source import Item, read
 from pipeline.outputs.shard_sink import LOOSE_SHARD
 from pipeline.outputs.sink import Ledger
 

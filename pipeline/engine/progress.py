@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NoReturn, get_args
 
 from tqdm import tqdm
 
 from pipeline.engine.job import Job
 from pipeline.engine.scheduler import Scheduler
+from pipeline.inputs.source import Position
 from pipeline.outputs.manifest import manifest_address
 from pipeline.outputs.record import Status
 
@@ -18,6 +21,25 @@ def progress_bar(total: int | None, done: int, quiet: bool) -> tqdm[NoReturn]:
     where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{n_fmt} images [{elapsed}"
     bar = where + ", {rate_noinv_fmt}{postfix}]"
     return tqdm(total=total, initial=done, unit=" images", disable=quiet, smoothing=0.1, bar_format=bar)
+
+
+def time_left(position: Position, total: int | None) -> Callable[[], str]:
+    """A function that says, of tars whose members nobody has counted, how much is read and how long the rest will take,
+    by the bytes read since it was first called. total: of all tars; None or 0: it says nothing."""
+    began: tuple[float, int] | None = None
+
+    def left() -> str:
+        nonlocal began
+        now, read = time.perf_counter(), position.bytes
+        if not total:
+            return ""
+        began = began or (now, read)
+        seconds, so_far = now - began[0], read - began[1]
+        if seconds < 1 or so_far <= 0:
+            return ""
+        return f", {read / total:.0%} read, {tqdm.format_interval((total - read) * seconds / so_far)} left"
+
+    return left
 
 
 def summary(

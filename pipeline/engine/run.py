@@ -19,13 +19,14 @@ from pipeline.engine.device import one_thread
 from pipeline.engine.file_stages import pass_through, take_read
 from pipeline.engine.job import Job
 from pipeline.engine.pool import open_pool
-from pipeline.engine.progress import closing_lines, progress_bar
+from pipeline.engine.progress import closing_lines, progress_bar, time_left
 from pipeline.engine.signals import undisturbed
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.task import Step, Task, Unread
 from pipeline.inputs.keys import Keys
+from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.remote import same_place
-from pipeline.inputs.source import Item, SideMember, Sources, list_sources, read
+from pipeline.inputs.source import Item, Position, SideMember, read
 from pipeline.jpeg.errors import UnsupportedJpeg
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.shard_sink import ShardSink
@@ -47,14 +48,16 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         manifest = stack.enter_context(job.open_manifest())
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
-        total = None if job.share.part or sources.count is None else min(sources.count, job.limit or sources.count)
+        total = None if job.share.part else most_of(sources.count, job.limit)
         progress = stack.enter_context(progress_bar(total, before, job.quiet))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
         entries = job.share.of(sources, job.shards)
-        items = read(entries, sink.finished, sink.whole, side_members=sink.carries)
+        position = Position()
+        items = read(entries, sink.finished, sink.whole, side_members=sink.carries, position=position)
         items = watch.each("read", items if job.limit is None else first_of(items, job.limit))
-        megapixels = write(scheduler.run(claim(job, items)), sink, progress, watch)
+        left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
+        megapixels = write(scheduler.run(claim(job, items)), sink, progress, watch, left)
         with watch("write"):
             sink.close()
         counts = manifest.counts
@@ -71,6 +74,11 @@ def list_inputs(job: Job) -> Sources:
     if any(same_place(job.output, root.folder) for root in sources.roots):
         raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
     return sources
+
+
+def most_of(count: int | None, limit: int | None) -> int | None:
+    """How many inputs there are, at most; None if nobody knows."""
+    return min((number for number in (count, limit) if number is not None), default=None)
 
 
 def first_of(items: Iterable[Item | SideMember], limit: int) -> Iterator[Item | SideMember]:
@@ -117,8 +125,14 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
                 yield replace(task, file=file)
 
 
-def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: Stopwatch) -> float:
-    """Hands everything to the sink and returns how many megapixels were restored."""
+def write(
+    steps: Iterable[Step],
+    sink: Sink,
+    progress: tqdm[NoReturn],
+    watch: Stopwatch,
+    left: Callable[[], str] = lambda: "",
+) -> float:
+    """Hands everything to the sink and returns how many megapixels were restored. left: how long the rest will take."""
     pixels, started = 0, time.perf_counter()
     for step in steps:
         with watch("write"):
@@ -132,6 +146,6 @@ def write(steps: Iterable[Step], sink: Sink, progress: tqdm[NoReturn], watch: St
         if record.status == "failed":
             progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
         rate = pixels / 1e6 / (time.perf_counter() - started)
-        progress.set_postfix_str(f"{rate:.2f} MP/s", refresh=False)
+        progress.set_postfix_str(f"{rate:.2f} MP/s{left()}", refresh=False)
         progress.update()
     return pixels / 1e6

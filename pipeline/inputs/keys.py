@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from pipeline.inputs.source import Item, digest
+from pipeline.inputs.names import digest
+from pipeline.inputs.source import Item
 
 
 class Keys:

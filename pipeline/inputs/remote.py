@@ -134,6 +134,7 @@ class Stream(io.RawIOBase):
     def __init__(self, place: Remote, file: Any, size: int | None) -> None:
         self._place = place
         self._file = file
+        self._read = 0
         self.size = size
 
     def readable(self) -> bool:
@@ -144,7 +145,12 @@ class Stream(io.RawIOBase):
         with failures_of(self._place):
             data = self._file.read(len(view))
         view[: len(data)] = data
+        self._read += len(data)
         return len(data)
+
+    def tell(self) -> int:
+        """How much has been read: it is never read but from start to end."""
+        return self._read
 
     def close(self) -> None:
         if not self.closed:

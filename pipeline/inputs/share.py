@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.inputs.source import Entry
+from pipeline.inputs.listing import Entry
 
 
 @dataclass(frozen=True)

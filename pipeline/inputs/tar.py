@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import IO, Literal, Self
 
 from pipeline.inputs.remote import Address
 
@@ -36,13 +36,14 @@ class TarHeader(tarfile.TarInfo):
 
 
 @contextmanager
-def open_tar(path: Address) -> Iterator[tarfile.TarFile]:
+def open_tar(path: Address) -> Iterator[tuple[tarfile.TarFile, IO[bytes]]]:
+    """The archive, and the file that it is read from."""
     if isinstance(path, Path) and not path.is_file():
         raise tarfile.ReadError("not a regular file or gone")
     with path.open("rb") if isinstance(path, Path) else path.open() as file:
         mode: Literal["r:*", "r|*"] = "r:*" if isinstance(path, Path) else "r|*"
         with tarfile.open(fileobj=file, mode=mode, tarinfo=TarHeader) as archive:
-            yield archive
+            yield archive, file
 
 
 def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

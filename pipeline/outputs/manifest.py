@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from pipeline.inputs.names import digest
 from pipeline.inputs.remote import Address, Remote, RemoteError
-from pipeline.inputs.source import digest
 from pipeline.outputs.local_lines import LocalLines, manifest_name
 from pipeline.outputs.object_store import PARTS, RemoteLines
 from pipeline.outputs.record import IDENTITY, Done, Record, RunIdentity, SinkError, refuse_another_run, valid_ranges

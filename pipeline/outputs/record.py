@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Literal, Self, get_args
 
-from pipeline.inputs.source import digest
+from pipeline.inputs.names import digest
 
 Status = Literal["restored", "passed_through", "failed"]
 

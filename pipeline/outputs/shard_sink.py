@@ -14,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from pipeline.inputs.listing import Sources
 from pipeline.inputs.remote import RemoteError, same_place
-from pipeline.inputs.source import Item, SideMember, Sources
+from pipeline.inputs.source import Item, SideMember
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.sink import PLAIN_NAMES, Ledger, Names, failed
 from pipeline.outputs.store import OutputNameError

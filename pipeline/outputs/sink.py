@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from pipeline.inputs.source import Item, SideMember, UnsafeNameError, safe_name
+from pipeline.inputs.names import UnsafeNameError, safe_name
+from pipeline.inputs.source import Item, SideMember
 from pipeline.outputs.formats import SUFFIXES, Format
 from pipeline.outputs.record import Record
 from pipeline.outputs.store import OutputNameError, Store

@@ -16,8 +16,9 @@ from jpegs import encode, photograph
 from runs import fill
 from shards import write_tar
 
+from pipeline.inputs.listing import list_sources
 from pipeline.inputs.remote import Address, Remote
-from pipeline.inputs.source import Item, SideMember, list_sources, read
+from pipeline.inputs.source import Item, SideMember, read
 from pipeline.outputs.object_store import PARTS
 
 

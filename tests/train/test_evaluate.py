@@ -18,7 +18,7 @@ from kernels import Subsampling
 from model.features import FeaturesError
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.evaluate import (
     EvaluationError,
     Photographs,

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.inputs.source import Item, SourceError, list_sources, read
+from pipeline.inputs.listing import SourceError, list_sources
+from pipeline.inputs.source import Item, read
 from pipeline.jpeg.fallback import for_pillow
 
 

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.weights import write_whole
-from pipeline.inputs.source import JPEG_SUFFIXES, SIZE_LIMIT, SourceError, digest, is_shard
+from pipeline.inputs.listing import SourceError
+from pipeline.inputs.names import JPEG_SUFFIXES, digest, is_shard
+from pipeline.inputs.source import SIZE_LIMIT
 from pipeline.inputs.tar import TarHeader, members_of
 from pipeline.jpeg.bitstream import MAX_PIXELS, is_rgb
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg

@@ -17,9 +17,9 @@ from shards import write_tar
 
 from pipeline import restore
 from pipeline.distributed.ranks import choose
+from pipeline.inputs.listing import list_sources
 from pipeline.inputs.remote import Remote
 from pipeline.inputs.share import ALL, Share
-from pipeline.inputs.source import list_sources
 from pipeline.outputs.local_lines import LOCK, MANIFEST, manifest_name
 from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.record import IDENTITY, RunIdentity, SinkError

@@ -16,8 +16,9 @@ from runs import command, fill, outputs, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
+from pipeline.inputs.listing import Root, SourceError, Sources, list_sources
 from pipeline.inputs.remote import Address, AddressError, Remote, address, same_place
-from pipeline.inputs.source import Item, Root, SideMember, SourceError, Sources, list_sources, read
+from pipeline.inputs.source import Item, Position, SideMember, read
 from pipeline.outputs import object_store
 from pipeline.outputs.manifest import Manifest, manifest_address
 from pipeline.outputs.object_store import PARTS
@@ -97,8 +98,21 @@ def test_input_is_the_same_as_on_a_disk(tmp_path, memory):
         assert items(web) == expected
         assert items(web / "z" / "u.tar") == items(local / "z" / "u.tar")
         assert items(web / "01.jpg") == items(local / "01.jpg")
-    sources = list_sources(memory)
-    assert (sources.files, sources.shards) == (8, 3)
+    here, there = list_sources(local), list_sources(memory)
+    assert [(root.files, root.shards) for root in there.roots] == [(8, 3)]
+    assert there.shard_bytes == here.shard_bytes == sum(path.stat().st_size for path in local.rglob("*.*ar*"))
+
+
+def test_position_in_tars_of_a_store_is_that_on_a_disk(tmp_path, memory):
+    local = make_input(tmp_path / "in")
+    total = list_sources(local).shard_bytes
+    for place in (local, upload(local, memory)):
+        position, seen = Position(), [0]
+        for _ in read(list_sources(place), position=position):
+            seen.append(position.bytes)
+        assert seen == sorted(seen)
+        assert len(set(seen)) > 3
+        assert seen[-1] <= position.bytes == total
 
 
 def test_finished_and_whole_are_not_read(tmp_path, memory):
@@ -196,7 +210,8 @@ def test_names_that_a_server_makes_up(tmp_path):
 PEAK = """
 import sys, tracemalloc
 from pipeline.inputs.remote import address
-from pipeline.inputs.source import list_sources, read
+from pipeline.inputs.listing import list_sources
+from pipeline.inputs.source import read
 sources = list_sources(address(sys.argv[1]))
 tracemalloc.start()
 print(sum(len(item.data) for item in read(sources)), tracemalloc.get_traced_memory()[1])

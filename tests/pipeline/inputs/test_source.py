@@ -13,15 +13,9 @@ import pytest
 from shards import write_tar
 
 from pipeline.inputs.keys import Keys
-from pipeline.inputs.source import (
-    Item,
-    SideMember,
-    SourceError,
-    UnsafeNameError,
-    list_sources,
-    read,
-    safe_name,
-)
+from pipeline.inputs.listing import SourceError, list_sources
+from pipeline.inputs.names import UnsafeNameError, safe_name
+from pipeline.inputs.source import Item, SideMember, read
 
 
 def put(path: Path, data: bytes = b"data") -> None:
@@ -311,7 +305,8 @@ def test_too_large_is_an_error_and_takes_no_memory(tmp_path):
 PEAK = """
 import sys, tracemalloc
 from pathlib import Path
-from pipeline.inputs.source import list_sources, read
+from pipeline.inputs.listing import list_sources
+from pipeline.inputs.source import read
 tracemalloc.start()
 count = sum(1 for _ in read(list_sources(Path(sys.argv[1]))))
 print(count, tracemalloc.get_traced_memory()[1])

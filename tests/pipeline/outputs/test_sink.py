@@ -18,8 +18,9 @@ import pytest
 from disks import small_disk
 from shards import write_tar
 
+from pipeline.inputs.listing import Root, Sources, list_sources
 from pipeline.inputs.remote import Address
-from pipeline.inputs.source import Item, Root, SideMember, Sources, list_sources, read
+from pipeline.inputs.source import Item, SideMember, read
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.record import Record, RunIdentity, SinkError

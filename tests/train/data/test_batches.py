@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from training import changed, config_of
 
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.config import ConfigError
 from train.data.batches import DaliSource, MemorySource, open_source
 from train.distributed import Ranks

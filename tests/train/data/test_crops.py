@@ -9,7 +9,7 @@ import torch
 from jpegs import encode, insert, photograph, pixels_of
 from runs import corrupt_exif
 
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.data.crops import areas_of, load_images, random_crops, step_generator
 
 

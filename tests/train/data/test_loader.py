@@ -15,7 +15,7 @@ from jpegs import SAMPLINGS, edit, encode, photograph
 from PIL import Image
 from shards import write_tar
 
-from pipeline.inputs.source import SourceError
+from pipeline.inputs.listing import SourceError
 from train.data.index import open_index
 from train.data.loader import Loader, LoaderConfig, LoaderError, plan
 
