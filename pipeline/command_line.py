@@ -104,6 +104,7 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
     add("--retry-failed", action="store_true", help="do failures again that were not the file's: memory, a disk, …")
     add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
     add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
+    add("--report", action="store_true", help="write DIR/report.html at the end (also: python -m pipeline.report)")
     add("--config", type=Path, metavar="FILE.yaml", help="options in a file, by the names above; the command line wins")
     add("--quiet", action="store_true", help="no progress bar and no summary, only errors")
 
@@ -236,6 +237,9 @@ def share_of(given: argparse.Namespace) -> Share:
         raise UsageError(str(error)) from error
     if given.merge and given.rank is None:
         return Share()
+    if share.part and given.report:
+        instead = "when all have ended, use --merge --report (of a store: python -m pipeline.report)"
+        raise UsageError(f"--report: not with {share.ranks} ranks; {instead}")
     alone = next((name for name in ("merge", "overwrite", "retry_failed", "limit") if getattr(given, name)), None)
     if share.part and alone is not None:
         option = f"--{alone.replace('_', '-')}"

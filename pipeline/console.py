@@ -11,6 +11,7 @@ from pipeline.outputs.provenance import PROGRAM, program_version
 
 COMMANDS = {
     "restore": ("pipeline.restore", "restore JPEG files"),
+    "report": ("pipeline.report.__main__", "write a page of what a run did, with a gallery"),
     "verify": ("pipeline.verify", "prove that an image compresses to a JPEG file"),
     "train": ("train.main", "train a network of your own"),
 }

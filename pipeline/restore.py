@@ -29,6 +29,7 @@ from pipeline.jpeg.dali_frontend import FrontendError
 from pipeline.outputs.formats import require
 from pipeline.outputs.manifest import manifest_address, merge
 from pipeline.outputs.record import SinkError
+from pipeline.report import write_report
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
 
@@ -139,7 +140,13 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
     arrived: list[int] = []
     try:
         with terminable() as arrived:
-            return restore(parse(arguments, prog))
+            given = parse(arguments, prog)
+            code = restore(given)
+            if given.report:
+                place = write_report(given.output_dir, given.inputs)
+                if not given.quiet:
+                    print(f"the report is {place}", file=sys.stderr)
+            return code
     except KeyboardInterrupt:
         print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 128 + (signal.SIGTERM if arrived else signal.SIGINT)

@@ -11,6 +11,7 @@ LAYERS = [
     "pipeline.jpeg",
     "pipeline.inputs",
     "pipeline.outputs",
+    "pipeline.report",
     "pipeline.engine",
     "pipeline.distributed",
     "pipeline",

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from pipeline.distributed.ray_worker import PATIENCE, PROBE, Hello, Outcome, Plan, Worker
 from pipeline.distributed.units import Unit, units_of
 from pipeline.engine.job import Job
-from pipeline.engine.progress import progress_bar, summary
+from pipeline.engine.progress import keep_history, progress_bar, summary
 from pipeline.engine.run import list_inputs
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.inputs.remote import Address, RemoteError, failures_of
@@ -59,7 +59,7 @@ class Crew:
         self._busy: dict[Any, tuple[Any, Unit]] = {}
         self._numbers = itertools.count()
         self._lost, self._why = 0, ""
-        self._kind, self._dtype = plan.device, ""
+        self.kind, self.dtype = plan.device, ""
         self._late = time.monotonic() + LATE
         self.nodes: set[str] = set()
         self.most = 0
@@ -113,8 +113,8 @@ class Crew:
 
     def _grow(self) -> None:
         """Starts workers until there are as many as the cluster has places for. A lost node's are not waited for."""
-        cpus, gpus, wanted = places(self._ray.nodes(), self._kind, self._cpus)
-        self._kind = "cuda" if gpus else "cpu"  # for good: the other kind would give slightly other images
+        cpus, gpus, wanted = places(self._ray.nodes(), self.kind, self._cpus)
+        self.kind = "cuda" if gpus else "cpu"  # for good: the other kind would give slightly other images
         if not (wanted or self._starting or self._busy):
             raise ClusterError(f"no node of the cluster has {cpus} CPUs {'and a GPU ' * gpus}for a worker")
         if time.monotonic() > self._late and not (self._idle or self._busy):
@@ -136,12 +136,12 @@ class Crew:
             if self._lost >= ATTEMPTS and not (self._idle or self._busy):
                 raise ClusterError(f"{self._lost} workers ended before they could begin; the last: {self._why}")
             return
-        self._dtype = self._dtype or hello.dtype
+        self.dtype = self.dtype or hello.dtype
         if hello.problem:
             raise ClusterError(f"node {hello.node}: {hello.problem}")
-        if hello.dtype != self._dtype:
+        if hello.dtype != self.dtype:
             raise ClusterError(
-                f"node {hello.node} computes in {hello.dtype}, others in {self._dtype}: say which with --dtype"
+                f"node {hello.node} computes in {hello.dtype}, others in {self.dtype}: say which with --dtype"
             )
         self._lost = 0
         self.nodes.add(hello.node)
@@ -197,8 +197,9 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
             progress.set_postfix_str(f"{megapixels / (time.perf_counter() - started):.2f} MP/s", refresh=False)
             progress.update(len(outcome.records))
     counts, seconds = manifest.counts, time.perf_counter() - started
+    done, device = counts.total() - before, f"{crew.kind} on {len(crew.nodes)} Ray hosts"
+    keep_history(job, done, megapixels, seconds, workers=crew.most, device=device, dtype=crew.dtype)
     if not job.quiet:
-        done = counts.total() - before
         crowd = f"up to {crew.most} workers on {len(crew.nodes)} hosts"
         table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, crew.most)))
         how = f"; {crowd}"

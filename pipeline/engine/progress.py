@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pipeline.engine.job import Job
 from pipeline.engine.scheduler import Scheduler
 from pipeline.inputs.source import Position
+from pipeline.outputs.history import append_run
 from pipeline.outputs.manifest import manifest_address
 from pipeline.outputs.record import Status
 
@@ -73,4 +74,20 @@ def closing_lines(
         how=f", {done / seconds:.2f} images/s on {restorer.device}, "
         f"network in {str(restorer.dtype).removeprefix('torch.')}; {how_many}",
         table=restorer.stopwatch.table(megapixels, seconds, shared),
+    )
+
+
+def keep_history(
+    job: Job, done: int, megapixels: float, seconds: float, *, workers: int, device: str = "", dtype: str = ""
+) -> None:
+    """Write down beside the manifest how fast the run was. device, dtype: if not the restorer's. Raises SinkError."""
+    append_run(
+        job.output,
+        job.share.part,
+        seconds=seconds,
+        inputs=done,
+        megapixels=megapixels,
+        device=device or str(job.restorer.device),
+        dtype=dtype or str(job.restorer.dtype).removeprefix("torch."),
+        workers=workers,
     )

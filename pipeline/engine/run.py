@@ -19,7 +19,7 @@ from pipeline.engine.device import one_thread
 from pipeline.engine.file_stages import pass_through, take_read
 from pipeline.engine.job import Job
 from pipeline.engine.pool import open_pool
-from pipeline.engine.progress import closing_lines, progress_bar, time_left
+from pipeline.engine.progress import closing_lines, keep_history, progress_bar, time_left
 from pipeline.engine.signals import undisturbed
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.task import Step, Task, Unread
@@ -61,9 +61,9 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         with watch("write"):
             sink.close()
         counts = manifest.counts
+    seconds, done = time.perf_counter() - started, counts.total() - before
+    keep_history(job, done, megapixels, seconds, workers=scheduler.workers)
     if not job.quiet:
-        seconds = time.perf_counter() - started
-        done = counts.total() - before
         print(closing_lines(job, scheduler, counts, done, megapixels=megapixels, seconds=seconds), file=sys.stderr)
     return counts["failed"]
 

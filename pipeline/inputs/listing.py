@@ -9,7 +9,7 @@ Inside a folder come its JPEG files, then its tar shards, then its sub folders, 
 
 import itertools
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
         return Sources((roots[0],))
     taken: dict[str, Address] = {}
     for number, (path, root) in enumerate(zip(paths, roots, strict=True)):
-        name = path.resolve().name or "root"
+        name = _name(path)
         if name in taken:
             raise SourceError(
                 f"{taken[name]} and {path}: two inputs of one name, whose outputs could not be told apart; "
@@ -102,17 +102,28 @@ def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
     return Sources(tuple(roots))
 
 
+def folders_of(paths: Sequence[Address]) -> list[tuple[Address, str]]:
+    """(Folder, prefix of its entries' names) of each input, as `list_sources` has them, nothing listed. Raises OSError
+    and RemoteError."""
+    several = len(paths) > 1
+    return [(x, f"{_name(x)}/" if several else "") if is_folder(x) else (parent_of(x), "") for x in paths]
+
+
+def _name(path: Address) -> str:
+    return path.resolve().name or "root"
+
+
 def _root(path: Address, exclude: Address | None) -> Root:
     wanted = "expected a folder, a JPEG file (" + " ".join(sorted(JPEG_SUFFIXES)) + ") or a tar shard"
     wanted += " (" + " ".join(SHARD_SUFFIXES) + ")"
     try:
-        if not _is_folder(path):
+        if not is_folder(path):
             shard = is_shard(path.name)
             if not (shard or is_jpeg(path.name)) or not path.is_file():
                 raise SourceError(f"{path}: not a kind of file that can be restored; {wanted}")
             size = path.stat().st_size if shard and isinstance(path, Path) else None
             single = Entry(path, path.name, shard, size=size)
-            return Root(_parent(path), int(not shard), int(shard), size if shard else 0, single)
+            return Root(parent_of(path), int(not shard), int(shard), size if shard else 0, single)
         files = shards = 0
         sizes: int | None = 0
         for entry in _walk(path, exclude):
@@ -129,7 +140,7 @@ def _root(path: Address, exclude: Address | None) -> Root:
     return Root(path, files, shards, sizes, exclude=exclude)
 
 
-def _is_folder(path: Address) -> bool:
+def is_folder(path: Address) -> bool:
     """Raises OSError if a local path is not there or a local folder cannot be listed."""
     if isinstance(path, Remote):  # a store may have no folders, only names; a page of links is a file, too
         return not ((is_shard(path.name) or is_jpeg(path.name)) and path.is_file())
@@ -140,7 +151,7 @@ def _is_folder(path: Address) -> bool:
     return False
 
 
-def _parent(path: Address) -> Address:
+def parent_of(path: Address) -> Address:
     return path.parent if isinstance(path, Path) else Remote(str(path).rpartition("/")[0])
 
 

@@ -119,6 +119,22 @@ class Remote:
             data = stream.read(limit + 1)
         return (data, len(data)) if len(data) <= limit else (None, len(data))
 
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises RemoteError, and OSError if it is not there."""
+        with failures_of(self):
+            data: bytes = self.fs.cat_file(self.address)
+        return data
+
+    def write_bytes(self, data: bytes) -> None:
+        """Make or replace the file, whole or not at all. Raises RemoteError."""
+        with failures_of(self):
+            self.fs.pipe_file(self.address, data)
+
+    def unlink(self) -> None:
+        """Remove the file. Raises RemoteError, and OSError if it is not there."""
+        with failures_of(self):
+            self.fs.rm_file(self.address)
+
     def _stream(self) -> "Stream":
         with failures_of(self):
             if self.protocol in HTTP:  # one request for all of it, after one for its size

@@ -35,6 +35,17 @@ def _lock_name(part: str) -> str:
     return f".manifest.{part}.lock" if part else LOCK
 
 
+def parts_of(folder: Path) -> list[str]:
+    """The parts that there are; the whole manifest's name is empty."""
+    return [part for part in ("", *_rank_parts(folder)) if (folder / manifest_name(part)).exists()]
+
+
+def read_part(folder: Path, part: str) -> Iterator[bytes]:
+    """The part's lines, their ends included."""
+    with (folder / manifest_name(part)).open("rb") as lines:
+        yield from lines
+
+
 class LocalLines:
     """See manifest.Lines. part: of this rank; empty: of a run of one process."""
 
@@ -71,9 +82,7 @@ class LocalLines:
 
     def parts(self) -> list[str]:
         """See Lines: the whole manifest's name is empty."""
-        found = ["", *_rank_parts(self.folder)]
-        own_first = sorted(found, key=lambda part: (part != self.part, part))
-        return [part for part in own_first if (self.folder / manifest_name(part)).exists()]
+        return sorted(parts_of(self.folder), key=lambda part: (part != self.part, part))
 
     def own(self, part: str) -> bool:
         """See Lines."""
@@ -81,8 +90,7 @@ class LocalLines:
 
     def read(self, part: str) -> Iterator[bytes]:
         """See Lines."""
-        with (self.folder / manifest_name(part)).open("rb") as lines:
-            yield from lines
+        return read_part(self.folder, part)
 
     def keep(self, part: str, ranges: Sequence[tuple[int, int]]) -> None:
         """See Lines. A run of one moves the lines of a rank's part to its own. Of a move that was cut short lines are

@@ -16,16 +16,27 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from pipeline.inputs.names import digest
 from pipeline.inputs.remote import Address, Remote, RemoteError
-from pipeline.outputs.local_lines import LocalLines, manifest_name
+from pipeline.outputs.history import clear_history
+from pipeline.outputs.local_lines import LocalLines, manifest_name, parts_of, read_part
 from pipeline.outputs.object_store import PARTS, RemoteLines
-from pipeline.outputs.record import IDENTITY, Done, Record, RunIdentity, SinkError, refuse_another_run, valid_ranges
+from pipeline.outputs.object_store import read_part as read_remote_part
+from pipeline.outputs.record import (
+    IDENTITY,
+    Done,
+    Record,
+    RunIdentity,
+    SinkError,
+    read_identity,
+    refuse_another_run,
+    valid_blocks,
+)
 from pipeline.outputs.store import Store
 
 Ranges = Sequence[tuple[int, int]]
@@ -165,11 +176,32 @@ def merge(folder: Path) -> Counter[str]:
         return manifest.counts
 
 
+def read_records(output: Address) -> Iterator[Record]:
+    """The lines of all parts that count, of a source with several the first. Nothing is locked or changed, and outputs
+    are not looked for: an output may be gone. Raises OSError and RemoteError."""
+    done = Done()
+    parts = sorted((output / PARTS).listing()[0]) if isinstance(output, Remote) else parts_of(output)
+    for part in parts:
+        lines = read_remote_part(output, part) if isinstance(output, Remote) else read_part(output, part)
+        for _, _, records in valid_blocks(lines, done, lambda outputs: True, retry_failed=False):
+            yield from records
+
+
+def read_run(output: Address) -> dict[str, object] | None:
+    """The fields of the RunIdentity that is written down there, {} if that is damaged, None if there is nothing. Raises
+    OSError and RemoteError."""
+    try:
+        return read_identity((output / IDENTITY).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
 def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool) -> None:
     """Raises SinkError if there are lines of another run, or of one unknown."""
     if overwrite:
         for part in lines.parts():
             lines.remove(part)
+        clear_history(lines.store.address)
     elif (found := lines.identity()) is not None:
         refuse_another_run(where, found, run)
         return
@@ -186,7 +218,8 @@ def _recover(lines: Lines, part: str, retry_failed: bool) -> Done:
     """What all lines say that count; others are taken out where this run may change them."""
     done, counts = Done(), Counter[str]()
     for name in lines.parts():
-        ranges = _joined(valid_ranges(lines.read(name), done, lines.exist, retry_failed))
+        blocks = valid_blocks(lines.read(name), done, lines.exist, retry_failed)
+        ranges = _joined((start, end) for start, end, _ in blocks)
         if lines.own(name):
             lines.keep(name, ranges)
             counts = Counter(done.counts)

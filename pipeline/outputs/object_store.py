@@ -3,6 +3,7 @@
     s3://bucket/out/
         manifest.run.json             what run this is
         manifest/<time>-<run>-<number>.jsonl
+        manifest.history/<time>-<random>.jsonl
         photos/a.png, shards/000.tar, ...
 
 An object appears whole or not at all, so outputs are put under their names at once. The manifest is a folder of parts,
@@ -83,7 +84,12 @@ class RemoteStore:
         """See Store."""
         self.settle()
         target = self._target(name)
-        self._attempt(target, lambda: target.exists() and target.fs.rm_file(target.address))
+
+        def unlink() -> None:
+            if target.exists():
+                target.unlink()
+
+        self._attempt(target, unlink)
 
     def settle(self) -> None:
         """Wait until all that was put is there. Raises SinkError."""
@@ -114,7 +120,7 @@ class RemoteStore:
         return target
 
     def _put(self, target: Remote, data: bytes) -> None:
-        self._attempt(target, lambda: target.fs.pipe_file(target.address, data))
+        self._attempt(target, lambda: target.write_bytes(data))
 
     def _attempt(self, target: Remote, action: Callable[[], object]) -> None:
         try:
@@ -146,13 +152,13 @@ class RemoteLines:
         if self.part and not self.part.startswith("0-"):
             _await(place)
         try:
-            return read_identity(_read(place))
+            return read_identity(place.read_bytes())
         except FileNotFoundError:
             return None
 
     def identify(self, run: RunIdentity) -> bool:
         """See Lines."""
-        _write(self.folder / IDENTITY, identity_text(run))
+        (self.folder / IDENTITY).write_bytes(identity_text(run))
         return True
 
     def parts(self) -> list[str]:
@@ -166,7 +172,7 @@ class RemoteLines:
 
     def read(self, part: str) -> list[bytes]:
         """See Lines."""
-        return _read(self.folder / PARTS / part).splitlines(keepends=True)
+        return read_part(self.folder, part)
 
     def keep(self, part: str, ranges: Sequence[tuple[int, int]]) -> None:
         """See Lines."""
@@ -174,14 +180,12 @@ class RemoteLines:
             self.remove(part)
         elif list(ranges) != [(0, self._sizes[part])]:
             place = self.folder / PARTS / part
-            data = _read(place)
-            _write(place, b"".join(data[start:end] for start, end in ranges))
+            data = place.read_bytes()
+            place.write_bytes(b"".join(data[start:end] for start, end in ranges))
 
     def remove(self, part: str) -> None:
         """See Lines."""
-        place = self.folder / PARTS / part
-        with failures_of(place):
-            place.fs.rm_file(place.address)
+        (self.folder / PARTS / part).unlink()
 
     def exist(self, outputs: Iterable[str]) -> bool:
         """See Lines."""
@@ -239,20 +243,14 @@ class Listings:
         return frozenset(name for name, size in files.items() if size)
 
 
+def read_part(folder: Remote, part: str) -> list[bytes]:
+    """The part's lines, their ends included."""
+    return (folder / PARTS / part).read_bytes().splitlines(keepends=True)
+
+
 def _await(place: Remote) -> None:
     end = time.monotonic() + _PATIENCE
     while not place.exists():
         if time.monotonic() > end:
             raise SinkError(f"{place}: rank 0 has not begun for {_PATIENCE:.0f} s; start it, too")
         time.sleep(0.5)
-
-
-def _read(place: Remote) -> bytes:
-    with failures_of(place):
-        data: bytes = place.fs.cat_file(place.address)
-    return data
-
-
-def _write(place: Remote, data: bytes) -> None:
-    with failures_of(place):
-        place.fs.pipe_file(place.address, data)

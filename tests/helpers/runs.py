@@ -25,6 +25,7 @@ from PIL.JpegImagePlugin import get_sampling
 from model.generator import Generator, GeneratorConfig
 from model.weights import save
 from pipeline import restore
+from pipeline.outputs.history import HISTORY
 from pipeline.outputs.local_lines import LOCK, MANIFEST
 
 Line = dict[str, Any]
@@ -109,9 +110,9 @@ def lines(output: Path) -> dict[str, Line]:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Every file below the folder; of the manifest, the lines in sorted order."""
+    """Every file below the folder but the runs' times; of the manifest, the lines in sorted order."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    del found[LOCK]
+    found = {name: data for name, data in found.items() if not name.startswith(HISTORY) and name != LOCK}
     found[MANIFEST] = b"\n".join(sorted(found[MANIFEST].splitlines()))
     return found
 

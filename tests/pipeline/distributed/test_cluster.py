@@ -24,6 +24,7 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.distributed.cluster import places
 from pipeline.inputs.remote import Remote
+from pipeline.outputs.history import HISTORY, read_history
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.store import PARTIAL
 
@@ -146,7 +147,8 @@ def test_in_a_store(tmp_path, nodes, bucket):
     out = bucket / "out"
     arguments = [*command(source, Path("-"), *given), "--output-dir", str(out)]
     Driver(arguments, tmp_path / "log", nodes.address).end(1)
-    found = contents(out)
+    assert [past.inputs for past in read_history(out)] == [len(lines(tmp_path / "one"))]
+    found = {name: data for name, data in contents(out).items() if not name.startswith(HISTORY)}
     manifest = b"".join(found.pop(name) for name in sorted(found) if name.startswith("manifest/"))
     expected = outputs(tmp_path / "one")
     assert b"\n".join(sorted(manifest.splitlines())) == expected.pop(MANIFEST)

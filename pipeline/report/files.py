@@ -1,0 +1,88 @@
+"""Reads some of a run's inputs and outputs, by the names that the manifest has for them; each tar is read once."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from urllib.parse import quote
+
+from pipeline.inputs.listing import Entry, SourceError, folders_of
+from pipeline.inputs.names import is_shard, safe_name
+from pipeline.inputs.remote import Address, RemoteError
+from pipeline.inputs.source import Item, read
+from pipeline.inputs.tar import member_data, members_of, open_tar
+from pipeline.outputs.record import Record
+
+
+def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """(Source, JPEG file) of those sources that can still be read. inputs: of the run that named them."""
+    entries: dict[Entry, set[str]] = defaultdict(set)
+    for source in sources:
+        with suppress(OSError, ValueError, RemoteError):
+            entries[_entry(inputs, source)].add(source)
+    for entry, wanted in entries.items():
+        yield from _members(entry, wanted)
+
+
+def _entry(inputs: Sequence[Address], source: str) -> Entry:
+    """The file, or the tar that has it. Raises OSError, RemoteError and UnsafeNameError."""
+    parts = safe_name(source).split("/")
+    names = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    for folder, prefix in folders_of(inputs):
+        for name in names:
+            if name.startswith(prefix) and (name == source or is_shard(name)):
+                place = folder / name.removeprefix(prefix)
+                if place.is_file():
+                    return Entry(place, name, shard=is_shard(name) and name != source)
+    raise FileNotFoundError(source)
+
+
+def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    missing = set(wanted)
+    try:
+        for item in read([entry], finished=lambda source: source not in wanted):
+            if isinstance(item, Item) and item.data is not None:
+                yield item.source, item.data
+                missing.discard(item.source)
+            if not missing:
+                return
+    except SourceError:  # a store does not answer: what it has is missing from the report, no more
+        return
+
+
+def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
+    """(Name below the output folder, file) of those of the records' outputs that can still be read."""
+    shards: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for name in record.outputs:
+            if record.shard is not None:
+                shards[record.shard].add(name)
+                continue
+            try:
+                yield name, (output / safe_name(name)).read_bytes()
+            except (OSError, ValueError, RemoteError):
+                continue
+    for shard, names in shards.items():
+        yield from _shard_members(output, shard, names)
+
+
+def _shard_members(output: Address, shard: str, names: set[str]) -> Iterator[tuple[str, bytes]]:
+    missing = set(names)
+    try:
+        with open_tar(output / safe_name(shard)) as (archive, _):
+            for member in members_of(archive):
+                name = f"{shard}/{member.name}"
+                if name in missing and member.isreg():
+                    yield name, member_data(archive, member)
+                    missing.discard(name)
+                if not missing:
+                    return
+    except Exception:  # tarfile and the decompressors raise a dozen types over damaged archives
+        return
+
+
+def link_to(record: Record, name: str) -> str:
+    """A relative address of an output, seen from the output folder; of a member of a tar, the tar's."""
+    return "./" + quote(os.fsencode(record.shard or name))

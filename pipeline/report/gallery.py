@@ -1,0 +1,167 @@
+"""The gallery: of a few files the image before and after, as they are or as a crop, within a budget of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.inputs.remote import Address
+from pipeline.outputs.record import Record
+from pipeline.report.files import link_to, read_inputs, read_outputs
+from pipeline.report.pictures import (
+    Box,
+    Pixels,
+    choose_box,
+    data_url,
+    decode_after,
+    decode_before,
+    deviation,
+    overview,
+    webp,
+)
+
+BUDGET = 10_000_000
+"""Bytes of the gallery's images, which become a third more in HTML."""
+
+SMALLEST = 32 * 32
+"""Pixels of a crop, however little room there is."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as HTML needs it. link: a relative address of the whole output file, or empty."""
+
+    url: str
+    label: str
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One file in the gallery. why: it was chosen. size, box: of the whole image and of what is shown.
+
+    deviation: of the samples, where there are several, and the gray levels that its scale's end stands for. overview:
+    the whole image, if only a crop is shown."""
+
+    record: Record
+    why: str
+    size: tuple[int, int]
+    box: Box
+    before: Picture
+    after: tuple[Picture, ...]
+    deviation: Picture | None
+    scale: int
+    overview: Picture | None
+
+    @property
+    def cropped(self) -> bool:
+        """Whether only a part of the image is shown."""
+        return (self.box.height, self.box.width) != self.size
+
+
+@dataclass
+class _Comparison:
+    """A file whose outputs are being read. Of its images only the crops are kept."""
+
+    record: Record
+    why: str
+    jpeg: bytes
+    pixels: int
+    box: Box | None = None
+    size: tuple[int, int] = (0, 0)
+    before: Pixels | None = None
+    overview: bytes | None = None
+    after: dict[str, Pixels] = field(default_factory=dict)
+    problem: str = ""
+
+    def add(self, name: str, file: bytes) -> None:
+        """One of the outputs. Raises ValueError and OSError if it is damaged, or of another size than the input."""
+        after = decode_after(file)
+        if self.box is None or self.before is None:
+            height, width = after.shape[:2]
+            before = decode_before(self.jpeg, height * width)
+            if before.shape != after.shape:
+                raise ValueError("the output is not of the input's size")
+            self.size, self.jpeg = (height, width), b""
+            self.box = choose_box(before, after, self.pixels)
+            self.before = self.box.of(before).copy()
+            if (self.box.height, self.box.width) != self.size:
+                self.overview = webp(overview(before))
+        elif after.shape[:2] != self.size:
+            raise ValueError("the outputs differ in size")
+        self.after[name] = self.box.of(after).copy()
+
+    def exhibit(self, budget: int) -> tuple[Exhibit, int]:
+        """What is shown, and how many bytes it has: no more than `budget`, unless that is too few for any image. All
+        outputs have been added."""
+        assert self.box is not None and self.before is not None
+        record, samples = self.record, [self.after[name] for name in self.record.outputs]
+        heat, scale = deviation(samples) if len(samples) > 1 else (None, 0)
+        images = [self.before, *samples] + ([heat] if heat is not None else [])
+        inner, files = _fitting(images, budget - len(self.overview or b""))
+        box = Box(self.box.top + inner.top, self.box.left + inner.left, inner.height, inner.width)
+        if (box.height, box.width) != self.size and self.overview is None:  # until now all of it was to be shown
+            self.overview = webp(overview(self.before))
+        labels = [f"Sample {n}" for n in range(len(samples))] if len(samples) > 1 else ["Restored"]
+        after = [
+            Picture(data_url(file), label, link_to(record, name))
+            for file, label, name in zip(files[1:], labels, record.outputs, strict=False)
+        ]
+        whole = Picture(data_url(self.overview), "Overview") if self.overview is not None else None
+        heat_map = Picture(data_url(files[-1]), "Standard deviation") if heat is not None else None
+        before = Picture(data_url(files[0]), "Ordinary decoder")
+        exhibit = Exhibit(record, self.why, self.size, box, before, tuple(after), heat_map, scale, whole)
+        return exhibit, sum(map(len, files)) + len(self.overview or b"")
+
+
+def _fitting(images: Sequence[Pixels], budget: int) -> tuple[Box, list[bytes]]:
+    """(A box in the middle of all of these images, of one size; their parts as files of no more than `budget` bytes
+    together)."""
+    box = Box(0, 0, *images[0].shape[:2])
+    while True:
+        files = [webp(box.of(image)) for image in images]
+        total = sum(map(len, files))
+        if total <= budget or box.height * box.width <= SMALLEST:
+            return box, files
+        box = box.smaller(min(0.97, 0.97 * (max(budget, 0) / total) ** 0.5))
+
+
+def make_gallery(
+    output: Address, inputs: Sequence[Address], chosen: Sequence[tuple[Record, str]], budget: int = BUDGET
+) -> tuple[list[Exhibit], list[tuple[str, str]]]:
+    """(What can be shown, (source, why not) of the others), in the order of `chosen`.
+
+    Never raises for what cannot be read any more. Only the JPEG files and crops are held in memory, and one output."""
+    jpegs = dict(read_inputs(inputs, [record.source for record, _ in chosen]))
+    comparisons: dict[str, _Comparison] = {}
+    for record, why in chosen:
+        if record.source in jpegs:
+            pixels = budget // len(chosen) // (len(record.outputs) + 1)
+            comparisons[record.source] = _Comparison(record, why, jpegs[record.source], pixels)
+    owners = {name: found for found in comparisons.values() for name in found.record.outputs}
+    for name, file in read_outputs(output, [found.record for found in comparisons.values()]):
+        if not owners[name].problem:
+            _add(owners[name], name, file)
+    exhibits: list[Exhibit] = []
+    skipped: list[tuple[str, str]] = []
+    left = len(chosen)
+    for record, _ in chosen:
+        comparison = comparisons.get(record.source)
+        problem = "the input cannot be read any more" if comparison is None else comparison.problem
+        if comparison is not None and not problem and len(comparison.after) < len(record.outputs):
+            problem = "an output cannot be read any more"
+        if comparison is None or problem:
+            skipped.append((record.source, problem))
+        else:
+            exhibit, used = comparison.exhibit(budget // left)
+            budget -= used
+            exhibits.append(exhibit)
+        left -= 1
+    return exhibits, skipped
+
+
+def _add(comparison: _Comparison, name: str, file: bytes) -> None:
+    try:
+        comparison.add(name, file)
+    except Exception as error:  # an image library's, over a file that was changed since
+        comparison.problem = f"{name}: {error or type(error).__name__}"

@@ -1,0 +1,171 @@
+"""Makes the page: reads the manifest once, chooses the gallery's files, and fills the template."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.inputs.remote import Address, AddressError, Remote, RemoteError, address
+from pipeline.outputs.history import RunSummary, read_history
+from pipeline.outputs.manifest import read_records, read_run
+from pipeline.outputs.provenance import program_version
+from pipeline.outputs.record import IDENTITY, SinkError
+from pipeline.report.charts import quality_chart, sampling_chart, status_chart
+from pipeline.report.gallery import Exhibit, make_gallery
+from pipeline.report.pictures import HEAT
+from pipeline.report.statistics import Selection, Statistics
+
+REPORT = "report.html"
+
+GALLERY = 12
+"""Files in the gallery, unless told otherwise."""
+
+RUNS = 20
+"""Runs that the report lists, the last ones."""
+
+_NAME_LENGTH = 240
+_HERE = Path(__file__).parent
+
+
+def write_report(output: Address, inputs: Sequence[Address] = (), gallery: int = GALLERY) -> Address:
+    """Writes the report of what an output folder's manifest says; returns its address, `output / REPORT`.
+
+    inputs: where they are now; none: where they were when the run began. gallery: how many files are shown.
+    What cannot be read any more is left out of the gallery. Raises SinkError if there is no manifest, or if the report
+    cannot be written."""
+    try:
+        place = output / REPORT
+        _put(place, _page(output, inputs, gallery).encode())
+    except (OSError, RemoteError) as error:
+        what = (error.strerror if isinstance(error, OSError) else None) or error
+        raise SinkError(f"{output}: no report can be made here: {what}") from error
+    return place
+
+
+def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
+    """Raises SinkError, OSError and RemoteError."""
+    run = read_run(output)
+    statistics, selection = Statistics(), Selection(gallery)
+    for record in read_records(output):
+        statistics.note(record)
+        selection.note(record)
+    if run is None and not statistics.counts:
+        raise SinkError(f"{output}: has no {IDENTITY} and no manifest lines; give the output folder of a run")
+    if not inputs and run is not None:
+        with suppress(AddressError):
+            inputs = [address(line) for line in str(run.get("input", "")).splitlines()]
+    exhibits, skipped = make_gallery(output, inputs, selection.chosen())
+    return render(output, run or {}, statistics, read_history(output), exhibits=exhibits, skipped=skipped)
+
+
+def render(
+    output: Address,
+    run: Mapping[str, object],
+    statistics: Statistics,
+    runs: list[RunSummary],
+    *,
+    exhibits: list[Exhibit],
+    skipped: list[tuple[str, str]],
+) -> str:
+    """The page as HTML. run: the fields of the run's identity."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"name": visible_name, "number": "{:,}".format, "short": short_number}
+    style, script = ((_HERE / name).read_text() for name in ("style.css", "script.js"))
+    total = statistics.counts.total()
+    return environment.get_template("template.html").render(
+        output=output if isinstance(output, Remote) else output.absolute(),
+        run=run,
+        version=program_version(),
+        statistics=statistics,
+        total=total,
+        verdict=verdict(statistics),
+        status=status_chart(statistics.counts, total) if total else None,
+        charts=[quality_chart(statistics.qualities), sampling_chart(statistics.samplings)],
+        runs=runs[-RUNS:],
+        all_runs=len(runs),
+        seconds=sum(run.seconds for run in runs),
+        speed=_speed(runs),
+        exhibits=exhibits,
+        skipped=skipped,
+        heat=["#{:02x}{:02x}{:02x}".format(*colour) for colour in HEAT],
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_source_hash(style),
+        script_hash=_source_hash(script),
+    )
+
+
+def verdict(statistics: Statistics) -> str:
+    """What became of the inputs and how good the certificates are, in two sentences."""
+    counts, total = statistics.counts, statistics.counts.total()
+    if not total:
+        return "The manifest has no lines yet."
+    if counts["restored"] == total:
+        fates = f"{total:,} inputs, all restored." if total > 1 else "One input, restored."
+    else:
+        words = {"restored": "restored", "passed_through": "passed through", "failed": "failed"}
+        parts = [f"{counts[status]:,} {word}" for status, word in words.items() if counts[status]]
+        fates = f"{total:,} {'input' if total == 1 else 'inputs'}: {', '.join(parts)}."
+    if not statistics.coefficients:
+        return fates
+    if not statistics.mismatches:
+        return f"{fates} Every output compresses to exactly the coefficients of its file."
+    files = "file" if statistics.inexact == 1 else "files"
+    return (
+        f"{fates} {statistics.mismatches:,} of {statistics.coefficients:,} coefficients differ, "
+        f"in {statistics.inexact:,} {files}."
+    )
+
+
+def visible_name(text: str) -> Markup:
+    """A name or message from outside as HTML: what cannot be seen, or turns the direction of the text around it, as
+    escapes; very long ones shortened in the middle."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(shown) > _NAME_LENGTH:
+        shown = shown[: _NAME_LENGTH // 2] + " … " + shown[-_NAME_LENGTH // 2 :]
+    return Markup("<bdi>{}</bdi>").format(shown)
+
+
+def short_number(value: float) -> str:
+    """In three digits and a word, from ten million on."""
+    for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if value >= (size if size > 1e6 else 1e7):
+            return f"{value / size:.3g} {word}" if value < 1e15 else f"{value:.2e}"
+    return f"{value:,.0f}"
+
+
+def _speed(runs: list[RunSummary]) -> float | None:
+    """Megapixels a second of a process."""
+    seconds = sum(run.seconds for run in runs)
+    return sum(run.megapixels for run in runs) / seconds if seconds else None
+
+
+def _source_hash(text: str) -> str:
+    """As a content security policy names what it allows."""
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
+
+
+def _put(place: Address, data: bytes) -> None:
+    """Whole or not at all. Raises OSError and RemoteError."""
+    if isinstance(place, Remote):
+        place.write_bytes(data)
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)

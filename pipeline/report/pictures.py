@@ -1,0 +1,129 @@
+"""The pixels of the gallery: a file as an ordinary decoder shows it, its outputs, and how much they differ.
+
+Images are [H, W, 3] uint8. They are embedded as lossless WebP, without colour profiles: before and after are shown in
+the same colours, whatever these are.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.jpeg.fallback import plain_decode
+from pipeline.outputs.formats import decode_image
+
+Pixels = NDArray[np.uint8]
+
+BLOCK = 16
+"""Pixels; crops begin at a multiple."""
+
+MAX_CROP = 1 << 20
+"""Pixels of a crop, however much room there is."""
+
+OVERVIEW = 176
+"""Pixels of an overview's longer side."""
+
+SCALE = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Gray levels that the end of a heat map's scale can stand for."""
+
+HEAT = ((0, 0, 4), (60, 15, 112), (142, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
+"""Colours of the scale, from 0 on at equal distances: a few of matplotlib's magma."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, image: Pixels) -> Pixels:
+        """The image's part."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def smaller(self, factor: float) -> Box:
+        """The middle of it, shorter by this factor in both directions."""
+        height, width = (max(1, int(side * factor)) for side in (self.height, self.width))
+        return Box(self.top + (self.height - height) // 2, self.left + (self.width - width) // 2, height, width)
+
+
+def decode_before(jpeg: bytes, pixels: int) -> Pixels:
+    """A JPEG file as Pillow decodes it, of `pixels` at most, never turned. Raises ValueError."""
+    return as_rgb(plain_decode(jpeg, pixels).pixels.transpose(1, 2, 0))
+
+
+def decode_after(output: bytes) -> Pixels:
+    """An output file. Raises ValueError and OSError."""
+    return as_rgb(decode_image(output))
+
+
+def as_rgb(image: NDArray[np.generic]) -> Pixels:
+    """[H, W] or [H, W, 1 or 3], of 8 or 16 bits."""
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    image = image[:, :, None] if image.ndim == 2 else image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"no image: {image.dtype} {image.shape}")
+    return np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.uint8, copy=False)
+
+
+def choose_box(before: Pixels, after: Pixels, pixels: int) -> Box:
+    """Where the images differ most, of so many pixels at most; all of them if that is enough."""
+    height, width = before.shape[:2]
+    limit = min(pixels, MAX_CROP)
+    if height * width <= limit:
+        return Box(0, 0, height, width)
+    rows = min(height, max(BLOCK, int(limit**0.5)))
+    columns = min(width, max(BLOCK, limit // rows))
+    rows = min(height, max(BLOCK, limit // columns))
+    down, across = (max(1, side // BLOCK) for side in (height, width))
+    blocks = np.zeros((down, across))
+    for channel in range(3):  # one at a time: images may be large
+        difference = before[:, :, channel].astype(np.int16) - after[:, :, channel]
+        whole = np.abs(difference[: down * BLOCK, : across * BLOCK])
+        blocks += whole.reshape(down, whole.shape[0] // down, across, -1).mean((1, 3))
+    sums = np.zeros((down + 1, across + 1))
+    sums[1:, 1:] = blocks.cumsum(0).cumsum(1)
+    r, c = (max(1, min(side // BLOCK, most)) for side, most in ((rows, down), (columns, across)))
+    inside = sums[r:, c:] - sums[:-r, c:] - sums[r:, :-c] + sums[:-r, :-c]
+    top, left = (BLOCK * int(index) for index in np.unravel_index(inside.argmax(), inside.shape))
+    return Box(min(top, height - rows), min(left, width - columns), rows, columns)
+
+
+def deviation(samples: list[Pixels]) -> tuple[Pixels, int]:
+    """(The samples' standard deviation as colours, the gray levels that the scale's end stands for): the root of the
+    channels' mean variance. All but one in 50 pixels are below the end."""
+    values = np.stack(samples).astype(np.float32)
+    gray_levels = np.sqrt(values.var(0, ddof=1).mean(2))
+    wanted = float(np.quantile(gray_levels, 0.98))
+    top = next((level for level in SCALE if level >= wanted), SCALE[-1])
+    positions = np.linspace(0, 255, len(HEAT))
+    table = np.stack([np.interp(np.arange(256), positions, channel) for channel in np.array(HEAT).T], axis=1)
+    index = (gray_levels * (255 / top)).clip(0, 255).astype(np.uint8)
+    return table.round().astype(np.uint8)[index], top
+
+
+def overview(image: Pixels) -> Pixels:
+    """The whole image, reduced."""
+    small = Image.fromarray(image)
+    small.thumbnail((OVERVIEW, OVERVIEW), Image.Resampling.BOX)
+    return np.asarray(small)
+
+
+def webp(image: Pixels) -> bytes:
+    """Lossless; a crop is never larger than the format allows, 16383 pixels a side."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "WEBP", lossless=True, quality=40, method=3)
+    return out.getvalue()
+
+
+def data_url(file: bytes) -> str:
+    """Of a WebP file."""
+    return "data:image/webp;base64," + base64.b64encode(file).decode()

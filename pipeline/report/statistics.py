@@ -1,0 +1,155 @@
+"""What a report counts, in one pass over a manifest's lines and in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import re
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from pipeline.outputs.record import Record
+
+WORST = 20
+"""Files with mismatches that the report lists."""
+
+GROUPS, EXAMPLES = 40, 5
+"""Different reasons that are kept apart, and example sources for each."""
+
+_VARIABLE = re.compile(
+    r"(?<=duplicate key: ).*(?= has it already)"  # names
+    r"|'[^']*'|\"[^\"]*\""
+    r"|\b[0-9a-f]{2}(?: [0-9a-f]{2})+\b|\b0x[0-9a-f]+\b|\d+(?:\.\d+)?",  # bytes and numbers
+    re.DOTALL,
+)
+
+
+class Smallest:
+    """The `limit` records with the smallest keys of all that were offered, in order."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._found: list[tuple[tuple[int, int, str], Record]] = []
+
+    def offer(self, key: tuple[int, int, str], record: Record) -> None:
+        """key: no two records have the same."""
+        if len(self._found) < self.limit or (self._found and key < self._found[-1][0]):
+            insort(self._found, (key, record), key=lambda pair: pair[0])
+            del self._found[self.limit :]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for _, record in self._found)
+
+
+@dataclass
+class Group:
+    """Inputs with the same reason but for names and numbers; `examples` are (source, its reason)."""
+
+    pattern: str
+    count: int = 0
+    transient: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Reasons:
+    """Reasons, grouped. Those beyond the first GROUPS different ones share a group."""
+
+    OTHER = "other reasons"
+
+    def __init__(self) -> None:
+        self._groups: dict[str, Group] = {}
+
+    def note(self, record: Record) -> None:
+        """Count the record's reason in."""
+        pattern = _VARIABLE.sub("…", record.reason)
+        if pattern not in self._groups and len(self._groups) >= GROUPS:
+            pattern = self.OTHER
+        group = self._groups.setdefault(pattern, Group(pattern))
+        group.count += 1
+        group.transient += bool(record.transient)
+        if len(group.examples) < EXAMPLES:
+            group.examples.append((record.source, record.reason))
+
+    def groups(self) -> list[Group]:
+        """The largest first."""
+        return sorted(self._groups.values(), key=lambda group: (-group.count, group.pattern))
+
+
+class Statistics:
+    """Counts over manifest lines.
+
+    coefficients, mismatches: of all outputs with a certificate. excess: the largest of those without, of 16 bits.
+    inexact: files with mismatches. megapixels: of restored outputs. recovered_from: files whose coefficients were
+    recovered from decoded pixels, by front end."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.qualities: Counter[int] = Counter()
+        self.samplings: Counter[str] = Counter()
+        self.recovered_from: Counter[str] = Counter()
+        self.coefficients = self.mismatches = self.inexact = self.outputs = 0
+        self.megapixels = 0.0
+        self.excess: float | None = None
+        self.worst = Smallest(WORST)
+        self.failed, self.passed_through = Reasons(), Reasons()
+
+    def note(self, record: Record) -> None:
+        """Count a line in."""
+        self.counts[record.status] += 1
+        if record.status != "restored":
+            (self.failed if record.status == "failed" else self.passed_through).note(record)
+            return
+        if record.quality is not None:
+            self.qualities[record.quality] += 1
+        if record.sampling is not None:
+            self.samplings[record.sampling] += 1
+        if record.size is not None:
+            self.megapixels += record.size[0] * record.size[1] * len(record.outputs) / 1e6
+        self.outputs += len(record.outputs)
+        if record.excess is not None:
+            self.excess = max(record.excess, self.excess or 0.0)
+        else:
+            self.coefficients += (record.coefficients or 0) * len(record.outputs)
+        if record.coefficients_from is not None:
+            self.recovered_from[record.coefficients_from] += 1
+        if record.mismatches:
+            self.mismatches += record.mismatches
+            self.inexact += 1
+            self.worst.offer((-record.mismatches, 0, record.source), record)
+
+
+class Selection:
+    """Which files the gallery shows: a third at most with the most mismatches, a third with the lowest qualities, the
+    others at random. Ties and chance are decided by a hash of the source, so that a manifest's lines give the same
+    selection in any order."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inexact, self._lowest, self._random = Smallest(limit), Smallest(limit), Smallest(limit)
+
+    def note(self, record: Record) -> None:
+        """Consider a line."""
+        if record.status != "restored" or not record.outputs or not self._limit:
+            return
+        source = record.source
+        chance = crc32(source.encode("utf-8", "surrogatepass"))
+        if record.mismatches:
+            self._inexact.offer((-record.mismatches, chance, source), record)
+        if record.quality is not None:
+            self._lowest.offer((record.quality, chance, source), record)
+        self._random.offer((0, chance, source), record)
+
+    def chosen(self) -> list[tuple[Record, str]]:
+        """(Record, why it was chosen), no source twice."""
+        found: dict[str, tuple[Record, str]] = {}
+        third = -(-self._limit // 3)
+        for records, why, most in (
+            (self._inexact, "Most mismatches", third),
+            (self._lowest, "Lowest quality", 2 * third),
+            (self._random, "Random choice", self._limit),
+        ):
+            for record in records:
+                if len(found) < min(most, self._limit):
+                    found.setdefault(record.source, (record, why))
+        return list(found.values())
