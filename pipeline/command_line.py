@@ -24,6 +24,9 @@ OUTPUT = "restored"
 AVERAGED = 16
 """Draws of which mode `mean` is the average, unless told otherwise."""
 
+ALONE = ("merge", "overwrite", "retry_failed", "limit", "dry_run")
+"""Options that a rank of several does not take."""
+
 QUALITIES = ("min_quality", "max_quality")
 FORMATS = "all lossless; png16: 16 bits a channel, without a certificate; npy: a NumPy array"
 
@@ -144,6 +147,7 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         help="the others, and kinds of JPEG that are not modelled: decoded as they are, the JPEG itself, or no output "
         "[%(default)s]",
     )
+    add("--dry-run", action="store_true", help="say what would be done, and how long it would take; write nothing")
     add("--limit", type=int, metavar="N", help="end after so many inputs, for a trial")
     add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
 
@@ -240,7 +244,7 @@ def share_of(given: argparse.Namespace) -> Share:
     if share.part and given.report:
         instead = "when all have ended, use --merge --report (of a store: python -m pipeline.report)"
         raise UsageError(f"--report: not with {share.ranks} ranks; {instead}")
-    alone = next((name for name in ("merge", "overwrite", "retry_failed", "limit") if getattr(given, name)), None)
+    alone = next((name for name in ALONE if getattr(given, name)), None)
     if share.part and alone is not None:
         option = f"--{alone.replace('_', '-')}"
         raise UsageError(f"{option}: not with {share.ranks} ranks; none knows what the others have begun")

@@ -18,6 +18,7 @@ import torch
 from model.weights import SHIPPED
 from pipeline.command_line import AVERAGED, UsageError, filters_of, parse
 from pipeline.distributed import cluster
+from pipeline.engine.dry_run import dry_run
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
@@ -88,6 +89,9 @@ def restore(given: argparse.Namespace) -> int:
     if given.engine == "ray":
         return SOME_FAILED if on_cluster(given) else FINISHED
     job = prepare(given)
+    if given.dry_run:
+        print(dry_run(job))
+        return FINISHED
     if job.share.part and not job.quiet:
         who = f"rank {job.share.rank} of {job.share.ranks} ({job.share.said_by})"
         print(f"restore: {who}, on {job.restorer.device}", file=sys.stderr)
@@ -101,8 +105,9 @@ def on_cluster(given: argparse.Namespace) -> int:
         raise UsageError(f"--device {given.device}: with --engine ray, auto or cpu; each worker gets a GPU of its own")
     if given.share.part:
         raise UsageError(f"--engine ray: start it once, not as {given.share.ranks} ranks")
-    if given.limit is not None:
-        raise UsageError("--limit: not with --engine ray, whose workers do inputs in any order")
+    alone = next((name for name in ("limit", "dry_run") if getattr(given, name)), None)
+    if alone is not None:
+        raise UsageError(f"--{alone.replace('_', '-')}: not with --engine ray, whose workers do inputs in any order")
     given.inputs = [absolute(one) for one in given.inputs]
     given.output_dir = absolute(given.output_dir)
     if given.weights is not None and not (SHIPPED / f"{given.weights}.safetensors").exists():
@@ -142,7 +147,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
         with terminable() as arrived:
             given = parse(arguments, prog)
             code = restore(given)
-            if given.report:
+            if given.report and not given.dry_run:
                 place = write_report(given.output_dir, given.inputs)
                 if not given.quiet:
                     print(f"the report is {place}", file=sys.stderr)

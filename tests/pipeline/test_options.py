@@ -174,6 +174,7 @@ def test_limit_ends_a_trial_that_can_go_on(tmp_path, weights, capfd, shards):
         (["--format", "png16", "--verify"], "png16 has no certificate"),
         (["--limit", "1", "--rank", "0", "--world-size", "2"], "--limit: not with 2 ranks"),
         (["--limit", "1", "--engine", "ray"], "--limit: not with --engine ray"),
+        (["--dry-run", "--engine", "ray"], "--dry-run: not with --engine ray"),
     ],
 )
 def test_options_that_do_not_go_together(tmp_path, weights, capfd, options, message):

@@ -1,0 +1,211 @@
+"""What a run would do and how long it would take: headers are read, a few files are restored, nothing is written."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from pipeline.engine.device import one_thread
+from pipeline.engine.job import Job
+from pipeline.engine.pool import Pool, open_pool
+from pipeline.engine.progress import progress_bar, time_left
+from pipeline.engine.run import claim, first_of, list_inputs, most_of
+from pipeline.engine.task import Step, Task
+from pipeline.inputs.keys import Keys
+from pipeline.inputs.names import digest
+from pipeline.inputs.remote import RemoteError
+from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
+from pipeline.outputs.manifest import read_records
+from pipeline.outputs.record import Record, SinkError, Status
+from pipeline.report.statistics import Reasons, Statistics
+
+SAMPLE = 64
+"""Files, chosen at random, of which some are restored to measure the speed."""
+
+MEGAPIXELS, MEGAPIXELS_GPU = 4.0, 200.0
+"""That are restored for that: for each worker of a CPU, and on a GPU."""
+
+ROUNDS = 8
+"""How often each of the sample is done at most, where it is small."""
+
+
+@dataclass
+class Sample:
+    """A random choice among files of which nobody knows how many will come (Vitter's algorithm R), always the same one
+    of the same files."""
+
+    files: list[Item] = field(default_factory=list)
+    seen: int = 0
+    chance: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def offer(self, item: Item) -> None:
+        """Consider a file."""
+        self.seen += 1
+        if len(self.files) < SAMPLE:
+            self.files.append(item)
+        elif (place := self.chance.randrange(self.seen)) < SAMPLE:
+            self.files[place] = item
+
+
+@dataclass
+class Survey:
+    """What would become of the inputs. finished: by earlier runs. restored, passed_through: samples of these files."""
+
+    finished: int = 0
+    statistics: Statistics = field(default_factory=Statistics)
+    restored: Sample = field(default_factory=Sample)
+    passed_through: Sample = field(default_factory=Sample)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured over so many files, their megapixels and the bytes of their outputs."""
+
+    seconds: float
+    files: int
+    megapixels: float
+    bytes: int
+
+
+def dry_run(job: Job) -> str:
+    """What `run` would do, for people. Raises SourceError, and SinkError for an output that cannot be read."""
+    sources = list_inputs(job)
+    with ExitStack() as stack:
+        stack.enter_context(one_thread(job.restorer.device))
+        pool = stack.enter_context(open_pool(job))
+        done, position, total = finished_sources(job), Position(), most_of(sources.count, job.limit)
+        items = read(sources, lambda source: digest(source) in done, position=position)
+        left = time_left(position, None if total is not None else sources.shard_bytes)
+        with progress_bar(total, 0, job.quiet) as progress:
+            found = survey(job, items if job.limit is None else first_of(items, job.limit), progress, left)
+        restored, passed_through = (measure(pool, sample) for sample in (found.restored, found.passed_through))
+    return describe(job, pool.workers, found, restored, passed_through)
+
+
+def finished_sources(job: Job) -> set[bytes]:
+    """Digests of the sources that an earlier run has finished. Raises SinkError."""
+    if job.overwrite:
+        return set()
+    try:
+        records = read_records(job.output)
+        return {digest(record.source) for record in records if not (job.retry_failed and record.transient)}
+    except FileNotFoundError:
+        return set()
+    except (OSError, RemoteError) as error:
+        raise SinkError(f"{job.output}: cannot be read: {error}") from error
+
+
+def survey(
+    job: Job, items: Iterable[Item | SideMember], progress: tqdm[NoReturn], left: Callable[[], str] = lambda: ""
+) -> Survey:
+    """Reads every header."""
+    found, keys = Survey(), Keys(per_shard=job.shards)
+    for item in items:
+        assert isinstance(item, Item)  # others are not asked for
+        steps = list(claim(job, [item], keys))
+        found.finished += not steps
+        for step in steps:
+            record = expected(job, step)
+            found.statistics.note(record)
+            if record.status != "failed" and item.data is not None:
+                (found.restored if record.status == "restored" else found.passed_through).offer(item)
+        progress.set_postfix_str(left().removeprefix(", "), refresh=False)
+        progress.update()
+    return found
+
+
+def expected(job: Job, step: Step) -> Record:
+    """The line that an input will get, as far as its header tells."""
+    assert isinstance(step, Task)
+    file = step.file
+    if file is None:
+        return step.record
+    record, known = step.record, file.known
+    if known is not None:
+        size, names = known.header.size, ("",) * job.restorer.images
+        record = replace(record, size=size, quality=known.quality, sampling=known.sampling.label, outputs=names)
+    if isinstance(file.layout, JpegError):
+        fate: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
+        record = replace(record, status=fate, reason=str(file.layout))
+    return record
+
+
+def measure(pool: Pool, sample: Sample) -> Speed | None:
+    """Does some of a sample, and throws the outputs away. None if it is empty."""
+    files = sample.files.copy()
+    sample.chance.shuffle(files)
+    counts: Counter[str] = Counter()
+    times, started = [], time.perf_counter()
+    with pool.scheduler() as scheduler:
+        for step in scheduler.run(tasks(pool, files)):
+            if isinstance(step, Task) and step.record.size is not None:
+                times.append((time.perf_counter() - started, step.record.size[0] * step.record.size[1]))
+                counts["bytes"] += sum(map(len, step.images))
+    if not times:
+        return None
+    pixels, done, seconds = sum(size for _, size in times), len(times), times[-1][0]
+    if len(times) >= 2 * pool.workers + 2:  # without the start of the workers and the first file
+        seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
+        counts["bytes"] = counts["bytes"] * done // len(times)
+    return Speed(seconds, done, pixels / 1e6, counts["bytes"])
+
+
+def tasks(pool: Pool, files: list[Item]) -> Iterator[Step]:
+    """Of a sample's files, until there are enough pixels; each is done again if there are few."""
+    job = pool.job
+    left = MEGAPIXELS_GPU if job.restorer.batched else MEGAPIXELS * pool.workers
+    for item in files * ROUNDS:
+        for step in claim(job, [item]):
+            if left <= 0 or not isinstance(step, Task):
+                return
+            height, width = (step.file.size if step.file is not None else None) or (1000, 1000)
+            left -= height * width / 1e6
+            yield step
+
+
+def describe(job: Job, workers: int, found: Survey, restored: Speed | None, passed_through: Speed | None) -> str:
+    """For people, line by line."""
+    statistics = found.statistics
+    counts = statistics.counts
+    lines = [f"{counts.total() + found.finished} inputs, nothing written"]
+    if found.finished:
+        lines.append(f"{found.finished:>9} finished by an earlier run")
+    megapixels = statistics.megapixels / job.restorer.images
+    lines.append(f"{counts['restored']:>9} to restore, {megapixels:.1f} megapixels")
+    tens: Counter[int] = Counter()
+    for quality, count in statistics.qualities.items():
+        tens[min(quality // 10 * 10, 90)] += count
+    lines += [f"{n:>17} of quality {ten} to {ten + 9 + (ten == 90)}" for ten, n in sorted(tens.items())]
+    lines += [f"{n:>17} {sampling}" for sampling, n in statistics.samplings.most_common()]
+    lines += fates(counts["passed_through"], "to pass through", statistics.passed_through)
+    lines += fates(counts["failed"], "that will fail", statistics.failed)
+    seconds = size = 0.0
+    if restored is not None and restored.megapixels:
+        share = megapixels / restored.megapixels
+        seconds, size = seconds + share * restored.seconds, size + share * restored.bytes
+    if passed_through is not None:
+        share = counts["passed_through"] / passed_through.files
+        seconds, size = seconds + share * passed_through.seconds, size + share * passed_through.bytes
+    if restored is not None or passed_through is not None:
+        measured = sum(speed.files for speed in (restored, passed_through) if speed is not None)
+        where = f"{job.restorer.device} with {workers} {'worker' if workers == 1 else 'workers'}"
+        lines.append(
+            f"about {tqdm.format_interval(seconds)} on {where} and {size / 1e6:,.1f} MB of outputs, judged by "
+            f"{measured} files done"
+        )
+    return "\n".join(lines)
+
+
+def fates(count: int, what: str, reasons: Reasons) -> list[str]:
+    """A line for all of them, and one for each reason."""
+    if not count:
+        return []
+    return [f"{count:>9} {what}"] + [f"{group.count:>17} {group.pattern}" for group in reasons.groups()]
