@@ -31,19 +31,19 @@ QUALITIES = ("min_quality", "max_quality")
 FORMATS = "all lossless; png16: 16 bits a channel, without a certificate; npy: a NumPy array"
 
 EPILOG = """\
-Inputs are JPEG files in folders (recursively) and in tar shards. Every one gets a line in DIR/manifest.jsonl: restored
-(with its certificate: `mismatches` of 0 means that libjpeg-turbo compresses the output to the very same coefficients),
-passed_through (a kind of JPEG that is not modelled, decoded as it is) or failed, with the reason. A run that was
-stopped goes on when the same command is given again. Failures marked `transient` were not the file's (memory, a worker
-process, a disk): --retry-failed does them again.
+Inputs are JPEG files, folders of them (recursively) and tar shards. Every file gets a line in DIR/manifest.jsonl:
+restored (with its certificate: `mismatches` of 0 means that libjpeg-turbo compresses the output to the very same
+coefficients), passed_through (outside the filters, or a kind of JPEG that is not modelled) or failed, with the reason.
+The same command given again finishes a run that was stopped. Failures marked `transient` were not the file's (memory, a
+worker process, a disk): --retry-failed does them again.
 
-Folders may be addresses of S3, Google or Azure storage (s3://, gs://, az://) and, for input, https:// pages of links;
-credentials are found as by fsspec. There the manifest is a folder of parts, DIR/manifest/*.jsonl.
+Inputs and DIR may be addresses of S3, Google or Azure storage (s3://, gs://, az://) and inputs https:// pages of links;
+credentials are found as by fsspec. In a store the manifest is a folder of parts, DIR/manifest/*.jsonl.
 
-Started by torchrun or srun, or with --rank R --world-size W, each process restores its share of the same input into the
-same folder, and writes its own part of the manifest, DIR/manifest.R-of-W.jsonl. The outputs are those of a run of one;
-any later run, of as many ranks or others, goes on where they stopped. A run of one rank or --merge makes one manifest
-of the parts.
+Started by torchrun or srun, or with --rank R --world-size W, each process restores its share of the same inputs into
+the same folder, and writes its own part of the manifest, DIR/manifest.R-of-W.jsonl. The outputs are those of a run of
+one; any later run, of as many ranks or others, goes on where they stopped. A run of one rank or --merge makes one
+manifest of the parts.
 
 With --frontend dali files are decoded by NVIDIA DALI, on a GPU by nvJPEG, and their coefficients recovered from the
 pixels: for machines with a strong GPU and few cores. Of photographs (measured with DALI's CPU decoder) 99.99 % of them
@@ -52,20 +52,23 @@ manifest says `coefficients_from`, and with --verify, which reads the file's own
 `coefficients` were `recovered`. A file that DALI cannot decode fails.
 
 With --engine ray the nodes of a Ray cluster do the work, one worker for each GPU or for --actor-cpus cores, and this
-command hands it out and writes the manifest. All nodes have to see the input, the output and the weights under the same
-names, on a shared file system or in a store, which is checked at the start, and have this program installed. A lost
-node's work is done again by others.
+command hands it out and writes the manifest. All nodes have to see the inputs, the output and the weights under the
+same names, on a shared file system or in a store, which is checked at the start, and have this program installed. A
+lost node's work is done again by others.
 
 exit codes: 0 all well, 1 some files failed, 2 the run could not start or go on, 130 or 143 interrupted; a rank of
 several does not end with 1, which would end the others, too, but --merge does
 
-examples:
-  python -m pipeline.restore --input-dir photos
+examples (`jpeg-posterior restore` is the same as `python -m pipeline.restore`):
+  jpeg-posterior restore photo.jpg
+  jpeg-posterior restore photos holiday.tar --output-dir restored --report
+  jpeg-posterior restore photos --dry-run
+  jpeg-posterior restore photos --max-quality 80 --passed-through copy --strength 0.5
   python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
   python -m pipeline.restore --input-dir s3://photos/shards --output-dir s3://photos/restored --output-shards
   torchrun --nproc-per-node 8 -m pipeline.restore --input-dir shards --output-dir restored --output-shards
   srun --ntasks 64 --gpus-per-task 1 python -m pipeline.restore --input-dir shards --output-dir restored --output-shards
-  python -m pipeline.restore --output-dir restored --merge
+  python -m pipeline.restore --output-dir restored --merge --report
   python -m pipeline.restore --engine ray --input-dir /nfs/shards --output-dir /nfs/restored --output-shards
 """
 
