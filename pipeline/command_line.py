@@ -13,8 +13,8 @@ import yaml
 from pipeline.distributed.ranks import choose
 from pipeline.engine.options import FRONTENDS, MODES, REGRESSION, SAMPLER, Options
 from pipeline.inputs.filters import PASSED_THROUGH, Filters
+from pipeline.inputs.rank_share import Share
 from pipeline.inputs.remote import Address, AddressError, address
-from pipeline.inputs.share import Share
 from pipeline.outputs.formats import Format
 from pipeline.outputs.provenance import PROGRAM, program_version
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.inputs.share import ALL, Share
+from pipeline.inputs.rank_share import ALL, Share
 
 
 def choose(rank: int | None, ranks: int | None, environment: Mapping[str, str]) -> Share:

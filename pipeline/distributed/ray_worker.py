@@ -18,8 +18,8 @@ from pipeline.distributed.units import Unit
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
-from pipeline.engine.pool import open_pool
 from pipeline.engine.progress import progress_bar
+from pipeline.engine.resources import open_resources
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.run import claim, open_sink, write
 from pipeline.engine.stopwatch import Times
@@ -123,7 +123,7 @@ class Worker:
                 problem = f"does not see what the driver writes to {self._job.output}"
                 return Hello(node, problem=f"{problem}; give a shared file system or a store")
             self._store = self._open_store(self._job.output)
-            self._pool = self._open.enter_context(open_pool(self._job))
+            self._resources = self._open.enter_context(open_resources(self._job))
         except (ValueError, OSError, RemoteError, SinkError) as error:
             return Hello(node, problem=f"{type(error).__name__}: {error}")
         return Hello(node, str(restorer.dtype).removeprefix("torch."))
@@ -144,7 +144,7 @@ class Worker:
             with ExitStack() as stack:
                 sink = stack.enter_context(open_sink(job, ledger, self._plan.sources))
                 stack.enter_context(one_thread(job.restorer.device))
-                scheduler = stack.enter_context(self._pool.scheduler())
+                scheduler = stack.enter_context(self._resources.scheduler())
                 silent: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
                 items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
                 megapixels = write(scheduler.run(claim(job, items, keys)), sink, silent, watch)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
-from pipeline.engine.pool import Pool, open_pool
 from pipeline.engine.progress import progress_bar, time_left
+from pipeline.engine.resources import Resources, open_resources
 from pipeline.engine.run import claim, first_of, list_inputs, most_of
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
@@ -80,14 +80,14 @@ def dry_run(job: Job) -> str:
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
-        pool = stack.enter_context(open_pool(job))
+        resources = stack.enter_context(open_resources(job))
         done, position, total = finished_sources(job), Position(), most_of(sources.count, job.limit)
         items = read(sources, lambda source: digest(source) in done, position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
             found = survey(job, items if job.limit is None else first_of(items, job.limit), progress, left)
-        restored, passed_through = (measure(pool, sample) for sample in (found.restored, found.passed_through))
-    return describe(job, pool.workers, found, restored, passed_through)
+        restored, passed_through = (measure(resources, sample) for sample in (found.restored, found.passed_through))
+    return describe(job, resources.workers, found, restored, passed_through)
 
 
 def finished_sources(job: Job) -> set[bytes]:
@@ -138,30 +138,30 @@ def expected(job: Job, step: Step) -> Record:
     return record
 
 
-def measure(pool: Pool, sample: Sample) -> Speed | None:
+def measure(resources: Resources, sample: Sample) -> Speed | None:
     """Does some of a sample, and throws the outputs away. None if it is empty."""
     files = sample.files.copy()
     sample.chance.shuffle(files)
     counts: Counter[str] = Counter()
     times, started = [], time.perf_counter()
-    with pool.scheduler() as scheduler:
-        for step in scheduler.run(tasks(pool, files)):
+    with resources.scheduler() as scheduler:
+        for step in scheduler.run(tasks(resources, files)):
             if isinstance(step, Task) and step.record.size is not None:
                 times.append((time.perf_counter() - started, step.record.size[0] * step.record.size[1]))
                 counts["bytes"] += sum(map(len, step.images))
     if not times:
         return None
     pixels, done, seconds = sum(size for _, size in times), len(times), times[-1][0]
-    if len(times) >= 2 * pool.workers + 2:  # without the start of the workers and the first file
+    if len(times) >= 2 * resources.workers + 2:  # without the start of the workers and the first file
         seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
         counts["bytes"] = counts["bytes"] * done // len(times)
     return Speed(seconds, done, pixels / 1e6, counts["bytes"])
 
 
-def tasks(pool: Pool, files: list[Item]) -> Iterator[Step]:
+def tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
     """Of a sample's files, until there are enough pixels; each is done again if there are few."""
-    job = pool.job
-    left = MEGAPIXELS_GPU if job.restorer.batched else MEGAPIXELS * pool.workers
+    job = resources.job
+    left = MEGAPIXELS_GPU if job.restorer.batched else MEGAPIXELS * resources.workers
     for item in files * ROUNDS:
         for step in claim(job, [item]):
             if left <= 0 or not isinstance(step, Task):

@@ -1,15 +1,15 @@
-"""The way of a JPEG file, stage by stage.
+"""A JPEG file's whole way, from the input to its manifest line, stage by stage.
 
-    item → [read_together] → read_file → tiles → write_images → sink
+    run.py: read → claim (header, filters, key) → stages here → sink: image files, then the line
 
-    read_together   with DALI as front end: coefficients of many files at once, from the pixels that it decodes
-    read_file       the entropy-coded data become coefficients; a kind that is not modelled is decoded as it is
-    tiles           decode, network, exact projection: the Restorer's, by tiles, on a GPU in batches of many files
-    write_images    image files, and with --verify their independent check
+    read_together    only with DALI as front end: it decodes many files, whose coefficients are recovered from pixels
+    entropy_decode   reads the quantised DCT coefficients; other kinds of JPEG (CMYK, 12-bit, …) are passed through
+    tiles            decode, network, exact projection: Restorer.restore_parts, on a GPU in batches from many files
+    encode_images    compresses the images; with --verify, compresses them as JPEG again and compares coefficients
 
-Worker processes do all that is done file by file, and on a CPU the tiles. A file's coefficients and images lie in
-memory that processes share (memory.Buffers), and stay there. On a CPU a file that is a single tile is restored
-`at_once`, by one process that needs no such memory.
+Worker processes do everything that is per file, and on a CPU the tiles. A file's coefficients and images lie in memory
+that processes share (memory.Buffers), and stay there. On a CPU a file that is a single tile is restored `at_once`, by
+one process that needs no such memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.results import Restored, Work
 from pipeline.engine.stage import Stage, whole
-from pipeline.engine.task import Plain, Read, Step, Task, Unread
+from pipeline.engine.task import Decoded, Passed, RawFile, Step, Task
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import as_read
@@ -48,15 +48,15 @@ def stages(job: Job) -> list[Stage[Step]]:
     restorer = job.restorer
     reading: Stage[Step] = Stage(
         split=files_of,
-        do=lambda files: lambda: [read_file(job, file) for file in files],
-        take=partial(take_read, job),
+        do=lambda files: lambda: [entropy_decode(job, file) for file in files],
+        merge=partial(merge_decoded, job),
         kind=lambda file: files_together(job, file.size or (0, 0)),
         max_batch=lambda kind: kind,
     )
     writing: Stage[Step] = Stage(
         split=results_of,
-        do=lambda results: lambda: [write_images(job, *result) for result in results],
-        take=take_images,
+        do=lambda results: lambda: [encode_images(job, *result) for result in results],
+        merge=merge_images,
         kind=lambda result: files_together(job, result[0].bitstream.coefficients.size),
         max_batch=lambda kind: kind,
     )
@@ -65,7 +65,7 @@ def stages(job: Job) -> list[Stage[Step]]:
         together: Stage[Step] = Stage(
             split=files_of,
             do=lambda files: partial(read_together, restorer, files),
-            take=take_found,
+            merge=merge_found,
             place="device",
             max_batch=lambda kind: DALI_BATCH,
         )
@@ -83,18 +83,18 @@ def files_together(job: Job, size: tuple[int, int]) -> int:
     return max(1, min(MESSAGE_FILES, MESSAGE // (1 + weigh(job, size))))
 
 
-def files_of(step: Step) -> list[Unread]:
+def files_of(step: Step) -> list[RawFile]:
     return [step.file] if isinstance(step, Task) and step.file is not None else []
 
 
-def read_together(restorer: Restorer, files: Sequence[Unread]) -> list[Callable[[], Bitstream]]:
+def read_together(restorer: Restorer, files: Sequence[RawFile]) -> list[Callable[[], Bitstream]]:
     """By DALI."""
     found = restorer.read_many([file.data for file in files], [file.layout for file in files])
     each = ((file.buffers(restorer), x) for file, x in zip(files, found, strict=True))
     return [partial(as_read, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each]
 
 
-def take_found(step: Step, file: Unread, found: Callable[[], Bitstream]) -> Step:
+def merge_found(step: Step, file: RawFile, found: Callable[[], Bitstream]) -> Step:
     assert isinstance(step, Task)
     return replace(step, file=replace(file, found=found))
 
@@ -109,16 +109,16 @@ def in_memory(buffers: Buffers | None, bitstream: Bitstream) -> Bitstream:
 def at_once(job: Job, step: Step) -> Step:
     """All stages of a file."""
     for file in files_of(step):
-        step = take_read(job, step, file, read_file(job, file))
+        step = merge_decoded(job, step, file, entropy_decode(job, file))
     if (work := work_of(step)) is not None:
         for part in work.parts:
             work.deviations.extend(job.restorer.restore_parts([part])())
     for result in results_of(step):
-        step = take_images(step, result, write_images(job, *result))
+        step = merge_images(step, result, encode_images(job, *result))
     return step
 
 
-def read_file(job: Job, file: Unread) -> Read | Plain:
+def entropy_decode(job: Job, file: RawFile) -> Decoded | Passed:
     """Its coefficients, unless DALI has read them; what is not modelled is decoded as it is."""
     restorer, buffers = job.restorer, file.buffers(job.restorer)
     try:
@@ -130,7 +130,7 @@ def read_file(job: Job, file: Unread) -> Read | Plain:
     except UnsupportedJpeg as error:
         return pass_through(job, file, str(error))
     recovered = count_recovered(job, file.data, bitstream) if bitstream.recovered and job.verify else None
-    return Read(bitstream, None if buffers is None else buffers.images, recovered)
+    return Decoded(bitstream, None if buffers is None else buffers.images, recovered)
 
 
 def count_recovered(job: Job, data: bytes, bitstream: Bitstream) -> int:
@@ -140,24 +140,24 @@ def count_recovered(job: Job, data: bytes, bitstream: Bitstream) -> int:
         return own.count - int(own.mismatches(bitstream.coefficients))
 
 
-def pass_through(job: Job, file: Unread, reason: str) -> Plain:
+def pass_through(job: Job, file: RawFile, reason: str) -> Passed:
     """What `Filters.passed_through` says; decoded by Pillow."""
     how = job.filters.passed_through
     if how != "decode":
-        return Plain((file.data,) if how == "copy" else (), file.size, reason)
+        return Passed((file.data,) if how == "copy" else (), file.size, reason)
     with job.restorer.stopwatch("pass through"):
         try:
             plain = plain_decode(file.data, job.restorer.options.max_pixels)
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return Plain((encode_image(plain.pixels, job.format, plain.icc, plain.exif),), (height, width), reason)
+        return Passed((encode_image(plain.pixels, job.format, plain.icc, plain.exif),), (height, width), reason)
 
 
-def take_read(job: Job, step: Step, file: Unread, found: Read | Plain) -> Step:
+def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) -> Step:
     """What has been read goes into the record, and into the work that is left."""
     assert isinstance(step, Task)
-    if isinstance(found, Plain):
+    if isinstance(found, Passed):
         fate = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
         record = replace(fate, mode=None, weights=None, seed=None, strength=None)
         if file.known is not None:
@@ -188,7 +188,7 @@ def results_of(step: Step) -> list[tuple[Restored, Tensor | None]]:
     return [(step.work.restored(), step.memory)] if isinstance(step, Task) and step.work is not None else []
 
 
-def write_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequence[bytes | Tensor]:
+def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequence[bytes | Tensor]:
     """Image files, whose certificates are checked if that is wished. They lie in the memory, if there is room: what it
     held is not needed any more."""
     source, watch = restored.bitstream, job.restorer.stopwatch
@@ -230,7 +230,7 @@ def provenance_of(job: Job, restored: Restored, number: int) -> Provenance | Non
     )
 
 
-def take_images(step: Step, result: tuple[Restored, Tensor | None], images: Sequence[bytes | Tensor]) -> Step:
+def merge_images(step: Step, result: tuple[Restored, Tensor | None], images: Sequence[bytes | Tensor]) -> Step:
     """Out of the memory, which is the file's no longer."""
     assert isinstance(step, Task)
     restored = result[0]

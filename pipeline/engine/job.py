@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from model.generator import NOISE
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.filters import ALL_FILES, Filters
+from pipeline.inputs.rank_share import ALL, Share
 from pipeline.inputs.remote import Address
-from pipeline.inputs.share import ALL, Share
 from pipeline.outputs.formats import Format
 from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.record import RunIdentity

@@ -141,7 +141,7 @@ class Restorer:
         threads = torch.get_num_threads()
         scheduler = Scheduler(
             self._stages(seed),
-            File.refused,
+            File.on_error,
             workers=workers or max(threads, 1 + self.batched),
             most=2 * MAX_BATCH if self.batched else 0,
             prepare=partial(torch.set_num_threads, 1),
@@ -159,7 +159,7 @@ class Restorer:
         reading: Stage[File] = Stage(
             split=lambda file: (file,),
             do=lambda files: lambda: self._read_files(files, seed),
-            take=lambda file, unit, work: File(file.key, b"", work),
+            merge=lambda file, unit, work: File(file.key, b"", work),
             place="device" if dali else "worker",
             max_batch=lambda kind: DALI_BATCH if dali else 1,
         )
@@ -181,7 +181,7 @@ class Restorer:
             work = work_of(item)
             return [] if work is None else work.parts
 
-        def take(item: T, part: Part, deviations: Deviations) -> T:
+        def merge(item: T, part: Part, deviations: Deviations) -> T:
             work = work_of(item)
             assert work is not None
             work.deviations.append(deviations)
@@ -190,7 +190,7 @@ class Restorer:
         return Stage(
             split=split,
             do=self.restore_parts,
-            take=take,
+            merge=merge,
             place="device" if self.batched else "worker",
             kind=self.shape,
             max_batch=self.max_batch,
@@ -199,7 +199,7 @@ class Restorer:
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
         """The same from coefficients that have been read already."""
         tiles: Stage[Work] = self.tiles_stage(lambda work: work)
-        (work,) = Scheduler([tiles], Work.refused, workers=1).run([self.begin(bitstream, seed, key)])
+        (work,) = Scheduler([tiles], Work.on_error, workers=1).run([self.begin(bitstream, seed, key)])
         return work.restored()
 
     def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None) -> Work:

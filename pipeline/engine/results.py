@@ -92,8 +92,8 @@ class Work:
     parts: list[Part]
     deviations: list[Deviations] = field(default_factory=list)
 
-    def refused(self, error: Exception) -> NoReturn:
-        """Nothing is wrong with a file that has been read."""
+    def on_error(self, error: Exception) -> NoReturn:
+        """See Scheduler: the file has been decoded, so an error is a defect or a lack of resources, and is raised."""
         raise error
 
     def restored(self) -> Restored:
@@ -126,8 +126,8 @@ class File:
     data: bytes
     work: Work | JpegError | None = None
 
-    def refused(self, error: Exception) -> File:
-        """Only what is wrong with a file is its failure: raises any other error."""
+    def on_error(self, error: Exception) -> File:
+        """See Scheduler: a JpegError is this file's result; any other error is raised."""
         if not isinstance(error, JpegError):
             raise error
         return File(self.key, b"", error)

@@ -1,7 +1,7 @@
 """A run from sources to sink: every input is read, restored, encoded and written, in order, and gets its manifest line.
 
-Reading has a thread, writing is done here, a thread drives the GPU, and worker processes do everything else (pool.py,
-scheduler.py). What becomes of a file on its way is told in file_stages.py.
+Reading has a thread, writing is done here, a thread drives the GPU, and worker processes do everything else
+(resources.py, scheduler.py). What becomes of a file on its way is told in file_stages.py.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from pipeline.engine.device import one_thread
-from pipeline.engine.file_stages import pass_through, take_read
+from pipeline.engine.file_stages import merge_decoded, pass_through
 from pipeline.engine.job import Job
-from pipeline.engine.pool import open_pool
 from pipeline.engine.progress import closing_lines, keep_history, progress_bar, time_left
+from pipeline.engine.resources import open_resources
 from pipeline.engine.signals import undisturbed
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.task import Step, Task, Unread
+from pipeline.engine.task import RawFile, Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.remote import same_place
@@ -43,8 +43,10 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
-        pool = stack.enter_context(open_pool(job))  # before there is a thread, and before an earlier run is touched
-        scheduler = stack.enter_context(pool.scheduler())
+        resources = stack.enter_context(
+            open_resources(job)
+        )  # before there is a thread, and before an earlier run is touched
+        scheduler = stack.enter_context(resources.scheduler())
         manifest = stack.enter_context(job.open_manifest())
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
@@ -118,9 +120,9 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
             yield Task(replace(item, data=None), failed(record, f"duplicate key: {owner} has it already"))
         elif item.data is not None:
             layout = job.filters.apply(item.source, job.restorer.parse(item.data))
-            file, task = Unread(item.data, layout), Task(replace(item, data=None), record)
+            file, task = RawFile(item.data, layout), Task(replace(item, data=None), record)
             if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
-                yield take_read(job, task, file, pass_through(job, file, str(layout)))
+                yield merge_decoded(job, task, file, pass_through(job, file, str(layout)))
             else:
                 yield replace(task, file=file)
 

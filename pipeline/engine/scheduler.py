@@ -9,7 +9,7 @@ what is nearly done leaves first, and all workers share out the tiles of one lar
 items are under way at once, as there is room for them, however slow the reader of the results.
 
 A worker is a thread, or a process: the GIL serialises small units. Processes are forked, are killed when the run is
-interrupted, and are driven by one thread (dispatcher.py).
+interrupted, and are driven by one thread (worker_pool.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from pipeline.engine.dispatcher import Dispatcher
 from pipeline.engine.queue import Entry, Queue, Unit
 from pipeline.engine.stage import Stage, batches, begin, end, result_of
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.worker import Workers
+from pipeline.engine.worker_pool import WorkerPool
 
 T = TypeVar("T")
 PATIENCE = 8.0
@@ -75,7 +75,7 @@ class Scheduler(Generic[T]):
         self._read, self._stopped = False, False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
-        self._dispatcher: Dispatcher[T] | None = None
+        self._worker_pool: WorkerPool[T] | None = None
         self._busy = 0.0
 
     def __enter__(self) -> Self:
@@ -85,8 +85,8 @@ class Scheduler(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
-        if self._dispatcher is not None:
-            self._dispatcher.close()
+        if self._worker_pool is not None:
+            self._worker_pool.close()
         end = time.monotonic() + PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -96,7 +96,7 @@ class Scheduler(Generic[T]):
     @property
     def busy(self) -> float:
         """Seconds that the workers spent on units, all together."""
-        return self._busy if self._dispatcher is None else self._dispatcher.busy
+        return self._busy if self._worker_pool is None else self._worker_pool.busy
 
     def run(self, items: Iterable[T]) -> Iterator[T]:
         """The items, in order, after all stages. Raises what `items` raises, and what is no Exception in a stage."""
@@ -116,8 +116,8 @@ class Scheduler(Generic[T]):
         if self._processes is None:
             tasks += [self._work] * self.workers
         else:
-            self._dispatcher = Dispatcher(self._processes.start, self.workers)
-            tasks.append(partial(self._dispatch, self._dispatcher))
+            self._worker_pool = WorkerPool(self._processes.start, self.workers)
+            tasks.append(partial(self._dispatch, self._worker_pool))
         if any(stage.place == "device" for stage in self._stages):
             tasks.append(self._drive)
         for task in tasks:
@@ -199,17 +199,17 @@ class Scheduler(Generic[T]):
                 self._wake()
 
     def _notify_workers(self) -> None:
-        if self._dispatcher is None:
+        if self._worker_pool is None:
             self._for_workers.notify()
         else:
-            self._dispatcher.notify()
+            self._worker_pool.notify()
 
     def _wake(self) -> None:
         """All who take units: there may be none any more."""
         self._for_workers.notify_all()
         self._for_device.notify_all()
-        if self._dispatcher is not None:
-            self._dispatcher.notify_all()
+        if self._worker_pool is not None:
+            self._worker_pool.notify_all()
 
     def _is_over(self) -> bool:
         """No unit can come any more."""
@@ -251,33 +251,33 @@ class Scheduler(Generic[T]):
             with self._lock:
                 self._busy += time.perf_counter() - started
 
-    def _next_for(self, dispatcher: Dispatcher[T]) -> list[Unit[T]]:
+    def _next_for(self, worker_pool: WorkerPool[T]) -> list[Unit[T]]:
         """Units for a process that is idle or, where there is enough for all, to be at hand when one is."""
-        if not dispatcher.idle and (dispatcher.saturated or len(self._queue) <= 2 * self.workers):
+        if not worker_pool.idle and (worker_pool.saturated or len(self._queue) <= 2 * self.workers):
             return []
         return self._next(wait=False)
 
-    def _dispatch(self, dispatcher: Dispatcher[T]) -> None:
+    def _dispatch(self, worker_pool: WorkerPool[T]) -> None:
         """The thread of all worker processes."""
         while True:
-            while units := self._next_for(dispatcher):
+            while units := self._next_for(worker_pool):
                 wanted = [unit for unit in units if unit.entry.error is None]
                 for unit in units:
                     if unit.entry.error is not None:  # another of its units has failed
                         self._settle(unit, unit.entry.error)
                 if wanted:
-                    dispatcher.submit(wanted)
+                    worker_pool.submit(wanted)
             with self._lock:
-                if self._is_over() and not dispatcher.at_work:
+                if self._is_over() and not worker_pool.at_work:
                     return
-            for unit, outcome in dispatcher.collect():
+            for unit, outcome in worker_pool.collect():
                 self._settle(unit, outcome)
 
     def _settle(self, unit: Unit[T], outcome: Any) -> None:
         entry = unit.entry
         if not isinstance(outcome, Exception):
             try:
-                entry.item = self._stages[entry.stage].take(entry.item, unit.work, outcome)
+                entry.item = self._stages[entry.stage].merge(entry.item, unit.work, outcome)
             except Exception as error:
                 outcome = error
         with self._lock:
@@ -306,7 +306,7 @@ class Scheduler(Generic[T]):
             for stage in self._stages:
                 for units in batches(stage, stage.split(item)):
                     for unit, result in zip(units, stage.do(units)(), strict=True):
-                        item = stage.take(item, unit, result)
+                        item = stage.merge(item, unit, result)
         except Exception as error:
             return self._failed(item, error)
         return item

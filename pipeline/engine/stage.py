@@ -13,10 +13,11 @@ Place = Literal["worker", "device"]
 
 @dataclass(frozen=True)
 class Stage(Generic[T]):
-    """split: an item → its units of work, to be done in any order, also at once; none: the item passes by.
-    do: units → the end of their work, a function that waits for it and returns their results. Pure but for its results:
-        a worker may be another process, where units and results go pickled, their tensors by where they lie.
-    take: (item, unit, result) → the item with it; for units of one item from several threads.
+    """split: an item → its units of work, to be done in any order and in parallel; none: the item skips the stage.
+    do: starts work on units; returns a function that blocks until it is done and returns their results, in order. It
+        has no side effects but on the units' output buffers: a worker may be another process, to which units travel
+        pickled, their tensors as places in shared memory.
+    merge: (item, unit, result) → the item with the result; called from several threads.
     place: where `do` runs: in a worker, or, many units at a time, in a thread of its own that drives a device and
         begins the next before it ends the last.
     kind, max_batch: which units may go together (those of equal kind), and how many of a kind. A worker takes so many
@@ -24,7 +25,7 @@ class Stage(Generic[T]):
 
     split: Callable[[T], Sequence[Any]]
     do: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
-    take: Callable[[T, Any, Any], T]
+    merge: Callable[[T, Any, Any], T]
     place: Place = "worker"
     kind: Callable[[Any], Hashable] = lambda unit: None
     max_batch: Callable[[Any], int] = lambda kind: 1
@@ -35,7 +36,7 @@ def whole(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
     return Stage(
         split=lambda item: (item,) if wanted(item) else (),
         do=lambda items: lambda: [function(item) for item in items],
-        take=lambda item, unit, result: result,
+        merge=lambda item, unit, result: result,
     )
 
 

@@ -18,7 +18,7 @@ from pipeline.outputs.record import Record
 
 
 @dataclass(frozen=True)
-class Unread:
+class RawFile:
     """A file as it came. layout: what its header says. memory: what the processes share of it, if they do. found:
     gives or raises what DALI has made of it, if that is the front end."""
 
@@ -47,7 +47,7 @@ class Unread:
 
 
 @dataclass(frozen=True)
-class Plain:
+class Passed:
     """A file that is passed through, for a reason. images: the output file, if there is to be one. size: (height,
     width), if it is known."""
 
@@ -57,7 +57,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Read:
+class Decoded:
     """images: where the restored ones go, if processes share that. recovered: how many coefficients are the file's own,
     where DALI has recovered them and --verify asks."""
 
@@ -73,7 +73,7 @@ class Task:
 
     item: Item
     record: Record
-    file: Unread | None = None
+    file: RawFile | None = None
     memory: Tensor | None = None
     work: Work | None = None
     images: tuple[bytes, ...] = ()

@@ -20,7 +20,7 @@ Deviations = tuple[float, ...]
 
 @dataclass
 class OnDevice:
-    """picture: on the GPU. done: its tiles that are in the images there."""
+    """A picture's copy on the GPU, while there is one. done: the tiles that have been restored into its images."""
 
     picture: Picture | None = None
     done: set[Tile] = field(default_factory=set)
@@ -30,13 +30,13 @@ class OnDevice:
 class Picture:
     """A file that is being restored. c: its coefficients, N = 1. images: [K, C, H, W] uint8 or uint16, which in memory
     is [K, H, W, C]; whoever restores a tile writes it there. seeds: the noise of each draw. tiles: how many there are.
-    copy: of all this on a GPU, once it is needed there; the images come back with the last tile."""
+    gpu_copy: made with the first tile; its images are copied back after the last."""
 
     c: Coefficients
     images: Tensor
     seeds: tuple[int, ...]
     tiles: int
-    copy: OnDevice = field(default_factory=OnDevice)
+    gpu_copy: OnDevice = field(default_factory=OnDevice)
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,15 @@ class Transfers:
         return loaded
 
     def _loaded(self, picture: Picture, kernels: Any) -> Picture:
-        if picture.copy.picture is None:
+        if picture.gpu_copy.picture is None:
             c = picture.c
             *planes, tables = (send(x.contiguous(), self._device) for x in (*c.planes, c.tables))
             images = torch.empty_like(picture.images, device=self._device)
             for x in (*planes, tables, images):
                 _keep(x, kernels)
             there = Coefficients(tuple(planes), tables, c.sampling, c.size)
-            picture.copy.picture = replace(picture, c=there, images=images, copy=OnDevice())
-        return picture.copy.picture
+            picture.gpu_copy.picture = replace(picture, c=there, images=images, gpu_copy=OnDevice())
+        return picture.gpu_copy.picture
 
     def down(self, parts: Sequence[Part], deviations: Tensor) -> Callable[[], Tensor]:
         """Begins to copy what kernels launched so far will have written: deviations, and images that are complete with
@@ -117,7 +117,7 @@ class Transfers:
             pinned = self._device.type != "cpu"
             found = torch.empty_like(deviations, device="cpu", pin_memory=pinned).copy_(deviations, non_blocking=True)
             for part in parts:
-                copy = part.picture.copy
+                copy = part.picture.gpu_copy
                 copy.done.add(part.tile)
                 if copy.picture is not None and len(copy.done) == part.picture.tiles:
                     _keep(copy.picture.images, self._down)

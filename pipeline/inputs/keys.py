@@ -1,4 +1,4 @@
-"""Whose output an output is: no two inputs of a run may have the same key."""
+"""Duplicate keys: detects inputs of a run that map to the same output name; the first in the listing has it."""
 
 from collections.abc import Mapping
 

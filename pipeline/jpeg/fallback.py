@@ -1,4 +1,4 @@
-"""What an ordinary decoder, Pillow, makes of a JPEG file of a kind that is not modelled here."""
+"""Decoding by Pillow of kinds of JPEG that are not modelled: CMYK, RGB, 12-bit, lossless, unusual sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where outputs are put, whole or not at all: a folder on a disk. (object_store.RemoteStore: an object store.)"""
+"""Where outputs are put, whole or not at all: a folder on a disk. (object_store.RemoteStore: an object store.)
+
+What a killed run has left half done lies in `scratch`, and is removed when the manifest is opened (local_lines.py)."""
 
 import contextlib
 import errno

@@ -18,8 +18,8 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.distributed.ranks import choose
 from pipeline.inputs.listing import list_sources
+from pipeline.inputs.rank_share import ALL, Share
 from pipeline.inputs.remote import Remote
-from pipeline.inputs.share import ALL, Share
 from pipeline.outputs.history import HISTORY
 from pipeline.outputs.local_lines import LOCK, MANIFEST, manifest_name
 from pipeline.outputs.manifest import Manifest

@@ -47,7 +47,7 @@ def line(
     stage: Stage[Job] = Stage(
         split=lambda job: [(job.number, n) for n in range(job.units)],
         do=lambda units: lambda: [function(*unit) for unit in units],
-        take=note,
+        merge=note,
         max_batch=lambda kind: together,
     )
     stages = [stage, whole(over, lambda job: job.units > 0)]
@@ -213,7 +213,7 @@ def test_leaving_early_ends_all_threads_and_processes(kind):
         for job in stages.run(Job(n, units=3) for n in range(10**9)):
             if job.number == 5:
                 break
-        pids = [slot.process.pid for slot in stages._dispatcher._slots] if stages._dispatcher else []
+        pids = [slot.process.pid for slot in stages._worker_pool._slots] if stages._worker_pool else []
     assert no_threads_left()
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert len(pids) == (3 if kind == "processes" else 0)
@@ -277,7 +277,7 @@ def test_processes_that_die_with_nothing_to_do_are_replaced():
         jobs = stages.run(iter([Job(n, units=3) for n in range(60)]))
         next(jobs)
         time.sleep(0.2)
-        for slot in stages._dispatcher._slots:
+        for slot in stages._worker_pool._slots:
             os.kill(slot.process.pid, signal.SIGKILL)
         rest = list(jobs)
     assert len(rest) == 59
@@ -342,7 +342,7 @@ class Device:
         return Stage(
             split=lambda job: [job.number] * job.units,
             do=self.begin,
-            take=note,
+            merge=note,
             place="device",
             kind=lambda unit: unit % 2,
             max_batch=lambda kind: self.together,

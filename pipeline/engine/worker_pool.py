@@ -1,5 +1,5 @@
-"""Worker processes and what each is doing: one thread gives and takes for all of them, so that there is no thread for
-each to wait, and to wait for the interpreter."""
+"""The worker processes of a scheduler: sends them units and collects results, replaces a process that dies, and retries
+its units once, each alone. One thread serves all of them: a thread for each would contend for the GIL."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Slot(Generic[T]):
         return bool(len(self.sent) > 1 or self.pending or self.retry or self.retrying)
 
 
-class Dispatcher(Generic[T]):
+class WorkerPool(Generic[T]):
     """For one thread, but for `notify` and `close`. start: makes a process. busy: seconds for which they had something
     to do, all together.
 

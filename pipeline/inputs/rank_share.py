@@ -1,4 +1,4 @@
-"""The part of a run's inputs that one process restores: all of them, or those of one rank of several.
+"""Which of a run's inputs one process restores: all of them, or the share of one rank of several.
 
     for entry in share.of(sources, shards=False):   # all entries, those of other ranks marked
 

@@ -34,8 +34,8 @@ LONGEST = 65_535
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Made by `open_pool`. memory, processes: None where one worker does everything in turn."""
+class Resources:
+    """Made by `open_resources`. memory, processes: None where one worker does everything in turn."""
 
     job: Job
     stages: list[Stage[Step]]
@@ -72,9 +72,9 @@ def largest(restorer: Restorer) -> int:
 
 
 @contextmanager
-def open_pool(job: Job) -> Iterator[Pool]:
-    """Forks what forks the workers, as soon as they can have the CPU's kernels from here, and gets the device ready
-    afterwards: neither threads nor CUDA survive a fork. Raises FrontendError."""
+def open_resources(job: Job) -> Iterator[Resources]:
+    """Compiles the CPU's kernels (no GPU), then starts the fork server, so that workers inherit them, and initialises
+    the GPU last: a process with threads or a CUDA context cannot be forked safely. Raises FrontendError."""
     restorer, workers = job.restorer, job.workers or job.share.cores
     if restorer.device.type == "cpu":
         from kernels.numba_ops import compile_kernels  # noqa: PLC0415  # where it is used: a GPU needs no numba
@@ -94,4 +94,4 @@ def open_pool(job: Job) -> Iterator[Pool]:
                 stack.callback(memory.unpin)
             except RuntimeError as error:
                 print(f"{error}: copies to and from {restorer.device} take longer", file=sys.stderr)
-        yield Pool(job, every, workers, memory, processes)
+        yield Resources(job, every, workers, memory, processes)
