@@ -25,7 +25,10 @@ AVERAGED = 16
 """Draws of which mode `mean` is the average, unless told otherwise."""
 
 ALONE = ("merge", "overwrite", "retry_failed", "limit", "dry_run")
-"""Options that a rank of several does not take."""
+"""Options that a rank of several does not take, nor --merge the others."""
+
+LISTS = ("inputs", "input_dir", "include", "exclude")
+"""Options of several values."""
 
 QUALITIES = ("min_quality", "max_quality")
 FORMATS = "all lossless; png16: 16 bits a channel, without a certificate; npy: a NumPy array"
@@ -101,12 +104,12 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=[],
         metavar="INPUT",
-        help="the same; of several inputs, names begin with a folder's",
+        help="the same; with several, keys of a folder's files begin with its name",
     )
     add("--output-dir", metavar="DIR", help=f"where images and the manifest go; made when missing [{OUTPUT}]")
     add("--format", choices=get_args(Format), default="png", help=f"{FORMATS} [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
-    add("--no-provenance", action="store_true", help="do not write into the images that, and how, they were restored")
+    add("--no-provenance", action="store_true", help="do not record in the images that they were restored, and how")
     add("--retry-failed", action="store_true", help="do failures again that were not the file's: memory, a disk, …")
     add("--overwrite", action="store_true", help="start afresh in an output folder that holds another run")
     add("--verify", action="store_true", help="compress each output again with libjpeg-turbo and check its certificate")
@@ -126,23 +129,18 @@ def _add_restoration(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="from 0, smooth and least in error, to 1, a whole sample: natural texture [1]",
+        help="0: smooth, smallest error; 1: a full sample, with natural texture [1]",
     )
 
 
 def _add_filters(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}
     add("--max-quality", type=int, metavar="Q", help="restore files up to this quality, libjpeg's nearest, 1 to 100")
-    add("--min-quality", type=int, metavar="Q", help="… from this quality on")
-    add("--min-size", type=int, metavar="N", help="… whose shorter side has at least so many pixels")
-    add("--include", nargs="+", default=[], metavar="GLOB", help="… whose path below the input matches a pattern")
-    add(
-        "--exclude",
-        nargs="+",
-        default=[],
-        metavar="GLOB",
-        help="… whose path matches none; without a slash: whose name",
-    )
+    add("--min-quality", type=int, metavar="Q", help="… of at least this quality")
+    add("--min-size", type=int, metavar="N", help="… with at least N pixels on the shorter side")
+    add("--include", **several, help="… whose path below the input matches; may be given several times")
+    add("--exclude", **several, help="… whose path does not; a pattern without a slash is compared with the name only")
     add(
         "--passed-through",
         choices=PASSED_THROUGH,
@@ -150,8 +148,12 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         help="the others, and kinds of JPEG that are not modelled: decoded as they are, the JPEG itself, or no output "
         "[%(default)s]",
     )
-    add("--dry-run", action="store_true", help="say what would be done, and how long it would take; write nothing")
-    add("--limit", type=int, metavar="N", help="end after so many inputs, for a trial")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="read all inputs, say what would be done and how long it would take, write nothing",
+    )
+    add("--limit", type=int, metavar="N", help="stop after N inputs, for a trial run")
     add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
 
 
@@ -186,14 +188,17 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore")
     commands = parser(prog)
     given = commands.parse_args(arguments)
     if given.config is not None:
-        commands.set_defaults(**_configuration(given.config, commands))
+        values = _configuration(given.config, commands)
+        for names in (("inputs", "input_dir"), ("include",), ("exclude",)):
+            if any(getattr(given, name) for name in names):  # lists, to which the command line would add
+                values = {name: value for name, value in values.items() if name not in names}
+        commands.set_defaults(**values)
         given = commands.parse_args(arguments)
     if given.output_dir is None and not given.merge:
         given.output_dir = OUTPUT
         if not given.quiet:
-            print(
-                f"restore: outputs go to {Path(OUTPUT).absolute()} (--output-dir names another folder)", file=sys.stderr
-            )
+            where = f"{Path(OUTPUT).absolute()} (--output-dir names another folder)"
+            print(f"restore: outputs {'would ' * given.dry_run}go to {where}", file=sys.stderr)
     for name, wanted in (("input", not given.merge), ("output-dir", True)):
         if wanted and not (given.inputs + given.input_dir if name == "input" else given.output_dir):
             raise UsageError(f"{'an input' if name == 'input' else '--output-dir'} is missing (see --help)")
@@ -214,14 +219,15 @@ def _place(option: str, text: str) -> Address:
 
 def _check_numbers(given: argparse.Namespace) -> None:
     """Raises UsageError for one that is too small."""
-    least = {"workers": 0}
+    least, most = {"workers": 0}, dict.fromkeys(QUALITIES, 100)
     for name in ("batch", "workers", "max_pixels", "samples", "actor_cpus", "limit", "min_size", *QUALITIES):
         value = getattr(given, name)
-        if value is not None and value < least.get(name, 1):
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least {least.get(name, 1)}")
+        if value is not None and not least.get(name, 1) <= value <= most.get(name, value):
+            limits = f"{least.get(name, 1)} to {most[name]}" if name in most else f"at least {least.get(name, 1)}"
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {limits}")
     low, high = (getattr(given, name) for name in QUALITIES)
     if low is not None and high is not None and low > high:
-        raise UsageError(f"--min-quality {low} is above --max-quality {high}: no file is between")
+        raise UsageError(f"--min-quality {low} is above --max-quality {high}: no file can match both")
 
 
 def filters_of(given: argparse.Namespace) -> Filters:
@@ -242,15 +248,18 @@ def share_of(given: argparse.Namespace) -> Share:
         share = choose(given.rank, given.world_size, os.environ)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    alone = [f"--{name.replace('_', '-')}" for name in ALONE if getattr(given, name)]
+    if given.merge and len(alone) > 1:
+        raise UsageError(f"{alone[1]}: not with --merge, which restores nothing")
     if given.merge and given.rank is None:
         return Share()
     if share.part and given.report:
         instead = "when all have ended, use --merge --report (of a store: python -m pipeline.report)"
         raise UsageError(f"--report: not with {share.ranks} ranks; {instead}")
-    alone = next((name for name in ALONE if getattr(given, name)), None)
-    if share.part and alone is not None:
-        option = f"--{alone.replace('_', '-')}"
-        raise UsageError(f"{option}: not with {share.ranks} ranks; none knows what the others have begun")
+    if share.part and alone:
+        raise UsageError(f"{alone[0]}: not with {share.ranks} ranks; use it with a run of one")
+    if given.limit is not None and given.output_shards:
+        raise UsageError("--limit: not with --output-shards, whose last tar would be cut short; give fewer tars")
     return share
 
 
@@ -273,7 +282,7 @@ def _configuration(path: Path, commands: argparse.ArgumentParser) -> dict[str, A
 
 
 def _typed(action: argparse.Action, value: object, path: Path) -> object:
-    if action.nargs in ("*", "+"):
+    if action.dest in LISTS:
         return [str(one) for one in value] if isinstance(value, list) else [str(value)]
     if action.nargs == 0:
         if not isinstance(value, bool):

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pipeline.engine.options import Options
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError
 from pipeline.outputs.formats import is_16_bits
@@ -37,23 +38,23 @@ def parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("files", nargs="+", metavar="RESTORED ORIGINAL", help="pairs of an image and a JPEG file")
-    result.add_argument("--quiet", action="store_true", help="say only what is not proved")
+    result.add_argument("--quiet", action="store_true", help="print only images that do not match")
     return result
 
 
 def verify(restored: Path, original: Path, quiet: bool) -> int:
     """Prints what it finds, and returns an exit code."""
     try:
-        bitstream = read_bitstream(original.read_bytes())
+        bitstream = read_bitstream(original.read_bytes(), Options.max_pixels)
     except (OSError, JpegError) as error:
         print(f"verify: {original}: {_reason(error)}", file=sys.stderr)
         return STOPPED
     try:
         data = restored.read_bytes()
         if is_16_bits(data):
-            raise ValueError("16 bits a channel, of which libjpeg-turbo compresses 8: there is no certificate")
+            raise ValueError("16 bits a channel; libjpeg-turbo compresses only 8, so there is no certificate to check")
         found = count_mismatches(data, bitstream)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+    except Exception as error:  # of any type: an image that cannot be decoded says nothing about its coefficients
         print(f"verify: {restored}: {_reason(error)}", file=sys.stderr)
         return STOPPED
     if found or not quiet:
@@ -63,7 +64,7 @@ def verify(restored: Path, original: Path, quiet: bool) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error) or repr(error)
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.verify") -> int:

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ from pipeline.distributed.ray_worker import PATIENCE, PROBE, Hello, Outcome, Pla
 from pipeline.distributed.units import Unit, units_of
 from pipeline.engine.job import Job
 from pipeline.engine.progress import keep_history, progress_bar, summary
-from pipeline.engine.run import list_inputs
+from pipeline.engine.run import list_inputs, takes_key
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.inputs.remote import Address, RemoteError, failures_of
 from pipeline.outputs.record import SinkError
@@ -185,7 +186,7 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
         before, started, megapixels = manifest.counts.total(), time.perf_counter(), 0.0
         progress = stack.enter_context(progress_bar(sources.count, before, job.quiet))
         crew = stack.enter_context(Crew(ray, plan, cpus))
-        for outcome in crew.outcomes(units_of(sources, job.shards, manifest)):
+        for outcome in crew.outcomes(units_of(sources, job.shards, manifest, partial(takes_key, job))):
             if outcome.problem:
                 raise ClusterError(outcome.problem)
             manifest.append(outcome.records)

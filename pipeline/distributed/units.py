@@ -37,10 +37,13 @@ class Unit:
         return self.entries[0].name + (f" and {more} more" if more else "")
 
 
-def units_of(entries: Iterable[Entry], shards: bool, manifest: Ledger) -> Iterator[Unit]:
-    """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one."""
+def units_of(
+    entries: Iterable[Entry], shards: bool, manifest: Ledger, takes_key: Callable[[Item], bool] = lambda item: True
+) -> Iterator[Unit]:
+    """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one.
+    takes_key: whether an item may have outputs."""
     if not shards:
-        yield from _surveyed(entries, manifest.finished)
+        yield from _surveyed(entries, manifest.finished, takes_key)
         return
     for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
         found = tuple(group)
@@ -54,7 +57,9 @@ def units_of(entries: Iterable[Entry], shards: bool, manifest: Ledger) -> Iterat
             yield Unit(found, finished, whole=frozenset({loose} if manifest.whole(loose) else ()))
 
 
-def _surveyed(entries: Iterable[Entry], finished: Callable[[str], bool]) -> Iterator[Unit]:
+def _surveyed(
+    entries: Iterable[Entry], finished: Callable[[str], bool], takes_key: Callable[[Item], bool]
+) -> Iterator[Unit]:
     """Tars, and loose files by the hundred. Whose key is whose is decided here, where all names are seen in order."""
     keys = Keys()
     for shard, group in itertools.groupby(entries, lambda entry: entry.shard):
@@ -64,7 +69,7 @@ def _surveyed(entries: Iterable[Entry], finished: Callable[[str], bool]) -> Iter
             left = 0
             for item in read(replace(entry, mine=False) for entry in found):
                 assert isinstance(item, Item)  # others are not asked for
-                owner = keys.claim(item)
+                owner = keys.claim(item) if takes_key(item) else None
                 if finished(item.source):
                     done.add(item.source)
                     continue

@@ -23,12 +23,15 @@ from pipeline.inputs.names import digest
 from pipeline.inputs.remote import RemoteError
 from pipeline.inputs.source import Item, Position, SideMember, read
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
-from pipeline.outputs.manifest import read_records
-from pipeline.outputs.record import Record, SinkError, Status
+from pipeline.outputs.manifest import read_records, read_run
+from pipeline.outputs.record import Record, SinkError, Status, refuse_another_run
 from pipeline.report.statistics import Reasons, Statistics
 
 SAMPLE = 64
 """Files, chosen at random, of which some are restored to measure the speed."""
+
+BYTES = 256 << 20
+"""That a sample holds in memory."""
 
 MEGAPIXELS, MEGAPIXELS_GPU = 4.0, 200.0
 """That are restored for that: for each worker of a CPU, and on a GPU."""
@@ -40,19 +43,33 @@ ROUNDS = 8
 @dataclass
 class Sample:
     """A random choice among files of which nobody knows how many will come (Vitter's algorithm R), always the same one
-    of the same files."""
+    of the same files. It is of SAMPLE files, or fewer if these are larger than BYTES together."""
 
     files: list[Item] = field(default_factory=list)
     seen: int = 0
+    bytes: int = 0
+    limit: int = SAMPLE
     chance: random.Random = field(default_factory=lambda: random.Random(0))
 
     def offer(self, item: Item) -> None:
         """Consider a file."""
         self.seen += 1
-        if len(self.files) < SAMPLE:
-            self.files.append(item)
-        elif (place := self.chance.randrange(self.seen)) < SAMPLE:
-            self.files[place] = item
+        if len(self.files) < self.limit:
+            self._keep(item)
+        elif self.chance.randrange(self.seen) < self.limit:
+            self._drop()
+            self._keep(item)
+        while self.bytes > BYTES and len(self.files) > 1:
+            self._drop()
+            self.limit = len(self.files)
+
+    def _keep(self, item: Item) -> None:
+        self.files.append(item)
+        self.bytes += len(item.data or b"")
+
+    def _drop(self) -> None:
+        item = self.files.pop(self.chance.randrange(len(self.files)))
+        self.bytes -= len(item.data or b"")
 
 
 @dataclass
@@ -91,12 +108,14 @@ def dry_run(job: Job) -> str:
 
 
 def finished_sources(job: Job) -> set[bytes]:
-    """Digests of the sources that an earlier run has finished. Raises SinkError."""
+    """Digests of the sources that an earlier run has finished, by its manifest. Raises SinkError where `run` would as
+    that was another run."""
     if job.overwrite:
         return set()
     try:
-        records = read_records(job.output)
-        return {digest(record.source) for record in records if not (job.retry_failed and record.transient)}
+        if (earlier := read_run(job.output)) is not None:
+            refuse_another_run(str(job.output), earlier, job.identity())
+        return {digest(record.source) for record in read_records(job.output, job.retry_failed)}
     except FileNotFoundError:
         return set()
     except (OSError, RemoteError) as error:
@@ -198,8 +217,8 @@ def describe(job: Job, workers: int, found: Survey, restored: Speed | None, pass
         measured = sum(speed.files for speed in (restored, passed_through) if speed is not None)
         where = f"{job.restorer.device} with {workers} {'worker' if workers == 1 else 'workers'}"
         lines.append(
-            f"about {tqdm.format_interval(seconds)} on {where} and {size / 1e6:,.1f} MB of outputs, judged by "
-            f"{measured} files done"
+            f"about {tqdm.format_interval(seconds)} on {where} and {size / 1e6:,.1f} MB of outputs, estimated from "
+            f"{measured} files"
         )
     return "\n".join(lines)
 

@@ -144,7 +144,7 @@ def pass_through(job: Job, file: RawFile, reason: str) -> Passed:
     """What `Filters.passed_through` says; decoded by Pillow."""
     how = job.filters.passed_through
     if how != "decode":
-        return Passed((file.data,) if how == "copy" else (), file.size, reason)
+        return Passed((file.data,) if how == "copy" and file.data else (), file.size, reason)
     with job.restorer.stopwatch("pass through"):
         try:
             plain = plain_decode(file.data, job.restorer.options.max_pixels)
@@ -174,7 +174,7 @@ def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) 
         coefficients_from=job.restorer.options.frontend if bitstream.recovered else None,
         recovered=found.recovered,
     )
-    work = job.restorer.begin(bitstream, job.seed, step.item.key, found.images)
+    work = job.restorer.begin(bitstream, job.seed, step.item.key.removeprefix(step.item.prefix), found.images)
     return Task(step.item, record, memory=file.memory, work=work)
 
 
@@ -224,9 +224,11 @@ def provenance_of(job: Job, restored: Restored, number: int) -> Provenance | Non
         seed=None if restorer.mode == "mmse" else restored.seed,
         sample=number if restorer.mode == "sample" else None,
         strength=restorer.options.strength if restorer.mode == "sample" else None,
+        averaged=restorer.options.samples if restorer.mode == "mean" else None,
         coefficients=restored.coefficients,
-        mismatches=restored.sample_mismatches[number] if restored.excess is None else None,
-        excess=restored.excess,
+        coefficients_from=restorer.options.frontend if restored.bitstream.recovered else None,
+        mismatches=None if restored.sample_excess else restored.sample_mismatches[number],
+        excess=restored.sample_excess[number] if restored.sample_excess else None,
     )
 
 

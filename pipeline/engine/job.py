@@ -55,8 +55,7 @@ class Job:
             compile=options.compile,
             strength=options.strength,
             filters=str(self.filters),
-            provenance=self.provenance,
-            limit=self.limit or 0 if self.shards else 0,
+            provenance=self.provenance and self.format != "npy",
         )
 
     def open_manifest(self) -> Manifest:

@@ -56,6 +56,8 @@ def check_mode(generator: Generator, name: str, options: Options) -> None:
     """Raises ModeError unless the weights can serve the mode."""
     if options.mode is not None and options.mode not in MODES:
         raise ModeError(f"mode {options.mode!r}: expected {', '.join(MODES)}")
+    if options.bits not in (8, 16):
+        raise ModeError(f"bits {options.bits}: expected 8 or 16")
     if options.samples < 1:
         raise ModeError(f"samples {options.samples}: expected at least 1")
     if options.mode == "mmse" and not generator.config.regresses:

@@ -68,7 +68,7 @@ def largest(restorer: Restorer) -> int:
     square = min(LONGEST, int(pixels**0.5) + 1)
     frame = 16 * 2 * LONGEST  # what whole MCUs add to it, at most
     size = (square, -(-(pixels + frame) // square))
-    return bytes_needed(Subsampling.S444, size, restorer.images)
+    return bytes_needed(Subsampling.S444, size, restorer.images, restorer.options.pixel)
 
 
 @contextmanager

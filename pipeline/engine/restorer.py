@@ -137,7 +137,7 @@ class Restorer:
     ) -> Iterator[tuple[str, Restored | Failure]]:
         """(key, file) → (key, result), in order; a bad file becomes a Failure and the others go on. Several files are
         under way at once, so `files` is read ahead. On a GPU tiles of several are batches; what is done file by file,
-        and on a CPU the tiles, is done by so many threads (0: as many as PyTorch uses here). Raises OSError."""
+        and on a CPU the tiles, is done by so many threads (0: as many as PyTorch uses here)."""
         threads = torch.get_num_threads()
         scheduler = Scheduler(
             self._stages(seed),
@@ -149,7 +149,7 @@ class Restorer:
         )
         try:
             with scheduler:
-                for file in scheduler.run(File(key, data_of(source)) for key, source in files):
+                for file in scheduler.run(File.opened(key, source) for key, source in files):
                     yield file.key, file.result()
         finally:
             torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Self
 
 import numpy as np
 import torch
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from pipeline.engine.transfers import Deviations, Part
 from pipeline.jpeg.bitstream import Bitstream
-from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
+from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.outputs.formats import Format, encode_image
 
-Source = bytes | str | os.PathLike[str] | BinaryIO
+Source = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 """Of a JPEG file: its bytes, its path, or the file itself, open for reading in binary mode."""
 
 
 def data_of(source: Source) -> bytes:
     """A file's bytes. Raises OSError."""
-    if isinstance(source, bytes):
-        return source
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
     return Path(source).read_bytes() if isinstance(source, str | os.PathLike) else source.read()
 
 
@@ -35,15 +35,15 @@ class Restored:
 
     images: [K, C, H, W] uint8, K > 1 only for several samples. sample_mismatches: for each of them, how many of its
     `coefficients` libjpeg-turbo would write differently. Images of 16 bits, uint16, have no such certificate but an
-    `excess`: by how many quantisation steps, at most, a coefficient lies outside its interval. `bitstream` is what the
-    file said: tables, sampling, ICC profile, EXIF."""
+    excess each: by how many quantisation steps, at most, a coefficient lies outside its interval. `bitstream` is what
+    the file said: tables, sampling, ICC profile, EXIF."""
 
     images: Tensor
     sample_mismatches: list[int]
     coefficients: int
     seed: int
     bitstream: Bitstream
-    excess: float | None = None
+    sample_excess: list[float] = field(default_factory=list)
 
     @property
     def image(self) -> Tensor:
@@ -51,10 +51,15 @@ class Restored:
         return self.images[0]
 
     @property
+    def excess(self) -> float | None:
+        """The largest of all images; None of 8 bits."""
+        return max(self.sample_excess, default=None)
+
+    @property
     def mismatches(self) -> int | None:
         """Over all images; 0: libjpeg-turbo compresses each of them to exactly the file's coefficients. None of 16
         bits."""
-        return sum(self.sample_mismatches) if self.excess is None else None
+        return None if self.sample_excess else sum(self.sample_mismatches)
 
     def pixels(self, sample: int = 0) -> NDArray[Any]:
         """[H, W, 3] or, gray, [H, W], uint8 or uint16."""
@@ -100,7 +105,7 @@ class Work:
         """The result, once all tiles are restored."""
         images, count = self.parts[0].picture.images, self.bitstream.coefficients.count
         if images.dtype != torch.uint8:
-            excess = max(0.0, *(max(found) for found in self.deviations))
+            excess = [max(0.0, *found) for found in zip(*self.deviations, strict=True)]
             return Restored(images, [], count, self.seed, self.bitstream, excess)
         mismatches = [int(sum(found)) for found in zip(*self.deviations, strict=True)]
         return Restored(images, mismatches, count, self.seed, self.bitstream)
@@ -125,6 +130,14 @@ class File:
     key: str
     data: bytes
     work: Work | JpegError | None = None
+
+    @classmethod
+    def opened(cls, key: str, source: Source) -> Self:
+        """Of a source that cannot be read, that is the failure."""
+        try:
+            return cls(key, data_of(source))
+        except OSError as error:
+            return cls(key, b"", BitstreamError(f"cannot be read: {error.strerror or error}"))
 
     def on_error(self, error: Exception) -> File:
         """See Scheduler: a JpegError is this file's result; any other error is raised."""

@@ -25,7 +25,7 @@ from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.task import RawFile, Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Sources, list_sources
-from pipeline.inputs.remote import same_place
+from pipeline.inputs.remote import contains, same_place
 from pipeline.inputs.source import Item, Position, SideMember, read
 from pipeline.jpeg.errors import UnsupportedJpeg
 from pipeline.outputs.record import Record, SinkError
@@ -73,8 +73,12 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
 def list_inputs(job: Job) -> Sources:
     """What there is to restore. Raises SourceError; SinkError if the output would be mixed in."""
     sources = list_sources(*job.inputs, exclude=job.output)
-    if any(same_place(job.output, root.folder) for root in sources.roots):
-        raise SinkError(f"{job.output}: the input's own folder, whose files outputs could replace; choose another one")
+    for root in sources.roots:
+        if same_place(job.output, root.folder) or (root.single is None and contains(job.output, root.folder)):
+            raise SinkError(
+                f"{job.output}: is an input's own folder, or contains it; its files could be overwritten by outputs: "
+                "choose another one"
+            )
     return sources
 
 
@@ -97,6 +101,16 @@ def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
     return ShardSink(manifest, sources, names) if job.shards else FolderSink(manifest, names)
 
 
+def name_filter(job: Job, item: Item) -> str | None:
+    """Why the item's name leaves it out; None if it does not."""
+    return job.filters.by_name(item.source.removeprefix(item.prefix))
+
+
+def takes_key(job: Job, item: Item) -> bool:
+    """Whether the item may have outputs: no other may then have its key."""
+    return job.filters.passed_through != "skip" or name_filter(job, item) is None
+
+
 def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
     """Items that are not finished, as tasks; those unreadable or of a key that is taken have failed already."""
     keys = keys or Keys(per_shard=job.shards)
@@ -104,27 +118,40 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
         if isinstance(item, SideMember):
             yield item
             continue
-        owner = keys.claim(item)
-        record = Record(
-            key=item.key,
-            source=item.source,
-            status="restored",
-            seed=job.seed,
-            mode=job.restorer.mode,
-            weights=job.restorer.digest,
-            strength=job.restorer.options.strength if job.restorer.options.strength < 1 else None,
-        )
-        if item.error is not None:
-            yield Task(item, failed(record, item.error, item.transient))
-        elif item.data is not None and owner is not None:
-            yield Task(replace(item, data=None), failed(record, f"duplicate key: {owner} has it already"))
-        elif item.data is not None:
-            layout = job.filters.apply(item.source, job.restorer.parse(item.data))
-            file, task = RawFile(item.data, layout), Task(replace(item, data=None), record)
-            if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
-                yield merge_decoded(job, task, file, pass_through(job, file, str(layout)))
-            else:
-                yield replace(task, file=file)
+        wanted = takes_key(job, item)
+        owner = keys.claim(item) if wanted else None
+        if item.data is None and item.error is None:
+            continue
+        record, bare = new_record(job, item), replace(item, data=None)
+        if item.data is None and wanted:
+            yield Task(bare, failed(record, item.error or "", item.transient))
+        elif owner is not None:
+            yield Task(bare, failed(record, f"duplicate key: {owner} has it already"))
+        else:
+            yield begin(job, bare, record, item.data or b"")
+
+
+def new_record(job: Job, item: Item) -> Record:
+    """The item's line before anything is known of it."""
+    strength = job.restorer.options.strength
+    return Record(
+        key=item.key,
+        source=item.source,
+        status="restored",
+        seed=job.seed,
+        mode=job.restorer.mode,
+        weights=job.restorer.digest,
+        strength=strength if strength < 1 else None,
+    )
+
+
+def begin(job: Job, item: Item, record: Record, data: bytes) -> Step:
+    """A file's task, which is done already if the file is passed through without being decoded."""
+    layout = job.filters.apply(job.restorer.parse(data), name_filter(job, item))
+    file, task = RawFile(data, layout), Task(item, record)
+    if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
+        return merge_decoded(job, task, file, pass_through(job, file, str(layout)))
+    return replace(task, file=file)
 
 
 def write(

@@ -1,12 +1,14 @@
 """Which inputs are restored, and what becomes of the others.
 
 filters = Filters(max_quality=90, exclude=("thumbs/*",))
-filters.apply("a.jpg", layout)          # the layout, or FilteredOut with the reason
+filters.by_name("thumbs/a.jpg")         # why it is left out, or None
+filters.apply(layout)                   # the layout, or FilteredOut with the reason
 """
 
 from __future__ import annotations
 
 import fnmatch
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
@@ -35,9 +37,9 @@ class Filters:
 
     min_quality, max_quality: bounds of the file's quality, the nearest of libjpeg's 1..100. min_size: pixels that the
     shorter side has at least. include, exclude: glob patterns; a pattern with a slash is compared with the path below
-    the input, a tar counting as a folder, another with its last part; `*` also matches slashes. passed_through: what
-    becomes of inputs that are not restored, for this or another reason: decoded as they are, copied byte for byte, or
-    no output at all."""
+    its own input, a tar counting as a folder, another with its last part; `*` also matches slashes. passed_through:
+    what becomes of inputs that are not restored, for this or another reason: decoded as they are, copied byte for byte,
+    or no output at all."""
 
     min_quality: int | None = None
     max_quality: int | None = None
@@ -50,24 +52,24 @@ class Filters:
         """What differs from the defaults; the same text means the same outputs."""
         changed = {x.name: getattr(self, x.name) for x in fields(self) if getattr(self, x.name) != x.default}
         return ", ".join(
-            f"{name.replace('_', '-')} {' '.join(value) if isinstance(value, tuple) else value}"
+            f"{name.replace('_', '-')} {shlex.join(value) if isinstance(value, tuple) else value}"
             for name, value in changed.items()
         )
 
-    def apply(self, source: str, layout: Layout | JpegError) -> Layout | JpegError:
-        """The layout, or why the file is left out. A broken file stays one, unless its name leaves it out."""
-        reason = self._by_name(source)
+    def apply(self, layout: Layout | JpegError, reason: str | None = None) -> Layout | JpegError:
+        """The layout, or why the file is left out: by its name, with that reason, or by what its header says."""
         if reason is None and isinstance(layout, Layout):
             reason = self._by_header(layout)
         if reason is None:
             return layout
         return FilteredOut(reason, layout if isinstance(layout, Layout) else None)
 
-    def _by_name(self, source: str) -> str | None:
+    def by_name(self, source: str) -> str | None:
+        """Why a file is left out whose path below its own input this is; None if its name is no reason."""
         if self.include and not _matches(source, self.include):
-            return f"not in --include {' '.join(self.include)}"
+            return f"not in --include {shlex.join(self.include)}"
         if pattern := _matches(source, self.exclude):
-            return f"in --exclude {pattern}"
+            return f"in --exclude {shlex.quote(pattern)}"
         return None
 
     def _by_header(self, layout: Layout) -> str | None:

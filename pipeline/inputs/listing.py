@@ -16,6 +16,9 @@ from pathlib import Path
 from pipeline.inputs.names import JPEG_SUFFIXES, SHARD_SUFFIXES, is_jpeg, is_shard
 from pipeline.inputs.remote import Address, Remote, RemoteError
 
+_JPEGS, _TARS = " ".join(sorted(JPEG_SUFFIXES)), " ".join(SHARD_SUFFIXES)
+WANTED = f"expected a folder, a JPEG file ({_JPEGS}) or a tar shard ({_TARS})"
+
 
 class SourceError(Exception):
     """The input as a whole cannot be used: it is missing, unreadable, or holds nothing to restore."""
@@ -24,8 +27,8 @@ class SourceError(Exception):
 @dataclass(frozen=True)
 class Entry:
     """A file or a shard; `name` is its path below the input folder. `error` is set for an unreadable folder. What is
-    not `mine` is another rank's, and counts as finished: its keys are wanted, not its data. size: of a local tar, in
-    bytes."""
+    not `mine` is another rank's, and counts as finished: its keys are wanted, not its data. size: of a tar, in bytes,
+    if that is known. prefix: what the name begins with where there are several inputs."""
 
     path: Address
     name: str
@@ -33,23 +36,33 @@ class Entry:
     error: str | None = None
     mine: bool = True
     size: int | None = None
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Root:
-    """One of the inputs: a folder, or the folder of a single file or tar. shard_bytes: of all tars; None if unknown.
-    prefix: before the names of its entries."""
+    """One of the inputs: a folder, or the folder of a single file or tar. files, shards: how many. shard_bytes: of all
+    tars; None if unknown. prefix: before the names of its entries."""
 
     folder: Address
-    files: int
-    shards: int
+    files: int = 0
+    shards: int = 0
     shard_bytes: int | None = 0
     single: Entry | None = None
     exclude: Address | None = None
     prefix: str = ""
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter((self.single,)) if self.single is not None else _walk(self.folder, self.exclude, self.prefix)
+        if self.single is not None:
+            return iter((self.single,))
+        return (replace(entry, prefix=self.prefix) for entry in _walk(self.folder, self.exclude, self.prefix))
+
+    def find(self, name: str) -> Address | None:
+        """Where the file of an entry's name is, if this input has it. Raises RemoteError."""
+        if self.single is not None:
+            return self.single.path if name == self.single.name else None
+        place = self.folder / name.removeprefix(self.prefix)
+        return place if name.startswith(self.prefix) and place.exists() else None
 
 
 @dataclass(frozen=True)
@@ -71,8 +84,7 @@ class Sources:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name, as entries have them. Raises RemoteError."""
-        roots = (root for root in self.roots if name.startswith(root.prefix))
-        return any((root.folder / name.removeprefix(root.prefix)).exists() for root in roots)
+        return any(root.find(name) is not None for root in self.roots)
 
     def __iter__(self) -> Iterator[Entry]:
         return itertools.chain.from_iterable(self.roots)
@@ -81,63 +93,67 @@ class Sources:
 def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
     """Find what each of `paths`, a folder, a JPEG file or a tar, holds; no file is opened.
 
-    Of several inputs the names of a folder's entries begin with its own name. `exclude` is a folder below an input to
-    leave out: the output folder of a run that writes into its own input folder. Raises SourceError if there is nothing
-    to restore in an input, or if two inputs have the same name.
+    With several inputs the names of a folder's entries begin with its own name, and single JPEG files come first, so
+    that they stay together. `exclude` is a folder below an input to leave out: the output folder of a run that writes
+    into its own input folder. Raises SourceError if there is nothing to restore in an input, or if two inputs have the
+    same name.
     """
-    roots = [_root(path, exclude) for path in paths]
-    if len(roots) == 1:
-        return Sources((roots[0],))
+    roots = [_counted(path, exclude, len(paths) > 1) for path in paths]
     taken: dict[str, Address] = {}
-    for number, (path, root) in enumerate(zip(paths, roots, strict=True)):
-        name = _name(path)
+    for path, root in zip(paths, roots, strict=True):
+        name = root.prefix if root.single is None else root.single.name
         if name in taken:
             raise SourceError(
-                f"{taken[name]} and {path}: two inputs of one name, whose outputs could not be told apart; "
-                "restore them one after the other, into an output folder each"
+                f"{taken[name]} and {path}: two inputs have the same name, so their outputs could not be told apart; "
+                "restore them separately, each into its own output folder"
             )
         taken[name] = path
-        if root.single is None:
-            roots[number] = replace(root, prefix=f"{name}/")
-    return Sources(tuple(roots))
+    return Sources(tuple(sorted(roots, key=lambda root: root.single is None or root.single.shard)))
 
 
-def folders_of(paths: Sequence[Address]) -> list[tuple[Address, str]]:
-    """(Folder, prefix of its entries' names) of each input, as `list_sources` has them, nothing listed. Raises OSError
-    and RemoteError."""
-    several = len(paths) > 1
-    return [(x, f"{_name(x)}/" if several else "") if is_folder(x) else (parent_of(x), "") for x in paths]
-
-
-def _name(path: Address) -> str:
-    return path.resolve().name or "root"
-
-
-def _root(path: Address, exclude: Address | None) -> Root:
-    wanted = "expected a folder, a JPEG file (" + " ".join(sorted(JPEG_SUFFIXES)) + ") or a tar shard"
-    wanted += " (" + " ".join(SHARD_SUFFIXES) + ")"
+def _counted(path: Address, exclude: Address | None, several: bool) -> Root:
+    """With the number of its files and tars. Raises SourceError."""
     try:
-        if not is_folder(path):
-            shard = is_shard(path.name)
-            if not (shard or is_jpeg(path.name)) or not path.is_file():
-                raise SourceError(f"{path}: not a kind of file that can be restored; {wanted}")
-            size = path.stat().st_size if shard and isinstance(path, Path) else None
-            single = Entry(path, path.name, shard, size=size)
-            return Root(parent_of(path), int(not shard), int(shard), size if shard else 0, single)
+        root = _root(path, exclude, several)
         files = shards = 0
         sizes: int | None = 0
-        for entry in _walk(path, exclude):
+        for entry in root:
             shards += entry.shard
             files += not entry.shard
             if entry.shard:
                 sizes = None if sizes is None or entry.size is None else sizes + entry.size
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; {wanted}") from error
+        raise SourceError(f"{path}: {error.strerror or error}; {WANTED}") from error
     except RemoteError as error:
         raise SourceError(str(error)) from error
     if not files + shards:
-        raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {wanted}")
-    return Root(path, files, shards, sizes, exclude=exclude)
+        raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {WANTED}")
+    return replace(root, files=files, shards=shards, shard_bytes=sizes)
+
+
+def find_input(paths: Sequence[Address], name: str) -> Address | None:
+    """Where the file is that an entry of these inputs had the name of, if it is still there. Raises RemoteError."""
+    for path in paths:
+        try:
+            found = _root(path, None, len(paths) > 1).find(name)
+        except (OSError, SourceError):
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _root(path: Address, exclude: Address | None, several: bool) -> Root:
+    """Nothing is listed yet. Raises OSError, RemoteError and SourceError."""
+    if is_folder(path):
+        own = path.absolute() if isinstance(path, Path) else path
+        name = own.name if own.name not in ("", "..") else own.resolve().name
+        return Root(path, exclude=exclude, prefix=f"{name}/" if several else "")
+    shard = is_shard(path.name)
+    if not (shard or is_jpeg(path.name)) or not path.is_file():
+        raise SourceError(f"{path}: not a kind of file that can be restored; {WANTED}")
+    size = path.stat().st_size if shard and isinstance(path, Path) else None
+    return Root(path.parent, single=Entry(path, path.name, shard, size=size))
 
 
 def is_folder(path: Address) -> bool:
@@ -149,10 +165,6 @@ def is_folder(path: Address) -> bool:
         os.scandir(path).close()
         return True
     return False
-
-
-def parent_of(path: Address) -> Address:
-    return path.parent if isinstance(path, Path) else Remote(str(path).rpartition("/")[0])
 
 
 def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[Entry]:

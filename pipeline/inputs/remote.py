@@ -56,6 +56,10 @@ class Remote:
         return _last_part(str(self), self.protocol)
 
     @property
+    def parent(self) -> "Remote":
+        return Remote(str(self).rpartition("/")[0])
+
+    @property
     def fs(self) -> Any:
         """fsspec's file system, which keeps no listings. The same object for the same protocol."""
         return fsspec.filesystem(self.protocol, use_listings_cache=False)
@@ -210,6 +214,13 @@ def same_place(one: Address, other: Address) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return one.exists() and other.exists() and one.samefile(other)
     return one == other
+
+
+def contains(folder: Address, other: Address) -> bool:
+    """Whether `other` is the folder, or lies in it at any depth."""
+    if isinstance(folder, Path) and isinstance(other, Path):
+        return other.resolve().is_relative_to(folder.resolve())
+    return folder == other or str(other).startswith(f"{folder}/")
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class Item:
     `key` is its path without the last extension: below the input folder, or inside its tar. `source` is unique in a
     run: the path below the input folder, a tar counting as a folder; later members of the same name get `#2`, `#3`, ….
     `shard` is the tar's path below the input folder. `error` says why `data` could not be had, and `transient` whether
-    that may pass; when both are None the file was not read because the caller said that it is finished.
+    that may pass; when both are None the file was not read because the caller said that it is finished. `prefix`: what
+    key or source have before the path below their own input, where there are several.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Item:
     shard: str | None = None
     error: str | None = None
     transient: bool = False
+    prefix: str = ""
 
     @property
     def suffix(self) -> str:
@@ -93,14 +95,15 @@ def read(
         for entry in entries:
             done = finished if entry.mine else _finished
             if not entry.shard:
-                yield _read_file(entry, done, limit)
+                yield replace(_read_file(entry, done, limit), prefix=entry.prefix)
                 continue
             if not whole(entry.name):
                 for item in _read_shard(entry, done, side_members, limit, position):
-                    if isinstance(item, Item) and item.error is not None and done(item.source):
-                        yield replace(item, error=None)
-                    else:
+                    if isinstance(item, SideMember):
                         yield item
+                        continue
+                    gone = item.error is not None and done(item.source)
+                    yield replace(item, error=None if gone else item.error, prefix=entry.prefix)
             position.leave(entry)
     except RemoteError as error:
         raise SourceError(f"{error}; start the run again to go on") from error

@@ -86,6 +86,8 @@ def encode_image(
     for `numpy.load`, and has no room for metadata. A profile is left off where it could not be read again: in PNG one
     of more than a megabyte (Pillow's limit), in JPEG XL one that libjxl does not understand. Raises EncodeError, for
     WebP above 16383 pixels a side."""
+    if image.dtype == np.uint16 and format not in ("png", "png16", "npy"):
+        raise EncodeError(f"{format} is written with 8 bits a channel, not 16: take png16 or npy")
     try:
         return _ENCODERS[format](image, Metadata(icc or None, exif or None, provenance))
     except (OSError, ValueError, RuntimeError) as error:
@@ -94,13 +96,14 @@ def encode_image(
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """The pixels of a file that `encode_image` wrote, [H, W, 3] or [H, W]; raises ValueError for any other kind."""
+    """The pixels of a PNG, WebP, JPEG XL or npy file, [H, W, 3] or [H, W]. Raises ValueError for any other kind and for
+    an image that is not opaque, and what their libraries raise for a damaged file."""
     stream = io.BytesIO(data)
     # Not Image.open, which would refuse large images: how large they may be was decided when they were read.
     if data.startswith(_PNG):
-        return np.asarray(PngImageFile(stream))
+        return _opaque(PngImageFile(stream))
     if data[:4] == b"RIFF":
-        return np.asarray(WebPImageFile(stream))
+        return _opaque(WebPImageFile(stream))
     if data.startswith(_NPY):
         pixels: NDArray[np.uint8] = np.load(stream, allow_pickle=False)
         return pixels
@@ -110,6 +113,17 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         pixels = pylibjxl.decode(data)
         return pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels
     raise ValueError(f"no image of a kind that is written here: it begins with {data[:8]!r}")
+
+
+def _opaque(image: Image.Image) -> NDArray[Any]:
+    """Pixels as they are, but of a palette its colours, and without an alpha channel that is opaque everywhere."""
+    if image.mode in ("P", "1"):
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode in ("RGBA", "LA"):
+        if image.getextrema()[-1] != (255, 255):
+            raise ValueError("the image has transparent pixels, which JPEG has not")
+        image = image.convert(image.mode[:-1])
+    return np.asarray(image)
 
 
 def is_16_bits(data: bytes) -> bool:

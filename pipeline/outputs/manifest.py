@@ -176,14 +176,14 @@ def merge(folder: Path) -> Counter[str]:
         return manifest.counts
 
 
-def read_records(output: Address) -> Iterator[Record]:
+def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record]:
     """The lines of all parts that count, of a source with several the first. Nothing is locked or changed, and outputs
-    are not looked for: an output may be gone. Raises OSError and RemoteError."""
+    are not looked for: an output may be gone. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
     done = Done()
     parts = sorted((output / PARTS).listing()[0]) if isinstance(output, Remote) else parts_of(output)
     for part in parts:
         lines = read_remote_part(output, part) if isinstance(output, Remote) else read_part(output, part)
-        for _, _, records in valid_blocks(lines, done, lambda outputs: True, retry_failed=False):
+        for _, _, records in valid_blocks(lines, done, lambda outputs: True, retry_failed):
             yield from records
 
 

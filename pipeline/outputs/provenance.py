@@ -48,14 +48,17 @@ def program_version() -> str:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How an image came about; fields as in `Record`, None where they mean nothing. sample: its number, from 0."""
+    """How an image came about; fields as in `Record`,None where they mean nothing. sample: its number, from 0.
+    averaged: of how many samples it is the mean."""
 
     weights: str
     mode: str
     seed: int | None
     sample: int | None
     strength: float | None
+    averaged: int | None
     coefficients: int
+    coefficients_from: str | None
     mismatches: int | None
     excess: float | None
 

@@ -26,7 +26,6 @@ class RunIdentity:
 
     `weights` is their hash, `input` the input folder: sources are paths below it, and mean other files below another;
     several inputs stand in a line each.
-    `limit` is the number of inputs with tars as outputs, whose last one it may cut short; else 0.
     A field that an older version has not written had its default.
     """
 
@@ -46,8 +45,10 @@ class RunIdentity:
     strength: float = 1.0
     filters: str = ""
     provenance: bool = False
-    limit: int = 0
 
+
+METADATA = ("provenance",)
+"""Fields of RunIdentity that decide nothing about the pixels: a run may go on with others, and it is said."""
 
 NEARLY = ("dtype", "tile", "batch", "compile")
 """Fields of RunIdentity that decide an output's last bits only. With other values it is the same to 50 dB or better,
@@ -206,12 +207,14 @@ def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -
     def said(names: Iterable[str]) -> str:
         return ", ".join(f"{name} {known.get(name)!r} (now {wanted.get(name)!r})" for name in names)
 
-    if refused := [name for name in differing if name not in NEARLY]:
+    if refused := [name for name in differing if name not in NEARLY + METADATA]:
         raise SinkError(
             f"{where}: holds the outputs of another run: {said(refused)}; "
             "choose another folder, or start afresh with --overwrite"
         )
-    if changed := [name for name in differing if name in found]:
+    if changed := [name for name in differing if name in METADATA]:
+        print(f"{where}: goes on with another {said(changed)}: the pixels are the same", file=sys.stderr)
+    if changed := [name for name in differing if name in found and name in NEARLY]:
         print(
             f"{where}: goes on with another {said(changed)}: outputs agree with the earlier run's to 50 dB or better, "
             "not bit for bit",

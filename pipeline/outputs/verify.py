@@ -52,8 +52,10 @@ def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
 
 
 def mismatches_of(pixels: NDArray[np.uint8], bitstream: Bitstream) -> int:
-    """The same of [H, W, 3] or [H, W]. Raises ValueError if the image has another size than the file."""
+    """The same of [H, W, 3] or [H, W]. Raises ValueError if the image is not of 8 bits or not of the file's size."""
     c = bitstream.coefficients
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(f"no 8-bit gray or RGB image: {pixels.dtype} {list(pixels.shape)}")
     if pixels.shape[:2] != c.size:
         (height, width), (rows, columns) = c.size, pixels.shape[:2]
         raise ValueError(f"the image has {columns}x{rows} pixels, the JPEG file {width}x{height}")

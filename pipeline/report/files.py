@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from urllib.parse import quote
 
-from pipeline.inputs.listing import Entry, SourceError, folders_of
+from pipeline.inputs.listing import Entry, SourceError, find_input
 from pipeline.inputs.names import is_shard, safe_name
 from pipeline.inputs.remote import Address, RemoteError
 from pipeline.inputs.source import Item, read
@@ -27,15 +27,14 @@ def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[t
 
 
 def _entry(inputs: Sequence[Address], source: str) -> Entry:
-    """The file, or the tar that has it. Raises OSError, RemoteError and UnsafeNameError."""
+    """The file, or the tar that has it. Raises FileNotFoundError, RemoteError and UnsafeNameError."""
     parts = safe_name(source).split("/")
-    names = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    for folder, prefix in folders_of(inputs):
-        for name in names:
-            if name.startswith(prefix) and (name == source or is_shard(name)):
-                place = folder / name.removeprefix(prefix)
-                if place.is_file():
-                    return Entry(place, name, shard=is_shard(name) and name != source)
+    for end in range(1, len(parts) + 1):
+        name = "/".join(parts[:end])
+        shard = is_shard(name) and end < len(parts)
+        place = find_input(inputs, name) if shard or end == len(parts) else None
+        if place is not None and (not shard or place.is_file()):
+            return Entry(place, name, shard)
     raise FileNotFoundError(source)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from model.weights import write_whole
 from pipeline.inputs.remote import Address, AddressError, Remote, RemoteError, address
 from pipeline.outputs.history import RunSummary, read_history
 from pipeline.outputs.manifest import read_records, read_run
@@ -60,7 +60,7 @@ def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
         raise SinkError(f"{output}: has no {IDENTITY} and no manifest lines; give the output folder of a run")
     if not inputs and run is not None:
         with suppress(AddressError):
-            inputs = [address(line) for line in str(run.get("input", "")).splitlines()]
+            inputs = [address(line) for line in str(run.get("input", "")).split("\n") if line]
     exhibits, skipped = make_gallery(output, inputs, selection.chosen())
     return render(output, run or {}, statistics, read_history(output), exhibits=exhibits, skipped=skipped)
 
@@ -122,7 +122,8 @@ def verdict(statistics: Statistics) -> str:
     if not statistics.coefficients:
         return fates
     if not statistics.mismatches:
-        return f"{fates} Every output compresses to exactly the coefficients of its file."
+        what = "the coefficients that were recovered" if statistics.recovered_from else "the coefficients of its file"
+        return f"{fates} Every restored image with a certificate compresses to exactly {what}."
     files = "file" if statistics.inexact == 1 else "files"
     return (
         f"{fates} {statistics.mismatches:,} of {statistics.coefficients:,} coefficients differ, "
@@ -162,10 +163,5 @@ def _put(place: Address, data: bytes) -> None:
     """Whole or not at all. Raises OSError and RemoteError."""
     if isinstance(place, Remote):
         place.write_bytes(data)
-        return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+    else:
+        write_whole(place, data)

@@ -18,8 +18,12 @@ from shards import write_tar
 from kernels import Subsampling
 from kernels import encode as encode_coefficients
 from pipeline import restore
+from pipeline.engine.memory import bytes_needed
+from pipeline.engine.options import Options
+from pipeline.engine.resources import largest
+from pipeline.engine.restorer import Restorer
 from pipeline.jpeg.bitstream import read_bitstream
-from pipeline.outputs.formats import encode_image
+from pipeline.outputs.formats import EncodeError, encode_image
 
 __all__ = ["weights"]
 
@@ -117,50 +121,15 @@ def test_skipped_and_copied_in_shards_beside_the_other_members(tmp_path, weights
                 assert shard.extractfile("b.JPG").read() == files["b.JPG"]
 
 
-def test_several_inputs(tmp_path, weights):
-    data = {name: encode(photograph(30, 40, number)) for number, name in enumerate("abcd")}
-    fill(tmp_path / "photos", {"a.jpg": data["a"], "x/b.jpg": data["b"]})
-    fill(tmp_path / "more", {"a.jpg": data["c"]})
-    write_tar(tmp_path / "s.tar", {"d.jpg": data["d"]})
-    fill(tmp_path, {"one.jpg": data["d"]})
-    arguments = [str(tmp_path / name) for name in ("photos", "more", "s.tar", "one.jpg")]
-    options = ["--quiet", "--output-dir", str(tmp_path / "out"), "--weights", weights[0]]
-    assert restore.main([*arguments, *options]) == 0
-    found = lines(tmp_path / "out")
-    assert set(found) == {"photos/a.jpg", "photos/x/b.jpg", "more/a.jpg", "s.tar/d.jpg", "one.jpg"}
-    assert found["photos/a.jpg"]["outputs"] == ["photos/a.png"]
-    for source, file in (("photos/a.jpg", "a"), ("more/a.jpg", "c"), ("s.tar/d.jpg", "d")):
-        (output,) = found[source]["outputs"]
-        assert mismatches(data[file], (tmp_path / "out" / output).read_bytes()) == 0
-    first = outputs(tmp_path / "out")
-    assert restore.main([arguments[0], "--input-dir", *arguments[1:], *options]) == 0  # the same, and nothing to do
-    assert outputs(tmp_path / "out") == first
-
-
-def test_inputs_of_one_name_are_refused(tmp_path, weights, capfd):
-    for folder in ("x/photos", "y/photos"):
-        fill(tmp_path / folder, {"a.jpg": encode(photograph(20, 20))})
-    arguments = [str(tmp_path / name / "photos") for name in "xy"]
-    assert restore.main([*arguments, "--output-dir", str(tmp_path / "out"), "--weights", weights[0]]) == 2
-    assert "two inputs of one name" in capfd.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("shards", [False, True])
-def test_limit_ends_a_trial_that_can_go_on(tmp_path, weights, capfd, shards):
-    files = {f"{n}.jpg": encode(photograph(20, 30, n)) for n in range(6)}
-    write_tar(tmp_path / "in" / "s.tar", {**files, "z.json": b"{}"})
-    options = ("--weights", weights[0], *["--output-shards"] * shards)
-    found = run(tmp_path / "in", tmp_path / "out", *options, "--limit", "4")
-    assert sorted(found) == [f"s.tar/{n}.jpg" for n in range(4)]
-    run(tmp_path / "in", tmp_path / "out", *options, "--limit", "4")
-    assert len(lines(tmp_path / "out")) == 4
-    if shards:  # the shard is cut short, and would never be finished
-        capfd.readouterr()
-        assert restore.main(command(tmp_path / "in", tmp_path / "out", *options)) == 2
-        assert "limit 4 (now 0)" in capfd.readouterr().err
-    else:
-        assert len(run(tmp_path / "in", tmp_path / "out", *options)) == 6
+def test_limit_ends_a_trial_that_can_go_on(tmp_path, weights):
+    write_tar(
+        tmp_path / "in" / "s.tar", {f"{n}.jpg": encode(photograph(20, 30, n)) for n in range(6)} | {"z.json": b""}
+    )
+    options = ("--weights", weights[0])
+    for _ in range(2):
+        found = run(tmp_path / "in", tmp_path / "out", *options, "--limit", "4")
+        assert sorted(found) == [f"s.tar/{n}.jpg" for n in range(4)]
+    assert len(run(tmp_path / "in", tmp_path / "out", *options)) == 6
 
 
 @pytest.mark.parametrize(
@@ -170,7 +139,10 @@ def test_limit_ends_a_trial_that_can_go_on(tmp_path, weights, capfd, shards):
         (["--strength", "0.5", "--mode", "mmse"], "only samples have one"),
         (["--strength", "0.5", "--mode", "mean"], "only samples have one"),
         (["--limit", "0"], "--limit 0: expected at least 1"),
-        (["--min-quality", "60", "--max-quality", "50"], "no file is between"),
+        (["--limit", "1", "--output-shards"], "--limit: not with --output-shards"),
+        (["--min-quality", "60", "--max-quality", "50"], "no file can match both"),
+        (["--max-quality", "101"], "--max-quality 101: expected 1 to 100"),
+        (["--merge", "--dry-run"], "--dry-run: not with --merge"),
         (["--format", "png16", "--verify"], "png16 has no certificate"),
         (["--limit", "1", "--rank", "0", "--world-size", "2"], "--limit: not with 2 ranks"),
         (["--limit", "1", "--engine", "ray"], "--limit: not with --engine ray"),
@@ -305,14 +277,46 @@ def test_16_bit_png_comes_back(channels, height, width):
     assert np.array_equal(high, image[0]) if channels == 1 else np.array_equal(high, image.transpose(1, 2, 0) >> 8)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_16_bits_do_not_depend_on_workers_and_tiles_agree(tmp_path, weights, workers):
+def test_16_bits_do_not_depend_on_workers(tmp_path, weights):
     source = fill(tmp_path / "in", bag(2))
-    options = ("--weights", weights[1], "--format", "png16", "--workers", workers, "--tile", "256")
-    found = run(source, tmp_path / workers, *options)
-    assert {line["status"] for line in found.values()} == {"restored"}
-    expected = run(source, tmp_path / "whole", "--weights", weights[1], "--format", "png16", "--workers", "1")
-    for name in ("a", "420-q10", "metadata"):
-        if f"{name}.jpg" in expected:
-            a, b = (sixteen((tmp_path / folder / f"{name}.png").read_bytes()) for folder in (workers, "whole"))
-            assert np.abs(a.astype(int) - b.astype(int)).mean() < 0.05 * 257
+    options = ("--weights", weights[1], "--format", "png16", "--tile", "256")
+    for workers in ("1", "2"):
+        found = run(source, tmp_path / workers, *options, "--workers", workers)
+        assert {line["status"] for line in found.values()} == {"restored"}
+    assert outputs(tmp_path / "1") == outputs(tmp_path / "2")
+
+
+def test_16_bits_in_other_formats_are_refused():
+    for format in ("webp", "jxl"):
+        with pytest.raises(EncodeError, match="8 bits a channel"):
+            encode_image(np.zeros((3, 4, 4), np.uint16), format)
+
+
+def test_memory_is_enough_for_the_largest_file_of_16_bits(weights):
+    options = Options(max_pixels=1 << 20, bits=16, samples=3, mode="sample")
+    restorer = Restorer.from_pretrained(weights[1], options=options)
+    for size in ((1024, 1024), (16, 65535), (65535, 16)):
+        assert largest(restorer) >= bytes_needed(Subsampling.S444, size, 3, options.pixel)
+
+
+def test_a_run_without_provenance_goes_on_with_it(tmp_path, weights, capfd):
+    source = fill(tmp_path / "in", {"a.jpg": encode(photograph(20, 30))})
+    run(source, tmp_path / "out", "--weights", weights[0], "--no-provenance")
+    fill(source, {"b.jpg": encode(photograph(20, 30))})
+    capfd.readouterr()
+    assert len(run(source, tmp_path / "out", "--weights", weights[0])) == 2
+    assert "another provenance False (now True): the pixels are the same" in capfd.readouterr().err
+
+
+def test_provenance_of_a_mean(tmp_path, weights):
+    source = fill(tmp_path / "in", {"a.jpg": encode(photograph(20, 30), quality=20)})
+    run(source, tmp_path / "out", "--weights", weights[1], "--mode", "mean", "--samples", "4")
+    assert "mode=mean seed=0 averaged=4 " in Image.open(tmp_path / "out" / "a.png").text["Restoration"]
+
+
+def test_an_empty_file_that_is_copied_is_done_once(tmp_path, weights):
+    source = fill(tmp_path / "in", {"a.jpg": encode(photograph(20, 30)), "b.jpg": b""})
+    options = ("--weights", weights[0], "--exclude", "b.*", "--passed-through", "copy")
+    for _ in range(2):
+        assert run(source, tmp_path / "out", *options)["b.jpg"]["outputs"] == []
+    assert len((tmp_path / "out" / "manifest.history.jsonl").read_text().splitlines()) == 1
