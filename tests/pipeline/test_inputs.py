@@ -100,7 +100,7 @@ def test_patterns_are_compared_with_the_path_below_each_input(tmp_path, weights)
     file = encode(photograph(20, 20))
     fill(tmp_path, {"p/thumbs/a.jpg": file, "p/b.jpg": file, "q/thumbs/c.jpg": file})
     for inputs in (["p"], ["p", "q"]):
-        out = tmp_path / "-".join(inputs)
+        out = tmp_path / ("out-" + "-".join(inputs))
         found = restored([tmp_path / name for name in inputs], out, weights, "--exclude", "thumbs/*")
         passed = {name.rpartition("/")[2] for name, line in found.items() if line["status"] == "passed_through"}
         assert passed == ({"a.jpg"} if inputs == ["p"] else {"a.jpg", "c.jpg"})

@@ -82,7 +82,7 @@ def test_filtered_files_are_passed_through_with_the_reason(tmp_path, weights):
     assert decoded["96.jpg"]["reason"] == "quality 96 is above --max-quality 60"
     assert (decoded["96.jpg"]["quality"], decoded["96.jpg"]["size"]) == (96, [40, 50])
     assert "--min-size 30" in decoded["small.jpg"]["reason"]
-    assert decoded["not/this.jpg"]["reason"] == "in --exclude not/*"
+    assert decoded["not/this.jpg"]["reason"] == "in --exclude 'not/*'"
     assert np.array_equal(pixels((tmp_path / "decode" / "96.png").read_bytes()), pixels(files["96.jpg"]))
     copied = run(source, tmp_path / "copy", *options, "--passed-through", "copy", code=1)
     skipped = run(source, tmp_path / "skip", *options, "--passed-through", "skip", code=1)

@@ -69,6 +69,25 @@ def test_what_cannot_be_verified_ends_with_2(tmp_path, capsys, restored, origina
     assert message in error
 
 
+def test_palettes_and_opaque_alpha_are_no_difference_and_transparency_is_said(tmp_path, capsys):
+    flat = np.zeros((24, 24, 3), np.uint8) + np.arange(24, dtype=np.uint8)[:, None, None] // 8 * 80
+    fill(tmp_path, {"a.jpg": encode(flat, "4:4:4", 80)})
+    image = Image.open(tmp_path / "a.jpg").convert("RGB")
+    image.save(tmp_path / "rgb.png")
+    expected = verify.main([str(tmp_path / "rgb.png"), str(tmp_path / "a.jpg")])
+    image.quantize(256).save(tmp_path / "palette.png")
+    image.convert("RGBA").save(tmp_path / "opaque.png")
+    for name in ("palette", "opaque"):
+        assert np.array_equal(Image.open(tmp_path / f"{name}.png").convert("RGB"), image)
+        assert verify.main([str(tmp_path / f"{name}.png"), str(tmp_path / "a.jpg")]) == expected
+    image.putalpha(100)
+    image.save(tmp_path / "clear.png")
+    np.save(tmp_path / "wide.npy", np.zeros((24, 24), np.float32))
+    for name, message in (("clear.png", "transparent pixels"), ("wide.npy", "no 8-bit gray or RGB image: float32")):
+        assert verify.main([str(tmp_path / name), str(tmp_path / "a.jpg")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_an_image_without_an_original(capsys):
     with pytest.raises(SystemExit) as ended:
         verify.main(["a.png", "a.jpg", "b.png"])

@@ -23,6 +23,19 @@ def test_several_inputs_are_found_again(tmp_path, weights):
     assert "cannot be read" not in page.words
 
 
+def test_one_input_that_is_gone_leaves_the_others_in_the_gallery(tmp_path, weights):
+    for name in ("x", "y"):
+        fill(tmp_path, {f"{name}/a.jpg": encode(photograph(40, 50), quality=20)})
+    out = tmp_path / "out"
+    inputs = [str(tmp_path / name) for name in ("x", "y")]
+    assert restore.main([*inputs, "--output-dir", str(out), "--weights", weights[0], "--quiet"]) == 0
+    (tmp_path / "x" / "a.jpg").unlink()
+    (tmp_path / "x").rmdir()
+    page = page_of(out)
+    assert [exhibit.key for exhibit in page.exhibits] == ["y/a"]
+    assert "x/a.jpg: the input cannot be read any more" in page.words
+
+
 def test_16_bits_have_an_excess_in_place_of_a_certificate(tmp_path, weights):
     source, out = fill(tmp_path / "in", {"a.jpg": encode(photograph(40, 50), quality=20)}), tmp_path / "out"
     options = ["--weights", weights[1], "--quiet", "--report", "--format", "png16", "--strength", "0.5"]
@@ -32,7 +45,7 @@ def test_16_bits_have_an_excess_in_place_of_a_certificate(tmp_path, weights):
     assert "Largest excess" in exhibit.text
     assert "Mismatches" not in exhibit.text
     assert "strength 0.5" in exhibit.text
-    assert "Images of 16 bits have no certificate" in page.words
+    assert "16-bit images have no certificate" in page.words
     assert "compresses to exactly the coefficients" not in page.words
     difference = exhibit.before.astype(int) - exhibit.images["after"][0]
     assert 0 < np.abs(difference).mean() < 30

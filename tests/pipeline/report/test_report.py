@@ -193,7 +193,7 @@ def test_hostile_names_stay_text(tmp_path, weights):
     assert not {"b", "i", "u"} & {*page.tags}
     assert len(page.exhibits) == len(HOSTILE) + 1
     assert all(image.shape == (30, 30, 3) for exhibit in page.exhibits for image in exhibit.images["before"])
-    assert "49" not in page.exhibit("{{ 7 * 7 }}").key
+    assert page.exhibit("{{ 7 * 7 }}")  # found by its name as it is: the template's language is not run
     assert page.exhibit("\\u202egpj.exe").links == ["./%E2%80%AEgpj.exe.png"]
     assert page.exhibit("javascript:alert(1)").links == ["./javascript%3Aalert%281%29.png"]
     assert page.exhibit("\\udcff\\udcfe").links == ["./%FF%FE.png"]
@@ -346,5 +346,5 @@ def test_an_unfinished_or_empty_run(tmp_path):
     full = Record("c", "c.jpg", "failed", "no memory", transient=True)
     (tmp_path / MANIFEST).write_text(f"{dali.to_json()}\n{full.to_json()}\n")
     words = page_of(tmp_path).words
-    assert "Of 1 file the coefficients were recovered from pixels that dali decoded" in words
+    assert "The coefficients of 1 file were recovered from pixels decoded by DALI" in words
     assert "1 no memory (1 not the file\N{RIGHT SINGLE QUOTATION MARK}s own" in words
