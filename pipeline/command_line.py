@@ -199,13 +199,15 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore")
         if not given.quiet:
             where = f"{Path(OUTPUT).absolute()} (--output-dir names another folder)"
             print(f"restore: outputs {'would ' * given.dry_run}go to {where}", file=sys.stderr)
-    for name, wanted in (("input", not given.merge), ("output-dir", True)):
-        if wanted and not (given.inputs + given.input_dir if name == "input" else given.output_dir):
-            raise UsageError(f"{'an input' if name == 'input' else '--output-dir'} is missing (see --help)")
     given.inputs = [_place("input", text) for text in given.inputs + given.input_dir]
+    if not given.inputs and not given.merge:
+        raise UsageError("an input is missing (see --help)")
+    if not given.output_dir:
+        raise UsageError("--output-dir is missing (see --help)")
     given.output_dir = _place("--output-dir", given.output_dir)
     _check_numbers(given)
     given.share = share_of(given)
+    _check_combinations(given)
     return given
 
 
@@ -248,19 +250,24 @@ def share_of(given: argparse.Namespace) -> Share:
         share = choose(given.rank, given.world_size, os.environ)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return Share() if given.merge and given.rank is None else share
+
+
+def _check_combinations(given: argparse.Namespace) -> None:
+    """Raises UsageError for options that do not go together."""
+    share: Share = given.share
     alone = [f"--{name.replace('_', '-')}" for name in ALONE if getattr(given, name)]
     if given.merge and len(alone) > 1:
         raise UsageError(f"{alone[1]}: not with --merge, which restores nothing")
-    if given.merge and given.rank is None:
-        return Share()
     if share.part and given.report:
         instead = "when all have ended, use --merge --report (of a store: python -m pipeline.report)"
         raise UsageError(f"--report: not with {share.ranks} ranks; {instead}")
     if share.part and alone:
         raise UsageError(f"{alone[0]}: not with {share.ranks} ranks; use it with a run of one")
+    if given.engine == "ray" and (given.limit is not None or given.dry_run):
+        raise UsageError(f"{alone[-1]}: not with --engine ray; use it with a run on one machine")
     if given.limit is not None and given.output_shards:
         raise UsageError("--limit: not with --output-shards, whose last tar would be cut short; give fewer tars")
-    return share
 
 
 def _configuration(path: Path, commands: argparse.ArgumentParser) -> dict[str, Any]:

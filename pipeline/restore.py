@@ -105,9 +105,6 @@ def on_cluster(given: argparse.Namespace) -> int:
         raise UsageError(f"--device {given.device}: with --engine ray, auto or cpu; each worker gets a GPU of its own")
     if given.share.part:
         raise UsageError(f"--engine ray: start it once, not as {given.share.ranks} ranks")
-    alone = next((name for name in ("limit", "dry_run") if getattr(given, name)), None)
-    if alone is not None:
-        raise UsageError(f"--{alone.replace('_', '-')}: not with --engine ray; use it with a run on one machine")
     given.inputs = [absolute(one) for one in given.inputs]
     given.output_dir = absolute(given.output_dir)
     if given.weights is not None and not (SHIPPED / f"{given.weights}.safetensors").exists():

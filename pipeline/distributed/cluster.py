@@ -21,7 +21,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -33,9 +32,10 @@ from pipeline.distributed.ray_worker import PATIENCE, PROBE, Hello, Outcome, Pla
 from pipeline.distributed.units import Unit, units_of
 from pipeline.engine.job import Job
 from pipeline.engine.progress import keep_history, progress_bar, summary
-from pipeline.engine.run import list_inputs, takes_key
+from pipeline.engine.run import list_inputs, name_filter, takes_key
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.inputs.remote import Address, RemoteError, failures_of
+from pipeline.inputs.source import Item
 from pipeline.outputs.record import SinkError
 from pipeline.outputs.store import PARTIAL
 
@@ -176,6 +176,10 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
     """engine.run on the cluster at `address`, with so many CPUs for a worker. job: its paths absolute, its Restorer on
     any device. weights, device, dtype: what the workers' Restorers are made from. Raises ClusterError, too."""
     sources, watch = list_inputs(job), Stopwatch()
+
+    def may_have_outputs(item: Item) -> bool:
+        return takes_key(job, name_filter(job, item))
+
     with ExitStack() as stack:
         ray = stack.enter_context(connected(address))
         manifest = stack.enter_context(job.open_manifest())
@@ -186,7 +190,7 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
         before, started, megapixels = manifest.counts.total(), time.perf_counter(), 0.0
         progress = stack.enter_context(progress_bar(sources.count, before, job.quiet))
         crew = stack.enter_context(Crew(ray, plan, cpus))
-        for outcome in crew.outcomes(units_of(sources, job.shards, manifest, partial(takes_key, job))):
+        for outcome in crew.outcomes(units_of(sources, job.shards, manifest, may_have_outputs)):
             if outcome.problem:
                 raise ClusterError(outcome.problem)
             manifest.append(outcome.records)

@@ -38,12 +38,15 @@ class Unit:
 
 
 def units_of(
-    entries: Iterable[Entry], shards: bool, manifest: Ledger, takes_key: Callable[[Item], bool] = lambda item: True
+    entries: Iterable[Entry],
+    shards: bool,
+    manifest: Ledger,
+    may_have_outputs: Callable[[Item], bool] = lambda item: True,
 ) -> Iterator[Unit]:
     """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one.
-    takes_key: whether an item may have outputs."""
+    may_have_outputs: whether an item may, and so takes its key."""
     if not shards:
-        yield from _surveyed(entries, manifest.finished, takes_key)
+        yield from _surveyed(entries, manifest.finished, may_have_outputs)
         return
     for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
         found = tuple(group)
@@ -58,7 +61,7 @@ def units_of(
 
 
 def _surveyed(
-    entries: Iterable[Entry], finished: Callable[[str], bool], takes_key: Callable[[Item], bool]
+    entries: Iterable[Entry], finished: Callable[[str], bool], may_have_outputs: Callable[[Item], bool]
 ) -> Iterator[Unit]:
     """Tars, and loose files by the hundred. Whose key is whose is decided here, where all names are seen in order."""
     keys = Keys()
@@ -69,7 +72,7 @@ def _surveyed(
             left = 0
             for item in read(replace(entry, mine=False) for entry in found):
                 assert isinstance(item, Item)  # others are not asked for
-                owner = keys.claim(item) if takes_key(item) else None
+                owner = keys.claim(item) if may_have_outputs(item) else None
                 if finished(item.source):
                     done.add(item.source)
                     continue

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.progress import progress_bar, time_left
 from pipeline.engine.resources import Resources, open_resources
-from pipeline.engine.run import claim, first_of, list_inputs, most_of
+from pipeline.engine.run import claim, list_inputs, most_of
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.names import digest
@@ -102,7 +103,7 @@ def dry_run(job: Job) -> str:
         items = read(sources, lambda source: digest(source) in done, position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
-            found = survey(job, items if job.limit is None else first_of(items, job.limit), progress, left)
+            found = survey(job, islice(items, job.limit), progress, left)
         restored, passed_through = (measure(resources, sample) for sample in (found.restored, found.passed_through))
     return describe(job, resources.workers, found, restored, passed_through)
 
@@ -147,10 +148,7 @@ def expected(job: Job, step: Step) -> Record:
     file = step.file
     if file is None:
         return step.record
-    record, known = step.record, file.known
-    if known is not None:
-        size, names = known.header.size, ("",) * job.restorer.images
-        record = replace(record, size=size, quality=known.quality, sampling=known.sampling.label, outputs=names)
+    record = replace(file.describe(step.record), outputs=("",) * job.restorer.images)
     if isinstance(file.layout, JpegError):
         fate: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
         record = replace(record, status=fate, reason=str(file.layout))
@@ -161,20 +159,19 @@ def measure(resources: Resources, sample: Sample) -> Speed | None:
     """Does some of a sample, and throws the outputs away. None if it is empty."""
     files = sample.files.copy()
     sample.chance.shuffle(files)
-    counts: Counter[str] = Counter()
-    times, started = [], time.perf_counter()
+    times, written, started = [], 0, time.perf_counter()
     with resources.scheduler() as scheduler:
         for step in scheduler.run(tasks(resources, files)):
             if isinstance(step, Task) and step.record.size is not None:
                 times.append((time.perf_counter() - started, step.record.size[0] * step.record.size[1]))
-                counts["bytes"] += sum(map(len, step.images))
+                written += sum(map(len, step.images))
     if not times:
         return None
     pixels, done, seconds = sum(size for _, size in times), len(times), times[-1][0]
     if len(times) >= 2 * resources.workers + 2:  # without the start of the workers and the first file
         seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
-        counts["bytes"] = counts["bytes"] * done // len(times)
-    return Speed(seconds, done, pixels / 1e6, counts["bytes"])
+        written = written * done // len(times)
+    return Speed(seconds, done, pixels / 1e6, written)
 
 
 def tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
@@ -206,19 +203,17 @@ def describe(job: Job, workers: int, found: Survey, restored: Speed | None, pass
     lines += [f"{n:>17} {sampling}" for sampling, n in statistics.samplings.most_common()]
     lines += fates(counts["passed_through"], "to pass through", statistics.passed_through)
     lines += fates(counts["failed"], "that will fail", statistics.failed)
-    seconds = size = 0.0
+    shares = []  # of each kind: how often what was measured is to be done
     if restored is not None and restored.megapixels:
-        share = megapixels / restored.megapixels
-        seconds, size = seconds + share * restored.seconds, size + share * restored.bytes
+        shares.append((restored, megapixels / restored.megapixels))
     if passed_through is not None:
-        share = counts["passed_through"] / passed_through.files
-        seconds, size = seconds + share * passed_through.seconds, size + share * passed_through.bytes
-    if restored is not None or passed_through is not None:
-        measured = sum(speed.files for speed in (restored, passed_through) if speed is not None)
+        shares.append((passed_through, counts["passed_through"] / passed_through.files))
+    if shares:
         where = f"{job.restorer.device} with {workers} {'worker' if workers == 1 else 'workers'}"
         lines.append(
-            f"about {tqdm.format_interval(seconds)} on {where} and {size / 1e6:,.1f} MB of outputs, estimated from "
-            f"{measured} files"
+            f"about {tqdm.format_interval(sum(x.seconds * share for x, share in shares))} on {where} and "
+            f"{sum(x.bytes * share for x, share in shares) / 1e6:,.1f} MB of outputs, "
+            f"estimated from {sum(x.files for x, _ in shares)} files"
         )
     return "\n".join(lines)
 

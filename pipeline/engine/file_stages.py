@@ -159,9 +159,7 @@ def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) 
     assert isinstance(step, Task)
     if isinstance(found, Passed):
         fate = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
-        record = replace(fate, mode=None, weights=None, seed=None, strength=None)
-        if file.known is not None:
-            record = replace(record, sampling=file.known.sampling.label, quality=file.known.quality)
+        record = file.describe(replace(fate, mode=None, weights=None, seed=None, strength=None))
         return Task(step.item, record, images=found.images)
     bitstream, c = found.bitstream, found.bitstream.coefficients
     record = replace(

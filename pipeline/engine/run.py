@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -43,9 +44,8 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
-        resources = stack.enter_context(
-            open_resources(job)
-        )  # before there is a thread, and before an earlier run is touched
+        # Before there is a thread, and before an earlier run is touched:
+        resources = stack.enter_context(open_resources(job))
         scheduler = stack.enter_context(resources.scheduler())
         manifest = stack.enter_context(job.open_manifest())
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
@@ -57,7 +57,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         entries = job.share.of(sources, job.shards)
         position = Position()
         items = read(entries, sink.finished, sink.whole, side_members=sink.carries, position=position)
-        items = watch.each("read", items if job.limit is None else first_of(items, job.limit))
+        items = watch.each("read", islice(items, job.limit))
         left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
         megapixels = write(scheduler.run(claim(job, items)), sink, progress, watch, left)
         with watch("write"):
@@ -87,15 +87,6 @@ def most_of(count: int | None, limit: int | None) -> int | None:
     return min((number for number in (count, limit) if number is not None), default=None)
 
 
-def first_of(items: Iterable[Item | SideMember], limit: int) -> Iterator[Item | SideMember]:
-    """So many inputs, and what lies between them."""
-    for item in items:
-        yield item
-        limit -= isinstance(item, Item)
-        if limit == 0:
-            return
-
-
 def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
     names = Names(job.format, job.restorer.images, copies=job.filters.passed_through == "copy")
     return ShardSink(manifest, sources, names) if job.shards else FolderSink(manifest, names)
@@ -106,9 +97,9 @@ def name_filter(job: Job, item: Item) -> str | None:
     return job.filters.by_name(item.source.removeprefix(item.prefix))
 
 
-def takes_key(job: Job, item: Item) -> bool:
-    """Whether the item may have outputs: no other may then have its key."""
-    return job.filters.passed_through != "skip" or name_filter(job, item) is None
+def takes_key(job: Job, reason: str | None) -> bool:
+    """Whether an item may have outputs, whose name leaves it out for this reason: no other may then have its key."""
+    return reason is None or job.filters.passed_through != "skip"
 
 
 def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
@@ -118,7 +109,8 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
         if isinstance(item, SideMember):
             yield item
             continue
-        wanted = takes_key(job, item)
+        reason = name_filter(job, item)
+        wanted = takes_key(job, reason)
         owner = keys.claim(item) if wanted else None
         if item.data is None and item.error is None:
             continue
@@ -128,7 +120,7 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
         elif owner is not None:
             yield Task(bare, failed(record, f"duplicate key: {owner} has it already"))
         else:
-            yield begin(job, bare, record, item.data or b"")
+            yield begin(job, Task(bare, record), item.data or b"", reason)
 
 
 def new_record(job: Job, item: Item) -> Record:
@@ -145,10 +137,11 @@ def new_record(job: Job, item: Item) -> Record:
     )
 
 
-def begin(job: Job, item: Item, record: Record, data: bytes) -> Step:
-    """A file's task, which is done already if the file is passed through without being decoded."""
-    layout = job.filters.apply(job.restorer.parse(data), name_filter(job, item))
-    file, task = RawFile(data, layout), Task(item, record)
+def begin(job: Job, task: Task, data: bytes, reason: str | None) -> Step:
+    """A file's task, which is done already if the file is passed through without being decoded. reason: why its name
+    leaves it out, if it does."""
+    layout = job.filters.apply(job.restorer.parse(data), reason)
+    file = RawFile(data, layout)
     if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
         return merge_decoded(job, task, file, pass_through(job, file, str(layout)))
     return replace(task, file=file)

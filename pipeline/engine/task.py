@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -37,6 +37,14 @@ class RawFile:
     def size(self) -> tuple[int, int] | None:
         """(height, width), if it can be read."""
         return self.known.header.size if self.known is not None else None
+
+    def describe(self, record: Record) -> Record:
+        """The record with what the header says, if that can be read."""
+        if self.known is None:
+            return record
+        return replace(
+            record, size=self.known.header.size, sampling=self.known.sampling.label, quality=self.known.quality
+        )
 
     def buffers(self, restorer: Restorer) -> Buffers | None:
         """Where its coefficients and images go, unless each process has its own."""

@@ -53,9 +53,7 @@ class Root:
     prefix: str = ""
 
     def __iter__(self) -> Iterator[Entry]:
-        if self.single is not None:
-            return iter((self.single,))
-        return (replace(entry, prefix=self.prefix) for entry in _walk(self.folder, self.exclude, self.prefix))
+        return iter((self.single,)) if self.single is not None else _walk(self.folder, self.exclude, self.prefix)
 
     def find(self, name: str) -> Address | None:
         """Where the file of an entry's name is, if this input has it. Raises RemoteError."""
@@ -176,25 +174,29 @@ def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[
         excluded = None
     stack: list[tuple[Address, str, frozenset[Hashable]]] = [(root, prefix, frozenset())]
     while stack:
-        folder, prefix, above = stack.pop()
+        folder, path, above = stack.pop()
         here = _identity(folder)
         if here is not None and (here in above or here == excluded):
             continue
         try:
             files, shards, folders = _listing(folder)
         except OSError as error:
-            yield Entry(folder, prefix.rstrip("/"), error=f"folder cannot be listed: {error.strerror or error}")
+            reason = f"folder cannot be listed: {error.strerror or error}"
+            yield Entry(folder, path.rstrip("/"), error=reason, prefix=prefix)
             continue
-        yield from (_entry(folder, prefix, name) for name in files)
-        yield from (replace(_entry(folder, prefix, name, shard=True), size=size) for name, size in shards)
+        for name in files:
+            yield Entry(*_place(folder, path, name), prefix=prefix)
+        for name, size in shards:
+            yield Entry(*_place(folder, path, name, shard=True), size=size, prefix=prefix)
         inside = above if here is None else above | {here}
-        stack.extend((folder / name, f"{prefix}{name}/", inside) for name in reversed(folders))
+        stack.extend((folder / name, f"{path}{name}/", inside) for name in reversed(folders))
 
 
-def _entry(folder: Address, prefix: str, name: str, shard: bool = False) -> Entry:
+def _place(folder: Address, path: str, name: str, shard: bool = False) -> tuple[Address, str, bool, str | None]:
+    """The first fields of an Entry. path: the folder's own, with a slash at its end."""
     if name == ".." or "/" in name or "\0" in name:  # only a remote store can say so
-        return Entry(folder, prefix + name, error=f"unsafe name: {name!r} cannot be the name of a file")
-    return Entry(folder / name, prefix + name, shard)
+        return folder, path + name, False, f"unsafe name: {name!r} cannot be the name of a file"
+    return folder / name, path + name, shard, None
 
 
 def _listing(folder: Address) -> tuple[list[str], list[tuple[str, int | None]], list[str]]:

@@ -95,15 +95,14 @@ def read(
         for entry in entries:
             done = finished if entry.mine else _finished
             if not entry.shard:
-                yield replace(_read_file(entry, done, limit), prefix=entry.prefix)
+                yield _read_file(entry, done, limit)
                 continue
             if not whole(entry.name):
                 for item in _read_shard(entry, done, side_members, limit, position):
-                    if isinstance(item, SideMember):
+                    if isinstance(item, Item) and item.error is not None and done(item.source):
+                        yield replace(item, error=None)
+                    else:
                         yield item
-                        continue
-                    gone = item.error is not None and done(item.source)
-                    yield replace(item, error=None if gone else item.error, prefix=entry.prefix)
             position.leave(entry)
     except RemoteError as error:
         raise SourceError(f"{error}; start the run again to go on") from error
@@ -118,15 +117,16 @@ def _key(name: str) -> str:
 
 
 def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Item:
+    name, prefix, done = entry.name, entry.prefix, finished(entry.name)
     if entry.error is not None:
-        return Item(entry.name, entry.name, None, error=None if finished(entry.name) else entry.error, transient=True)
+        return Item(name, name, None, error=None if done else entry.error, transient=True, prefix=prefix)
     data, error, transient = None, None, False
-    if not finished(entry.name):
+    if not done:
         try:
             data, error = _contents(entry.path, limit)
         except OSError as failure:
             error, transient = f"cannot be read: {failure.strerror or failure}", True
-    return Item(_key(entry.name), entry.name, data, error=error, transient=transient)
+    return Item(_key(name), name, data, error=error, transient=transient, prefix=prefix)
 
 
 def _contents(path: Address, limit: int) -> tuple[bytes | None, str | None]:
@@ -155,7 +155,7 @@ def _read_shard(
             for count, member in enumerate(members_of(archive), 1):  # noqa: B007
                 position.within = file.tell() if entry.size is not None else 0
                 found = _read_member(
-                    archive, member, entry.name, repeats, finished=finished, side_members=side_members, limit=limit
+                    archive, member, entry, repeats, finished=finished, side_members=side_members, limit=limit
                 )
                 if found is not None:
                     yield found
@@ -167,13 +167,13 @@ def _read_shard(
             reason = f"the tar is damaged or cut off after {count} members: {what}"
         else:
             reason = f"not a tar archive that can be read: {what}"
-        yield Item(entry.name, entry.name, None, entry.name, reason)
+        yield Item(entry.name, entry.name, None, entry.name, reason, prefix=entry.prefix)
 
 
 def _read_member(
     archive: tarfile.TarFile,
     member: tarfile.TarInfo,
-    shard: str,
+    shard: Entry,
     repeats: dict[bytes, int],
     *,
     finished: Callable[[str], bool],
@@ -195,8 +195,8 @@ def _read_member(
     elif member.size > limit:
         error = error or _too_large(member.size, limit)
     times = repeats[digest(name)] = repeats.get(digest(name), 0) + 1
-    source = f"{shard}/{name}" + (f"#{times}" if times > 1 else "")
+    source = f"{shard.name}/{name}" + (f"#{times}" if times > 1 else "")
     if not image and error is None:
-        return SideMember(name, source, member_data(archive, member), shard)
+        return SideMember(name, source, member_data(archive, member), shard.name)
     data = None if error is not None or finished(source) else member_data(archive, member)
-    return Item(key, source, data, shard, error)
+    return Item(key, source, data, shard.name, error, prefix=shard.prefix)
