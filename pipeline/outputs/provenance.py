@@ -48,7 +48,7 @@ def program_version() -> str:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How an image came about; fields as in `Record`,None where they mean nothing. sample: its number, from 0.
+    """How an image came about; fields as in `Record`, None where they mean nothing. sample: its number, from 0.
     averaged: of how many samples it is the mean."""
 
     weights: str

@@ -51,7 +51,7 @@ METADATA = ("provenance",)
 """Fields of RunIdentity that decide nothing about the pixels: a run may go on with others, and it is said."""
 
 NEARLY = ("dtype", "tile", "batch", "compile")
-"""Fields of RunIdentity that decide an output's last bits only. With other values it is the same to 48 dB or better,
+"""Fields of RunIdentity that decide an output's last bits only. With other values it is the same to 50 dB or better,
 under the same certificate: a run may go on with them, and it is said."""
 
 
@@ -216,7 +216,7 @@ def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -
         print(f"{where}: goes on with another {said(changed)}: the pixels are the same", file=sys.stderr)
     if changed := [name for name in differing if name in found and name in NEARLY]:
         print(
-            f"{where}: goes on with another {said(changed)}: outputs agree with the earlier run's to 48 dB or better, "
+            f"{where}: goes on with another {said(changed)}: outputs agree with the earlier run's to 50 dB or better, "
             "not bit for bit",
             file=sys.stderr,
         )

@@ -122,17 +122,17 @@ def test_mean_lies_amid_the_samples(noisy):
     assert (mean.image.double() - draws.mean(0)).square().mean().sqrt() < 0.5 * distance
 
 
-@pytest.mark.parametrize("size", [(100, 90), (128, 128), (300, 210)])
-def test_shipped_weights_make_the_same_image_in_batches_to_48_db(size):
-    """Padded to one of few shapes, as on a GPU: what differs is at the right and lower edges, so most in small images,
-    where it is 49 to 50 dB."""
+@pytest.mark.parametrize(("size", "least"), [((64, 64), 40), ((100, 90), 48), ((128, 128), 50), ((300, 210), 50)])
+def test_shipped_weights_make_the_same_image_in_batches(size, least):
+    """To so many dB. A batch is padded to one of few shapes, as on a GPU; what differs is at the right and lower edges,
+    so most in images of less than 128 pixels a side."""
     data = encode(photograph(*size), quality=20)
     single, batched = (Restorer.from_pretrained(options=Options(batch=1, tile=256)) for _ in range(2))
     batched.batched = True
     a, b = single.restore(data), batched.restore(data)
     assert a.mismatches == b.mismatches == 0
     assert mismatches(data, as_png(b)) == 0
-    assert (a.image.double() - b.image.double()).square().mean() <= 255**2 / 10**4.8
+    assert (a.image.double() - b.image.double()).square().mean() <= 255**2 / 10 ** (least / 10)
 
 
 def test_a_compiled_network_makes_the_same_image(noisy):
