@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.inputs.listing import SourceError
 from train.config import RECIPE, Config, ConfigError, load_config
-from train.data.loader import LoaderError
+from train.data.plan import LoaderError
 from train.demo import default_config
 from train.state import TrainingError
 from train.trainer import train

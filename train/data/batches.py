@@ -8,7 +8,8 @@ from torch import Tensor
 
 from train.config import Config
 from train.data.crops import areas_of, load_images, random_crops, step_generator
-from train.data.loader import Loader, LoaderConfig
+from train.data.loader import Loader
+from train.data.plan import LoaderConfig
 from train.distributed import Ranks, on_device
 
 

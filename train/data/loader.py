@@ -15,64 +15,29 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.jpeg.fallback import for_pillow
-from train.data.index import Index, note_broken, open_index
-
-_WORD = (1 << 64) - 1
-_TOUCHSTONE = -1
-
-
-class LoaderError(Exception):
-    """The loader cannot start or go on; the message says why, and what to do."""
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """Which images, and how they are cut and shared out."""
-
-    paths: list[str] = field(default_factory=list)  # folders, tar shards, JPEG and PNG files
-    crop: int = 128  # pixels
-    batch: int = 32  # crops a step, of this rank
-    orientations: int = 8  # of a crop, all as likely: 8, 2 (mirrored or not: for what has an upper side), or 1
-    seed: int = 0
-    rank: int = 0
-    world: int = 1  # ranks
-    device: str = "cpu"  # or cuda, cuda:1, …: where images are decoded and stay
-    threads: int = 2  # of DALI
-    readers: int = 4  # threads that read files
-    prefetch: int = 2  # batches ahead of the one in use
-    cache: str = ""  # folder for the index; empty: jpeg-posterior in the user's cache folder
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Where a crop comes from: a square of image number `image` from row `top` and column `left` on; then, by the bits
-    of `orientation`, transposed (4), flipped upside down (2), flipped left to right (1).
-
-    epoch: in which pass over all images. stands_in: it replaces one of an image that is broken.
-    """
-
-    image: int
-    epoch: int
-    top: int
-    left: int
-    orientation: int
-    stands_in: bool = False
+from train.data.dali_crops import (
+    TOUCHSTONE,
+    build_pipeline,
+    find_undecodable,
+    graph_inputs,
+    reason_of,
+    run_pipeline,
+    touchstone,
+)
+from train.data.index import note_broken, open_index
+from train.data.plan import Crop, LoaderConfig, LoaderError, plan
 
 
 @dataclass(frozen=True)
@@ -142,9 +107,9 @@ class Loader:
         """Raises LoaderError when a whole batch is broken, or DALI fails for another reason than a broken image."""
         while True:
             if self._pipeline is None:
-                self._pipeline = _build(self.config, self._feed, self.config.batch, self.config.prefetch)
+                self._pipeline = build_pipeline(self.config, self._feed, self.config.batch, self.config.prefetch)
             try:
-                images = _run(self._pipeline, self.config)
+                images = run_pipeline(self._pipeline, self.config)
             except RuntimeError as error:
                 self._drop_broken(error)
                 continue
@@ -208,7 +173,7 @@ class Loader:
             self._report(unreadable)
             request = self._request(step)
         self._decoding.append(request)
-        return _inputs(request.encoded(), request.crops)
+        return graph_inputs(request.encoded(), request.crops)
 
     def _request(self, step: int) -> _Request:
         crops = plan(self.index, self.config, step)
@@ -217,10 +182,10 @@ class Loader:
     def _drop_broken(self, error: RuntimeError) -> None:
         """DALI does not say which of the batches in its queue failed, so each image in it is tried alone."""
         samples = [sample for one in self._decoding for sample in zip(one.crops, one.encoded(), strict=True)]
-        broken = dict(_trials(self.config, [*samples, _touchstone(self.config.crop)]))
-        if not broken or _TOUCHSTONE in broken:
+        broken = dict(find_undecodable(self.config, [*samples, touchstone(self.config.crop)]))
+        if not broken or TOUCHSTONE in broken:
             how = "with a sound image, too" if broken else "though it decodes each image alone"
-            raise LoaderError(f"DALI fails at step {self.step}, {how}: {_reason(error)}") from error
+            raise LoaderError(f"DALI fails at step {self.step}, {how}: {reason_of(error)}") from error
         for image, reason in broken.items():
             note_broken(self.index, image, reason, _cache(self.config))
         self._report(broken)
@@ -231,146 +196,9 @@ class Loader:
             tqdm.write(f"dropped {self.index.name(image)}: {reason}")
 
 
-def plan(index: Index, config: LoaderConfig, step: int) -> list[Crop]:
-    """The crops of this rank in a step: places uniform in each image, all orientations alike.
-
-    Raises LoaderError when all their images are broken."""
-    first = (step * config.world + config.rank) * config.batch
-    crops = []
-    for position in range(first, first + config.batch):
-        epoch, place = divmod(position, len(index))
-        crops.append(_crop(index, config, position, int(_order(config.seed, epoch, len(index))[place])))
-    sound = [crop.image not in index.broken for crop in crops]
-    if not any(sound):
-        raise LoaderError(f"all images of step {step} are broken, such as {index.name(crops[0].image)}")
-    for slot in range(config.batch):
-        if not sound[slot]:
-            donor = next(i for i in range(slot - config.batch, slot) if sound[i])
-            stand_in = _crop(index, config, first + slot, crops[donor].image)
-            crops[slot] = replace(stand_in, stands_in=True)
-    return crops
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """A permutation of 0..count-1, from bits that no release of numpy may change."""
-    bits = np.random.Philox(key=[seed & _WORD, 0], counter=[0, epoch, 0, 0]).random_raw(count)
-    return np.argsort(bits, kind="stable")
-
-
-def _crop(index: Index, config: LoaderConfig, position: int, image: int) -> Crop:
-    """One block of random bits for each position in the sequence of all crops."""
-    bits = np.random.Philox(key=[config.seed & _WORD, 1], counter=[position, 0, 0, 0]).random_raw(3)
-    choices = (*(index.sizes[image] - config.crop + 1), config.orientations)
-    top, left, orientation = (int(word) * int(n) >> 64 for word, n in zip(bits, choices, strict=True))
-    return Crop(image, position // len(index), top, left, orientation)
-
-
 def _unreadable(request: _Request) -> dict[int, str]:
     errors = zip(request.crops, (file.exception() for file in request.files), strict=True)
     return {crop.image: f"cannot be read: {error}" for crop, error in errors if error is not None}
-
-
-def _inputs(encoded: list[NDArray[np.uint8]], crops: list[Crop]) -> list[Any]:
-    """In the order of the graph's external source."""
-    orientation = np.array([crop.orientation for crop in crops], np.int32)
-    start = np.array([(crop.top, crop.left) for crop in crops], np.int32)
-    return [encoded, start, (orientation & 4) > 0, orientation >> 1 & 1, orientation & 1]
-
-
-def _build(config: LoaderConfig, source: Callable[[], list[Any]], batch: int, prefetch: int) -> Any:
-    """DALI's pipeline: encoded files → [batch, 3, crop, crop] uint8 on the device."""
-    from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - only where it is needed: it exists for Linux alone
-
-    device = torch.device(config.device)
-    gpu = device.type == "cuda"
-    number = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
-
-    def graph() -> Any:
-        encoded, start, transposed, upside_down, mirrored = fn.external_source(
-            source=source,
-            num_outputs=5,
-            dtype=[types.UINT8, types.INT32, types.BOOL, types.INT32, types.INT32],
-            ndim=[1, 1, 0, 0, 0],
-        )
-        pixels = fn.decoders.image_slice(
-            encoded,
-            start=start,
-            shape=[config.crop, config.crop],
-            axes=[0, 1],
-            device="mixed" if gpu else "cpu",
-            output_type=types.RGB,
-            adjust_orientation=False,  # Pillow decodes what is stored
-            jpeg_fancy_upsampling=True,  # as libjpeg-turbo does, on the GPU too
-        )
-        if transposed:
-            planes = fn.transpose(pixels, perm=[2, 1, 0], transpose_layout=False, output_layout="CHW")
-        else:
-            planes = fn.transpose(pixels, perm=[2, 0, 1], transpose_layout=False, output_layout="CHW")
-        return fn.flip(planes, vertical=upside_down, horizontal=mirrored)
-
-    pipeline = pipeline_def(
-        graph,
-        batch_size=batch,
-        num_threads=config.threads,
-        device_id=number,
-        prefetch_queue_depth=prefetch,
-        enable_conditionals=True,
-    )()
-    pipeline.build()
-    return pipeline
-
-
-def _run(pipeline: Any, config: LoaderConfig) -> Tensor:
-    """[batch, 3, crop, crop] uint8: copied, on the device, out of the buffers that DALI uses again."""
-    from nvidia.dali.plugin.pytorch import feed_ndarray  # noqa: PLC0415
-
-    device = torch.device(config.device)
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-    found = pipeline.run(stream)[0].as_tensor()
-    images = torch.empty(found.shape(), dtype=torch.uint8, device=device)
-    feed_ndarray(found, images, cuda_stream=stream)
-    return images
-
-
-def _trials(config: LoaderConfig, samples: Iterable[tuple[Crop, NDArray[np.uint8]]]) -> Iterator[tuple[int, str]]:
-    """(image, reason) of those that DALI cannot decode."""
-    waiting: list[Any] = []
-
-    def next_sample() -> Any:  # DALI cannot call a built-in function
-        return waiting.pop()
-
-    pipeline = None
-    for crop, encoded in samples:
-        waiting.append(_inputs([encoded], [crop]))
-        if pipeline is None:
-            pipeline = _build(config, next_sample, 1, 1)
-        try:
-            _run(pipeline, config)
-        except RuntimeError:  # which does not say why
-            pipeline = None
-            yield crop.image, f"DALI cannot decode it, {_pillow_says(encoded)}"
-
-
-def _touchstone(side: int) -> tuple[Crop, NDArray[np.uint8]]:
-    """An image that is known to be sound, to tell a fault of the images from one of the device or of DALI."""
-    file = BytesIO()
-    Image.new("RGB", (side, side)).save(file, "JPEG")
-    return Crop(_TOUCHSTONE, 0, 0, 0, 0), np.frombuffer(file.getvalue(), np.uint8)
-
-
-def _pillow_says(encoded: NDArray[np.uint8]) -> str:
-    try:
-        Image.open(for_pillow(encoded.tobytes())).load()
-    except Exception as error:  # Pillow raises half a dozen types over damaged files
-        return f"nor can Pillow: {error}"
-    return "though Pillow can"
-
-
-def _reason(error: RuntimeError) -> str:
-    """The cause in DALI's error of many lines."""
-    cause = str(error).rpartition("encountered:")[2].strip()
-    return cause.partition("\n")[0] or type(error).__name__
 
 
 def _check(config: LoaderConfig) -> None:

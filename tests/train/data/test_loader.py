@@ -17,7 +17,8 @@ from shards import write_tar
 
 from pipeline.inputs.listing import SourceError
 from train.data.index import open_index
-from train.data.loader import Loader, LoaderConfig, LoaderError, plan
+from train.data.loader import Loader
+from train.data.plan import LoaderConfig, LoaderError, plan
 
 CROP = 33
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
