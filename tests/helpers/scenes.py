@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jpegs import Pixels
+from jpegs import Pixels, photograph
 from torch import Tensor
 
 from kernels import Coefficients, Subsampling, quality_to_tables
@@ -93,3 +93,8 @@ def random_tables(images: int, sampling: Subsampling) -> Tensor:
     if images > 2:
         tables[0], tables[-1] = 1, 255
     return tables
+
+
+def image(height=70, width=90, seed=0):
+    """A photograph, [3, height, width] uint8."""
+    return tensor_of(photograph(height, width, seed))[0]

@@ -1,6 +1,5 @@
 """Table 1's figures against independent computations, and the command line that prints them."""
 
-import io
 import json
 import sys
 from types import MappingProxyType, SimpleNamespace
@@ -9,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from jpegs import SAMPLINGS, encode, photograph
-from PIL import Image, ImageFilter
-from runs import mismatches, weights
-from scenes import scene, tensor_of
+from PIL import Image
+from runs import weights
+from scenes import image
 from shards import clean_shard
 
 from kernels import Subsampling
@@ -28,17 +27,10 @@ from train.evaluate import (
     main,
     modes_of,
 )
-from train.frechet import frechet_distance
 from train.grid import grid
 from train.measures import (
-    PSNR_LIMIT,
-    Correlation,
-    Halves,
-    Spread,
-    add_crops,
     compress,
     consistency,
-    crops,
     load_extractors,
     load_inception,
     psnr,
@@ -63,26 +55,6 @@ def shard(tmp_path_factory):
     return clean_shard(tmp_path_factory.mktemp("data"), [(136, 200), (200, 130), (60, 70)])
 
 
-def image(height=70, width=90, seed=0):
-    """[3, height, width] uint8."""
-    return tensor_of(photograph(height, width, seed))[0]
-
-
-def png(picture):
-    stream = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).squeeze(-1).numpy()).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def pillow(picture, quality, sampling):
-    """Compressed and decompressed: [H, W, C] float64, and the file."""
-    pixels = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    pixels, options = (pixels.convert("L"), {}) if sampling == "gray" else (pixels, {"subsampling": sampling})
-    stream = io.BytesIO()
-    pixels.save(stream, "JPEG", quality=quality, **options)
-    return np.asarray(Image.open(stream), np.float64), stream.getvalue()
-
-
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "gray"])
 def test_consistency_of_originals_and_of_certified_outputs_is_exact(networks, sampling):
     compressed = compress("a", image(), 10, Subsampling.from_label(sampling))
@@ -91,30 +63,6 @@ def test_consistency_of_originals_and_of_certified_outputs_is_exact(networks, sa
     assert restored.mismatches == 0
     assert not torch.equal(restored.image, compressed.truth)
     assert vars(consistency(restored.image, compressed)) == {"rmse": 0, "mismatches": 0}
-
-
-@pytest.mark.parametrize("sampling", ["4:2:0", "4:4:4", "gray"])
-@pytest.mark.parametrize("quality", [5, 30])
-def test_consistency_is_what_pillow_alone_says(sampling, quality):
-    clean, output = image(61, 83), image(61, 83)
-    output[:, 10:40, 10:30] = (output[:, 10:40, 10:30].int() + 25).clamp(0, 255).to(torch.uint8)
-    compressed = compress("a", clean, quality, Subsampling.from_label(sampling))
-    (before, data), (after, _) = pillow(clean, quality, sampling), pillow(output, quality, sampling)
-    if sampling == "gray":
-        output = torch.from_numpy(np.array(Image.fromarray(output.permute(1, 2, 0).numpy()).convert("L")))[None]
-    found = consistency(output, compressed)
-    assert mismatches(data, png(clean if sampling != "gray" else compressed.truth)) == 0
-    assert np.array_equal(compressed.decoded.permute(1, 2, 0).squeeze(-1), before)
-    assert found.rmse == pytest.approx(np.sqrt(np.mean((before - after) ** 2)), rel=1e-9)
-    assert found.rmse > 1
-    assert found.mismatches == mismatches(data, png(output)) > 0
-
-
-def test_psnr_is_numpys():
-    a, b = image(seed=1), image(seed=2)
-    expected = 10 * np.log10(255**2 / np.mean((a.numpy().astype(np.float64) - b.numpy()) ** 2))
-    assert psnr(a, b) == pytest.approx(expected, rel=1e-12)
-    assert psnr(a, a) == PSNR_LIMIT
 
 
 @pytest.mark.parametrize(("sampling", "size"), [("4:2:0", (70, 90)), ("gray", (40, 40)), ("4:2:2", (40, 300))])
@@ -175,59 +123,6 @@ def test_noise_is_as_strong_as_the_samples_vary(networks):
     assert torch.equal(drawer.project(expected)[0], without)
     change = (found["noise"].image.float() - without.float()).std()
     assert 0.3 * strength < change < 1.5 * strength  # projection takes a part of it
-
-
-def test_spread_and_correlation_are_torchs():
-    samples = torch.randn(7, 3, 20, 30) * 9 + 120
-    spread = Spread()
-    assert spread.deviation is None
-    for sample in samples:
-        spread.add(sample)
-    assert torch.allclose(spread.deviation, samples.std(0), rtol=1e-4)
-    assert torch.allclose(spread.mean, samples.mean(0), rtol=1e-5)
-    x, y = torch.randn(2, 5, 100)
-    y += x
-    correlation = Correlation()
-    assert correlation.value is None
-    for a, b in zip(x, y, strict=True):
-        correlation.add(a, b)
-    assert correlation.value == pytest.approx(float(torch.corrcoef(torch.stack((x, y)).flatten(1))[0, 1]), rel=1e-5)
-    constant = Correlation()
-    constant.add(torch.ones(5), x[0, :5])
-    assert constant.value is None
-
-
-def test_crops_every_64_pixels():
-    whole = image(200, 330)
-    found = crops(whole)
-    assert found.shape == (2 * 4, 3, 128, 128)
-    assert torch.equal(found[5], whole[:, 64:192, 64:192])
-    assert len(crops(image(127, 500))) == 0
-    assert torch.equal(crops(whole[:1])[0], whole[:1, :128, :128].expand(3, -1, -1))
-
-
-def test_frechet_distance_of_crops_grows_with_blur():
-    """On the real features; of a set equal to its originals it is 0, and the halves' are what frechet_distance says."""
-    extract = load_extractors(None, torch.device("cpu"))["frechet"]
-    clean = [scene(192, 192, seed) for seed in range(4)]
-    distances, crossed = [], []
-    originals = None
-    for radius in (0, 1, 2):
-        halves = Halves()
-        for place, pixels in enumerate(clean):
-            blurred = np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
-            add_crops(halves, place, tensor_of(blurred)[0], extract)
-        originals = originals or halves
-        distances.append(originals.distance(halves))
-        crossed.append(originals.crossed(halves))
-    assert originals.count == 16
-    assert distances[0] < 1e-3 * distances[1]
-    assert distances[1] < distances[2]
-    assert crossed[0] == pytest.approx(originals.floor)
-    even, odd = (torch.cat([extract(crops(tensor_of(p)[0])) for p in clean[first::2]]) for first in (0, 1))
-    assert even.shape == (8, 320)
-    assert originals.floor == pytest.approx(frechet_distance(even, odd), rel=1e-6)
-    assert Halves().floor is Halves().distance(originals) is None
 
 
 def report_of(shard, networks, **changes):
