@@ -26,11 +26,19 @@ GRID = 4
 @dataclass(frozen=True)
 class CriticConfig:
     """features: width at full resolution; it doubles with each halving. most_features: where the doubling stops.
-    halvings: of the resolution; 5 take 128x128 pixels to the 4x4 places of the last layer, the paper's."""
+    halvings: of the resolution; 5 take 128x128 pixels to the 4x4 places of the last layer, the paper's.
+
+    Raises ValueError for widths below 1 and a negative count."""
 
     features: int = 64
     most_features: int = 1024
     halvings: int = 5
+
+    def __post_init__(self) -> None:
+        if min(self.features, self.most_features) < 1:
+            raise ValueError(f"features: expected more than 0, got {self.features}, at most {self.most_features}")
+        if self.halvings < 0:
+            raise ValueError(f"halvings: expected 0 or more, got {self.halvings}")
 
 
 class CriticBlock(nn.Module):

@@ -38,7 +38,7 @@ class GeneratorConfig:
     the conditioning. noise: draw samples. trunk: `residual` or `rrdb`. growth: channels that a convolution
     of `rrdb` adds.
 
-    Raises ValueError for another trunk, and for inner blocks in `rrdb`."""
+    Raises ValueError for another trunk, for inner blocks in `rrdb`, and for widths and counts below their least."""
 
     features: int = 64
     blocks: int = 8
@@ -50,6 +50,12 @@ class GeneratorConfig:
     growth: int = 32
 
     def __post_init__(self) -> None:
+        for name in ("features", "inner_features", "embedding", "growth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        for name in ("blocks", "inner_blocks"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.trunk not in TRUNKS:
             raise ValueError(f"trunk {self.trunk!r}: expected {' or '.join(TRUNKS)}")
         if self.trunk == "rrdb" and self.inner_blocks:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from model.weights import save, write_whole
-from train.config import Config, as_tree
+from train.config import OBJECTIVES, Config, as_tree
 from train.data.batches import Source
 from train.state import START, Mark, State, TrainingError
 from train.update import Guard
@@ -89,9 +89,13 @@ def load_checkpoint(state: State, config: Config, folder: Path, device: torch.de
 
 
 def differences(old: dict[str, Any], config: Config) -> list[str]:
-    """The keys that decide what is learnt and differ. A key that is younger than the checkpoint had its default."""
-    new, defaults = as_tree(config), as_tree(Config())
-    names = [(section, key) for section in new for key in new[section] if f"{section}.{key}" not in FREE]
+    """The keys that decide what is learnt and differ; those of other objectives do not. A key that is younger than the
+    checkpoint had its default."""
+    new, defaults, unused = as_tree(config), as_tree(Config()), OBJECTIVES.keys() - {config.objective}
+    if old.get("objective", defaults["objective"]) != config.objective:
+        return ["objective"]
+    names = [(section, key) for section in new if section not in {"objective", *unused} for key in new[section]]
+    names = [(section, key) for section, key in names if f"{section}.{key}" not in FREE]
     return [f"{s}.{k}" for s, k in names if old.get(s, {}).get(k, defaults[s][k]) != new[s][k]]
 
 

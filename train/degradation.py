@@ -7,7 +7,7 @@ Tables are drawn and made on the device; of the samplings, which decide the shap
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import log
 
@@ -16,10 +16,32 @@ from torch import Tensor
 
 from kernels import Coefficients, Subsampling, decode, encode, quality_to_tables
 from model.generator import three_tables
-from train.config import DegradationConfig
+from train.checks import expect
 from train.distributed import Ranks, on_device
 
 SAMPLINGS = list(Subsampling)
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    """Which JPEGs the crops become."""
+
+    quality: tuple[int, int] = (5, 95)  # libjpeg's scale, both ends included
+    quality_mean: float = 30.0  # inside `quality`; half of all crops lie below it
+    perturbed: float = 0.25  # share of crops whose tables are not Annex K's
+    samplings: dict[str, float] = field(  # weights
+        default_factory=lambda: {"4:2:0": 0.7, "4:4:4": 0.15, "4:2:2": 0.06, "gray": 0.06, "4:4:0": 0.03}
+    )
+
+    def __post_init__(self) -> None:
+        (low, high), mean, shares = self.quality, self.quality_mean, self.samplings
+        expect(self, "quality", 1 <= low <= high <= 100, "two numbers in 1..100, the lower one first")
+        expect(self, "quality_mean", low <= mean <= high, f"{low} to {high}, as the quality")
+        expect(self, "perturbed", 0 <= self.perturbed <= 1, "a share, 0..1")
+        labels = [sampling.label for sampling in Subsampling]
+        expect(self, "samplings", set(shares) <= set(labels), f"weights of {', '.join(labels)}")
+        sound = min(shares.values(), default=0) >= 0 < sum(shares.values())
+        expect(self, "samplings", sound, "a positive weight")
 
 
 @dataclass(frozen=True)

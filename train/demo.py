@@ -9,7 +9,8 @@ import pipeline
 from model.weights import write_whole
 from pipeline.inputs.listing import SourceError, list_sources
 from pipeline.inputs.source import Item, read
-from train.config import RECIPE, Config, ConfigError, from_tree, merge, read_tree
+from train.checks import ConfigError
+from train.config import RECIPE, Config, from_tree, merge, read_tree
 
 SAMPLE = Path(pipeline.__file__).parent / "sample" / "sample.tar"
 

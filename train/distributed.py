@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.config import ConfigError, RunConfig
+from train.checks import ConfigError
+
+if TYPE_CHECKING:
+    from train.config import RunConfig
 
 Network = TypeVar("Network", bound=nn.Module)
 

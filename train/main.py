@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from pipeline.inputs.listing import SourceError
-from train.config import RECIPE, Config, ConfigError, load_config
+from train.checks import ConfigError
+from train.config import RECIPE, Config, load_config
 from train.data.plan import LoaderError
 from train.demo import default_config
 from train.state import TrainingError

@@ -7,13 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from pipeline.engine.device import choose_dtype
-from train.config import AUTO, RunConfig
+
+if TYPE_CHECKING:
+    from train.config import RunConfig
+
+AUTO = "auto"
+"""`run.bfloat16` where the hardware decides."""
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -71,7 +76,7 @@ def _deterministic() -> Iterator[None]:
     - convolutions and the backward pass of indexing by tensors become deterministic, at a cost;
     - the backward pass of adaptive average pooling raises: the critic pools so where its halvings do not take a crop to
       4x4 places (5 halvings: all crops but those of 128 pixels);
-    - reflection padding raised, too; train/energy.py reflects by slices instead;
+    - reflection padding raised, too; train/objectives/scores.py reflects by slices instead;
 
     - the backward pass of bilinear interpolation (of the noise head's amplitudes) is computed by slices and products.
 

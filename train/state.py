@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, exp, log, pi
-from typing import Any, Generic, NamedTuple
+from math import cos, pi
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,33 @@ from torch import Tensor, nn
 from model.critic import Critic
 from model.generator import Generator, inherit
 from model.weights import WeightsError, load
-from train.config import GAME, Config, ConfigError
+from train.checks import ConfigError, expect, expect_not_negative, expect_positive
 from train.distributed import Network, Ranks, shared
+
+if TYPE_CHECKING:
+    from train.config import Config
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam with warm-up and cosine decay, for each network."""
+
+    steps: int = 20_000
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: int = 200  # steps
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0  # largest norm of the gradient; .inf: any
+    trunk_rate: float = 0.2  # of a generator with a noise head: the others' learning rate, as a share of the head's
+    trunk_clip: float = 0.05  # and the largest norm of their gradient; `clip` is then the head's
+    accumulate: int = 1  # parts of a rank's batch that go through the networks one after another: less memory
+    ema: float = 0.999  # decay of the averaged weights, which are what is shipped
+
+    def __post_init__(self) -> None:
+        expect_positive(self, "steps", "learning_rate", "clip", "trunk_rate", "trunk_clip", "accumulate")
+        expect_not_negative(self, "final_learning_rate", "warmup")
+        expect(self, "ema", 0 <= self.ema < 1, "a decay, 0..1")
+        expect(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two decays, 0..1")
 
 
 class TrainingError(RuntimeError):
@@ -78,7 +103,7 @@ def new_state(config: Config, ranks: Ranks) -> State:
     generator, average = Generator(config.model).to(**place), Generator(config.model).to(**place)
     average.load_state_dict(generator.state_dict())
     state = State(_learner(generator, config, ranks), average.requires_grad_(False).eval())
-    if config.optimiser.loss == GAME and config.game.adversarial:
+    if config.objective == "game":
         state.critic = _learner(Critic(config.critic).to(**place), config, ranks)
     return state
 
@@ -126,14 +151,6 @@ def learning_rate(config: Config, step: int, mark: Mark = START) -> float:
     if step < optimiser.warmup:
         return min(rate, optimiser.learning_rate * (step + 1) / optimiser.warmup)
     return rate
-
-
-def consistency_weight(config: Config, step: int, mark: Mark = START) -> float:
-    """C's weight in the generator's step: its logarithm rises (or falls) linearly from the first step to the last."""
-    first, last = config.game.consistency
-    if not first:
-        return 0.0
-    return exp(log(first) + log(last / first) * mark.rise(step, 0, config.optimiser.steps - 1))
 
 
 @torch.no_grad()

@@ -16,15 +16,17 @@ from tqdm import tqdm
 from model.generator import Generator
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
 from train.clock import Clock, first_mark
-from train.config import GAME, Config
+from train.config import Config
 from train.data.batches import Source, open_source
 from train.data.crops import load_images, step_generator
 from train.degradation import degrade
 from train.distributed import Ranks, join, leave
-from train.game import Aides, critic_step, draws, generator_step, load_aides, load_mmse
 from train.numerics import numerics, warn_of_slow_bfloat16
-from train.regression import Terms, regression_step
-from train.state import State, consistency_weight, learning_rate, new_state, progress, start_from, update_average
+from train.objectives.energy import Energy
+from train.objectives.forward import Objective, Terms, load_regression
+from train.objectives.game import Game
+from train.objectives.regression import Regression
+from train.state import State, learning_rate, new_state, progress, start_from, update_average
 from train.update import Guard
 from train.validate import picture, validate
 from train.watch import Meter, Watch
@@ -42,7 +44,7 @@ class Run:
     ranks: Ranks
     folder: Path
     source: Source
-    aides: Aides
+    objective: Objective
     guard: Guard
     watch: Watch
     held_out: list[Tensor] = field(default_factory=list)
@@ -72,16 +74,17 @@ def _train(config: Config) -> Path:
     elif config.run.start:
         start_from(state, config.run.start)
     held_out = [config.data.validation] if config.data.validation and ranks.first else []
+    compared = held_out and not config.model.regresses
     run = Run(
         config,
         ranks,
         folder,
         open_source(config, ranks),
-        load_aides(config, ranks.device) if config.optimiser.loss == GAME else Aides(None, None),
+        open_objective(config, ranks.device),
         Guard(ranks),
         Watch(config, ranks, folder, state.step),
         load_images(held_out, 128) if held_out else [],
-        load_mmse(config.game, ranks.device) if held_out and not config.model.regresses else None,
+        load_regression(config.game.mmse, "game.mmse", ranks.device) if compared else None,
     )
     if loaded:
         run.source.load_state_dict(loaded)
@@ -92,6 +95,13 @@ def _train(config: Config) -> Path:
         run.source.close()
     leave(ranks)
     return folder / WEIGHTS
+
+
+def open_objective(config: Config, device: torch.device) -> Objective:
+    """The one that `objective` names. Raises ConfigError for frozen networks that cannot be loaded."""
+    if config.objective == "regression":
+        return Regression(config)
+    return Energy(config, device) if config.objective == "energy" else Game(config, device)
 
 
 def _loop(state: State, run: Run) -> None:
@@ -123,18 +133,10 @@ def _due(config: Config, step: int, over: bool) -> set[str]:
 
 def train_step(state: State, run: Run) -> Terms:
     """One update of each network."""
-    config, game = run.config, run.config.optimiser.loss == GAME
+    config = run.config
     random = step_generator(config.run.seed, state.step, DEGRADATION)
-    seeds = draws(config.game) if game else 0
-    batch = degrade(run.source.batch(state.step), config.degradation, random, run.ranks, seeds)
-    parts = batch.split(config.optimiser.accumulate)
-    if not game:
-        terms = regression_step(state, parts, config, run.guard)
-    else:
-        terms = {}
-        if state.critic:
-            terms |= critic_step(state, parts, config, run.guard)
-        terms |= generator_step(state, parts, run.aides, config, run.guard)
+    batch = degrade(run.source.batch(state.step), config.degradation, random, run.ranks, run.objective.seeds)
+    terms = run.objective.step(state, batch.split(config.optimiser.accumulate), run.guard)
     update_average(state, config.optimiser.ema, run.guard.failed)
     state.step += 1
     return terms
@@ -149,9 +151,7 @@ def _tell(state: State, run: Run, meter: Meter, due: set[str]) -> None:
     if "validate" in due and run.held_out:
         line |= validate(state.average, run.held_out, config, device, run.mmse)
     if line:
-        rates = {"lr": learning_rate(config, state.step, state.mark)}
-        if config.optimiser.loss == GAME:
-            rates["consistency_weight"] = consistency_weight(config, state.step, state.mark)
-        run.watch.line(state.step, {**rates, **line})
+        rates = {"lr": learning_rate(config, state.step, state.mark), **run.objective.schedule(state)}
+        run.watch.line(state.step, rates | line)
     if "grid" in due and run.held_out:
         run.watch.grid(state.step, picture(state.average, run.held_out, config, device))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from train.config import Config
 from train.distributed import Ranks
 from train.state import Learner, State, learning_rate
+
+if TYPE_CHECKING:
+    from train.config import Config
 
 
 class Guard:

@@ -13,7 +13,7 @@ from model.generator import Generator
 from train.config import Config
 from train.degradation import Batch, as_batch, compress
 from train.grid import deviation_picture, grid
-from train.regression import draw, restore
+from train.objectives.forward import draw, restore
 from train.texture import Residual
 
 QUALITIES = (10, 20, 40)

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.weights import write_whole
-from train.config import Config, ConfigError
+from train.checks import ConfigError
+from train.config import Config
 from train.distributed import Ranks
 
 METRICS = "metrics.jsonl"

@@ -14,7 +14,12 @@ from model.critic import CriticConfig
 from model.generator import Generator
 from model.weights import save
 from train.checkpoint import CHECKPOINT, WEIGHTS
-from train.config import Config, DataConfig, DegradationConfig, GameConfig, OptimiserConfig, RunConfig, as_tree
+from train.config import Config, RunConfig, as_tree
+from train.data.batches import DataConfig
+from train.degradation import DegradationConfig
+from train.objectives.energy import EnergyConfig
+from train.objectives.game import GameConfig
+from train.state import OptimiserConfig
 from train.watch import METRICS
 
 STEPS = 24
@@ -58,10 +63,18 @@ def game_of(photos, output, **changes):
     config = config_of(photos, output, model={"noise": True}, run={"bfloat16": False})
     config = dataclasses.replace(
         config,
-        optimiser=OptimiserConfig("game", STEPS, 2e-3, 1e-5, warmup=3, betas=(0.0, 0.99), clip=10.0, ema=0.9),
+        objective="game",
+        optimiser=OptimiserConfig(STEPS, 2e-3, 1e-5, warmup=3, betas=(0.0, 0.99), clip=10.0, ema=0.9),
         critic=CriticConfig(features=8, most_features=16, halvings=3),
         game=GameConfig(r1_every=2, second_moment=10.0, moment_images=3, samples=3, moments_every=3, perceptual=1e-4),
     )
+    return changed(config, changes)
+
+
+def energy_of(photos, output, **changes):
+    """posterior.yaml's terms in float32, without those of features and spectra."""
+    config = config_of(photos, output, model={"noise": True}, run={"bfloat16": False})
+    config = dataclasses.replace(config, objective="energy", energy=EnergyConfig(features=0.0))
     return changed(config, changes)
 
 
@@ -142,3 +155,19 @@ def assert_same_run(one, other):
     assert [(line["step"], line["lr"]) for line in lines(one)] == [(line["step"], line["lr"]) for line in lines(other)]
     gains = [[line["gain_10"] for line in lines(folder) if "gain_10" in line] for folder in (one, other)]
     assert gains[0] == gains[1]
+
+
+def gradients_of(monkeypatch, objective, step, learner, *arguments):
+    """Those that the update of an objective's step would get. objective: its module."""
+    found = {}
+
+    def catch(learner, losses, number, config, guard):
+        assert all(loss.isfinite() for loss in losses.values())
+        found.update({name: p.grad.clone() for name, p in learner.network.named_parameters()})
+        learner.optimiser.zero_grad()
+        return torch.zeros(())
+
+    monkeypatch.setattr(objective, "update", catch)
+    step(*arguments)
+    assert found.keys() == dict(learner.network.named_parameters()).keys()
+    return torch.cat([gradient.flatten().double() for gradient in found.values()])

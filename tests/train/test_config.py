@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import Config, ConfigError, as_tree, load_config
+from train.checks import ConfigError
+from train.config import Config, as_tree, load_config
 
 SHIPPED = sorted((Path(__file__).parents[2] / "train" / "configs").glob("*.yaml"))
 MINIMAL = "data:\n  train: [photos]\n"
@@ -92,7 +93,7 @@ def test_overrides_replace_single_values(written):
         ("degradation.samplings", {"4:2:0": "much"}),
         ("degradation.samplings", {}),
         ("degradation.samplings", {"4:2:0": 1, "gray": -1}),
-        ("optimiser.loss", "l3"),
+        ("regression.loss", "l3"),
         ("optimiser.learning_rate", "fast"),
         ("optimiser.learning_rate", float("nan")),
         ("optimiser.betas", [0.9]),
@@ -130,7 +131,8 @@ def test_mistakes_are_named_by_their_key(written, key, value):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("game.adversarial=-1", "game.adversarial"),
+        ("game.adversarial=0", "game.adversarial"),
+        ("objective=gaming", "objective"),
         ("game.consistency=[0, 1]", "game.consistency"),
         ("game.consistency=[1]", "game.consistency"),
         ("game.consistency=[-1, -1]", "game.consistency"),
@@ -148,20 +150,38 @@ def test_mistakes_are_named_by_their_key(written, key, value):
     ],
 )
 def test_a_game_that_cannot_be_played_is_named_by_its_key(written, change, named):
-    game = MINIMAL + "model: {noise: true}\noptimiser: {loss: game, accumulate: 2}\ngame: {perceptual: 1e-4}\n"
-    assert written(game).optimiser.loss == "game"
+    game = MINIMAL + "objective: game\nmodel: {noise: true}\noptimiser: {accumulate: 2}\ngame: {perceptual: 1e-4}\n"
+    assert written(game).objective == "game"
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         written(game, change)
 
 
-def test_a_game_without_any_term_of_a_single_sample_is_refused(written):
-    game = MINIMAL + "model: {noise: true}\noptimiser: {loss: game}\n"
-    nothing = ("game.adversarial=0", "game.consistency=[0, 0]")
-    with pytest.raises(ConfigError, match=r"game\.adversarial"):
-        written(game, *nothing)
-    assert written(game, *nothing, "game.perceptual=1")
-    deterministic = ("model.noise=false", "game.first_moment=0", "game.regression=0")
-    assert not written(game, *deterministic).model.noise
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model.noise=false", "model.noise"),
+        ("model.trunk=rrdb", "energy.spectra"),
+        ("energy.regression=0", "energy.regression"),
+        ("energy.samples=1", "energy.samples"),
+        ("energy.pixels=-1", "energy.pixels"),
+        ("energy.spectra_from=2", "energy.spectra_from"),
+        ("energy.projected=false", "energy.commitment"),
+    ],
+)
+def test_a_sampler_that_cannot_be_trained_is_named_by_its_key(written, change, named):
+    energy = MINIMAL + "objective: energy\nmodel: {noise: true}\nenergy: {spectra: 0.1}\n"
+    assert written(energy).energy.spectra == 0.1
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        written(energy, change)
+
+
+def test_settings_of_other_objectives_are_not_checked_against_this_one(written):
+    assert written(MINIMAL, "game.regression=0", "energy.regression=0").objective == "regression"
+
+
+def test_a_game_may_be_played_without_noise_or_with_one_sample(written):
+    game = MINIMAL + "objective: game\nmodel: {noise: true}\n"
+    assert not written(game, "model.noise=false", "game.first_moment=0", "game.regression=0").model.noise
     assert written(game, "game.samples=1", "game.unbiased=false").game.samples == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 from jpegs import encode, photograph
 from training import checkpoint, lines
 
-from train.config import ConfigError
+from train.checks import ConfigError
 from train.data.crops import load_images
 from train.demo import SECONDS, default_config
 

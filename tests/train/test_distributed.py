@@ -22,7 +22,7 @@ from training import (
 )
 
 from train.checkpoint import FAILURE
-from train.config import ConfigError
+from train.checks import ConfigError
 from train.distributed import Ranks
 from train.trainer import train
 
@@ -89,7 +89,7 @@ def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp
     config = game_of(photos, tmp_path / "run", **ALL)
     order = command(config, tmp_path)
     poison = f"""
-import sys, torch, train.game as game
+import sys, torch, train.objectives.game as game
 sound = game.critic_loss
 def poisoned(clean, restored):
     poisoned.calls += 1

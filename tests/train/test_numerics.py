@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from training import assert_equal, checkpoint, config_of, game_of, write_photos
+from training import assert_equal, checkpoint, config_of, energy_of, write_photos
 
 import train.numerics as numerics_module
 from train.config import RunConfig
@@ -60,12 +60,12 @@ def test_settings_last_as_long_as_the_run(monkeypatch):
         assert torch.backends.cuda.matmul.fp32_precision == before
 
 
-def test_a_deterministic_game_learns_what_another_does(tmp_path):
+def test_a_deterministic_run_learns_what_another_does(tmp_path):
     """All its operators exist in PyTorch's deterministic mode, on the CPU at least."""
     photos = write_photos(tmp_path)
-    terms = {"energy": 1.0, "feature_energy": 1.0, "projected": True, "astray": 1.0}
+    terms = {"features": 1.0, "spectra": 0.1}
     for deterministic in (False, True):
         run = {"deterministic": deterministic}
-        train(game_of(photos, tmp_path / str(deterministic), game=terms, optimiser={"steps": 2}, run=run))
+        train(energy_of(photos, tmp_path / str(deterministic), energy=terms, optimiser={"steps": 2}, run=run))
     one, other = (checkpoint(tmp_path / str(deterministic)) for deterministic in (False, True))
     assert_equal(one["generator"], other["generator"])

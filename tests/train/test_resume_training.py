@@ -16,6 +16,7 @@ from training import (
     checkpoint,
     command,
     config_of,
+    energy_of,
     game_of,
     lines,
     newest,
@@ -72,19 +73,16 @@ def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
 
 def test_a_samplers_run_goes_on_with_its_schedules_and_larger_crops(photos, tmp_path):
     """posterior.yaml's terms, killed before and after the crops grow; head and trunk at rates of their own."""
-    alone = dict.fromkeys(("adversarial", "second_moment", "perceptual"), 0.0) | {"consistency": (0.0, 0.0)}
     changes = {
         "data": {"late_crop": 48},
-        "game": {**alone, "energy": 1.0, "projected": True, "astray": 5.0}
-        | {"samples": 2, "moment_images": 4, "moments_every": 1},
         "optimiser": {"steps": 10, "trunk_rate": 0.5, "trunk_clip": 0.01},
         "run": {"log_every": 1, "save_every": 2},
     }
-    straight, killed = (game_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
+    straight, killed = (energy_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
     train(straight)
     killed_at(command(killed, tmp_path), tmp_path / "killed", (3, 7))
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
-    assert {"energy", "first_moment", "astray", "regression"} <= set(lines(tmp_path / "killed")[0])
+    assert {"pixels", "first_moment", "commitment", "regression"} <= set(lines(tmp_path / "killed")[0])
 
 
 def test_a_game_with_the_loader_goes_on_with_its_next_crops(photos, tmp_path, monkeypatch):

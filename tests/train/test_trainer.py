@@ -147,7 +147,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(photos, tmp_path):
         ("data.train=[]", "data.train=[PATH"),
         ("data.validation=nowhere", "nowhere"),
         ("data.crop=160", "160x160"),
-        ("optimiser.loss=l3", "optimiser.loss"),
+        ("regression.loss=l3", "regression.loss"),
         ("model.noise=true", "model.noise"),
         ("model.trunk=foo", "model.trunk"),
         ("optimiser.accumulate=3", "data.batch"),

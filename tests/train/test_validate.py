@@ -11,7 +11,8 @@ from scenes import tensor_of
 from training import config_of, game_of, lines, write_photos
 
 from model.weights import load
-from train.config import Config, ConfigError
+from train.checks import ConfigError
+from train.config import Config
 from train.texture import Residual
 from train.trainer import train
 from train.validate import QUALITIES, SAMPLES, compressed, outputs, validate

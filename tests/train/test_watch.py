@@ -6,7 +6,7 @@ import pytest
 import torch
 from training import changed, game_of, lines, write_photos
 
-from train.config import ConfigError
+from train.checks import ConfigError
 from train.distributed import Ranks
 from train.trainer import train
 from train.watch import METRICS, Meter, keep_lines_up_to

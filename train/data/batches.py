@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from train.config import Config
+from model.generator import ALIGNMENT
+from train.checks import expect, expect_positive
 from train.data.crops import areas_of, load_images, random_crops, step_generator
 from train.data.loader import Loader
 from train.data.plan import LoaderConfig
 from train.distributed import Ranks, on_device
+
+if TYPE_CHECKING:
+    from train.config import Config
+
+LOADERS = ("memory", "dali")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Clean images and how they are cut."""
+
+    train: list[str] = field(default_factory=list)  # tar shards, folders or files of clean images
+    validation: str = ""  # the same for the figures printed on the way; never trained on
+    crop: int = 96  # pixels, a multiple of 16
+    late_crop: int = 0  # the same in the second half of `optimiser.steps`; 0: as before
+    batch: int = 32  # crops a step, of all ranks together
+    loader: str = "memory"  # memory: JPEGs alone, all decoded and kept; dali: crops decoded as they are needed
+    orientations: int = 8  # of a crop, all as likely: 8, 2 (mirrored or not: for what has an upper side), or 1
+    workers: int = 4  # threads of dali that decode, and as many that read
+
+    def __post_init__(self) -> None:
+        expect_positive(self, "batch", "workers")
+        expect(self, "crop", self.crop > 0 and self.crop % ALIGNMENT == 0, f"a multiple of {ALIGNMENT} pixels")
+        late = self.late_crop
+        expect(self, "late_crop", late >= 0 and late % ALIGNMENT == 0, f"0, or a multiple of {ALIGNMENT}")
+        expect(self, "loader", self.loader in LOADERS, " or ".join(LOADERS))
+        expect(self, "orientations", self.orientations in (1, 2, 8), "1, 2 or 8")
 
 
 class Source(Protocol):

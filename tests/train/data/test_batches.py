@@ -9,7 +9,7 @@ from PIL import Image
 from training import changed, config_of
 
 from pipeline.inputs.listing import SourceError
-from train.config import ConfigError
+from train.checks import ConfigError
 from train.data.batches import DaliSource, MemorySource, open_source
 from train.distributed import Ranks
 

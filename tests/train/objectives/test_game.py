@@ -1,30 +1,33 @@
 """The game's two steps against equations 8 to 10 as they stand, its schedules, and what it starts from."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import assert_equal, checkpoint, config_of, game_of, lines, write_photos
+from training import assert_equal, checkpoint, config_of, game_of, gradients_of, lines, write_photos
 
-import train.game as game_module
+import train.objectives.game as game_module
 from kernels import Subsampling
 from model.features import EfficientNetLite0
 from model.generator import Generator, GeneratorConfig, Noise
 from model.weights import load, save
 from train.checkpoint import FAILURE
-from train.config import ConfigError
+from train.checks import ConfigError
 from train.data.crops import load_images, random_crops, step_generator
 from train.degradation import degrade
 from train.distributed import Ranks
-from train.energy import feature_energy, pixel_energy, spectral_energy
-from train.game import Aides, consistency, critic_step, draws, generator_step, load_aides, projected
-from train.losses import consistency as consistency_of
-from train.losses import first_moment, generator_loss, log_mse, perceptual, second_moment
-from train.state import TrainingError, consistency_weight, new_state
+from train.objectives.game import Game, consistency
+from train.objectives.losses import consistency as consistency_of
+from train.objectives.losses import first_moment, generator_loss, log_mse, perceptual, second_moment
+from train.state import TrainingError, new_state
 from train.trainer import train
 from train.update import Guard
+
+NO_NETWORKS = {"perceptual": 0.0, "second_moment": 0.0}
+"""For the section `game`: no frozen network is needed."""
 
 
 @pytest.fixture(scope="module")
@@ -33,39 +36,20 @@ def photos(tmp_path_factory):
 
 
 def prepared(photos, tmp_path, **changes):
-    """A state, and a batch of a step's 4 crops, of three samplings."""
+    """A game, its state, and a batch of a step's 4 crops, of three samplings."""
     config = game_of(photos, tmp_path, degradation={"samplings": {"4:2:0": 1, "gray": 1, "4:2:2": 1}}, **changes)
     clean = random_crops(load_images(config.data.train, 32), 32, 4, step_generator(5, 0))
-    batch = degrade(clean, config.degradation, step_generator(5, 2), draws=draws(config.game))
+    game = Game(config, torch.device("cpu"))
+    batch = degrade(clean, config.degradation, step_generator(5, 2), draws=game.seeds)
     assert len(set(batch.samplings)) > 1
-    return config, new_state(config, Ranks()), batch
-
-
-def gradients_of(monkeypatch, step, learner, *arguments):
-    """Those that a step's update would get."""
-    found = {}
-
-    def catch(learner, losses, number, config, guard):
-        assert all(loss.isfinite() for loss in losses.values())
-        found.update({name: p.grad.clone() for name, p in learner.network.named_parameters()})
-        learner.optimiser.zero_grad()
-        return torch.zeros(())
-
-    monkeypatch.setattr(game_module, "update", catch)
-    step(*arguments)
-    assert found.keys() == dict(learner.network.named_parameters()).keys()
-    return torch.cat([gradient.flatten().double() for gradient in found.values()])
+    return game, new_state(config, Ranks()), batch
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkeypatch, parts):
-    of_features, of_spectra = (0.2, 0.1) if parts == 1 else (0.0, 0.0)  # measured by the crops at hand
-    terms = {"consistency": (5.0, 5.0), "energy": 0.3, "spectral": of_spectra, "feature_energy": of_features}
-    config, state, batch = prepared(photos, tmp_path, game={"mmse": "mmse", **terms})
-    aides, game = load_aides(config, torch.device("cpu")), config.game
-    found = gradients_of(
-        monkeypatch, generator_step, state.generator, state, batch.split(parts), aides, config, Guard(Ranks())
-    )
+    playing, state, batch = prepared(photos, tmp_path, game={"mmse": "mmse", "consistency": (5.0, 5.0)})
+    arguments, game = (state, batch.split(parts), Guard(Ranks())), playing.game
+    found = gradients_of(monkeypatch, game_module, playing.generator_step, state.generator, *arguments)
 
     def restored(network, places, seeds=None):
         noise = None if seeds is None else Noise(seeds, torch.zeros(len(places), 2, dtype=torch.int64))
@@ -87,9 +71,6 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
         + game.perceptual * perceptual(lite0(one), lite0(batch.clean))
         + game.first_moment * first_moment(samples, batch.clean[few], unbiased=True)
         + game.second_moment * second_moment(samples, batch.clean[few], mean)
-        + 0.3 * pixel_energy(samples, batch.clean[few])
-        + of_spectra * spectral_energy(samples, batch.clean[few], drawn.mean[few].detach())
-        + of_features * feature_energy(samples, batch.clean[few], lite0)
         + game.regression * log_mse(drawn.mean, batch.clean)
     )
     wanted = torch.autograd.grad(loss, list(generator.parameters()))
@@ -100,54 +81,17 @@ def test_the_generators_gradient_is_that_of_equation_10(photos, tmp_path, monkey
     )
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_the_energy_alone_of_projected_samples(photos, tmp_path, monkeypatch, parts):
-    """And the regression, without terms of single samples; the energy's gradient is taken where the projection leads,
-    and given to what it left, which is called back."""
-    alone = dict.fromkeys(("adversarial", "first_moment", "second_moment", "perceptual"), 0.0)
-    alone |= {
-        "consistency": (0.0, 0.0),
-        "energy": 1.0,
-        "projected": True,
-        "astray": 3.0,
-        "moment_images": 4,
-        "moments_every": 1,
-        "samples": 2,
-    }
-    config, state, batch = prepared(photos, tmp_path, game=alone)
-    assert state.critic is None
-    with torch.no_grad():
-        state.generator.network.tail.weight.mul_(50)
-        state.generator.network.noise_head.mix.weight.mul_(10)
-    aides = load_aides(config, torch.device("cpu"))
-    arguments = state, batch.split(parts), aides, config, Guard(Ranks())
-    found = gradients_of(monkeypatch, generator_step, state.generator, *arguments)
-    noise = Noise(batch.seeds[:, 2:], torch.zeros(4, 2, dtype=torch.int64))
-    drawn, mean = state.generator.network(batch.decoded, batch.tables, batch.sampling_index, noise)
-    free = drawn.unbind(1)
-    bound = [projected(x.detach(), batch).requires_grad_() for x in free]
-    for x, y in zip(free, bound, strict=True):
-        assert (projected(y, batch) - y).abs().max() < 1e-3 < (y - x).abs().max()
-    slopes = torch.autograd.grad(pixel_energy(torch.stack(bound, 1), batch.clean), bound)
-    strays = [3 * 2 * (x - y).detach() / (2 * x.numel()) for x, y in zip(free, bound, strict=True)]
-    slopes = [slope + stray for slope, stray in zip(slopes, strays, strict=True)]
-    assert torch.stack(strays).norm() > 1e-2 * torch.stack(slopes).norm()
-    outputs, slopes = (*free, log_mse(mean, batch.clean)), [*slopes, torch.tensor(config.game.regression)]
-    wanted = torch.autograd.grad(outputs, list(state.generator.network.parameters()), slopes)
-    wanted = torch.cat([gradient.flatten().double() for gradient in wanted])
-    assert (found - wanted).norm() < 1e-3 * wanted.norm()
-
-
 def test_the_critics_gradient_is_that_of_equation_9_and_lazy_r1_counts_for_the_steps_between(
     photos, tmp_path, monkeypatch
 ):
     """`r1_every` = 4: four times R1's gradient in every fourth step, none between."""
 
     def gradient(parts=1, step=0, **game):
-        config, state, batch = prepared(photos, tmp_path, game=game)
+        playing, state, batch = prepared(photos, tmp_path, game=game)
         state.step = step
-        arguments = (state, batch.split(parts), config, Guard(Ranks()))
-        return gradients_of(monkeypatch, critic_step, state.critic, *arguments)
+        return gradients_of(
+            monkeypatch, game_module, playing.critic_step, state.critic, state, batch.split(parts), Guard(Ranks())
+        )
 
     alone, lazy, between = gradient(r1=0.0), gradient(r1=1e4, r1_every=4), gradient(r1=1e4, r1_every=4, step=3)
     always = gradient(r1=1e4, r1_every=1)
@@ -172,36 +116,38 @@ def test_the_critics_gradient_is_that_of_equation_9_and_lazy_r1_counts_for_the_s
 
 
 def test_the_generators_step_leaves_the_critic_alone(photos, tmp_path):
-    config, state, batch = prepared(photos, tmp_path)
-    aides, guard, critic = load_aides(config, torch.device("cpu")), Guard(Ranks()), state.critic.network
+    game, state, batch = prepared(photos, tmp_path)
+    guard, critic = Guard(Ranks()), state.critic.network
     before = [parameter.clone() for parameter in critic.parameters()]
     began = [parameter.clone() for parameter in state.generator.network.parameters()]
-    generator_step(state, [batch], aides, config, guard)
+    game.generator_step(state, [batch], guard)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in critic.parameters())
     assert all(torch.equal(*pair) for pair in zip(before, critic.parameters(), strict=True))
     assert not all(torch.equal(*pair) for pair in zip(began, state.generator.network.parameters(), strict=True))
-    critic_step(state, [batch], config, guard)
+    game.critic_step(state, [batch], guard)
     assert not any(torch.equal(*pair) for pair in zip(before, critic.parameters(), strict=True))
     assert guard.failure() is None
 
 
 def test_consistencys_weight_rises_by_the_same_factor_in_every_step(photos, tmp_path):
-    config = game_of(photos, tmp_path, optimiser={"steps": 101}, game={"consistency": (0.1, 10.0)})
-    weights = [consistency_weight(config, step) for step in range(102)]
+    def weights_of(steps, numbers, consistency):
+        config = game_of(photos, tmp_path, optimiser={"steps": steps}, game={"consistency": consistency, **NO_NETWORKS})
+        game, state = Game(config, torch.device("cpu")), new_state(config, Ranks())
+        return [game.consistency_weight(replace(state, step=step)) for step in numbers]
+
+    weights = weights_of(101, range(102), (0.1, 10.0))
     assert (weights[0], weights[50], weights[100]) == pytest.approx((0.1, 1.0, 10.0))
     factors = [after / before for before, after in pairwise(weights[:101])]
     assert factors == pytest.approx([100**0.01] * 100)
     assert weights[101] == pytest.approx(10.0)
     for same in (0.0, 3.0):
-        config = game_of(photos, tmp_path, game={"consistency": (same, same)})
-        assert [consistency_weight(config, step) for step in (0, 7, 23)] == pytest.approx([same] * 3)
+        assert weights_of(24, (0, 7, 23), (same, same)) == pytest.approx([same] * 3)
 
 
 @pytest.mark.parametrize(
     ("left_out", "gone", "others"),
     [
         ({"consistency": (0.0, 0.0)}, {"consistency"}, {"critic", "first_moment", "perceptual"}),
-        ({"adversarial": 0.0}, {"critic", "r1", "adversarial"}, {"consistency", "second_moment"}),
         ({"first_moment": 0.0, "second_moment": 0.0}, {"first_moment", "second_moment"}, {"r1", "perceptual"}),
         ({"second_moment": 0.0, "mmse": "nowhere"}, {"second_moment"}, {"first_moment"}),
         ({"perceptual": 0.0, "r1": 0.0}, {"perceptual", "r1"}, {"critic", "consistency"}),
@@ -219,13 +165,13 @@ def test_frozen_networks_that_do_not_fit_are_named(photos, tmp_path):
     save(Generator(GeneratorConfig(trunk="rrdb", features=8, blocks=1, growth=4, noise=True)), sampler)
     for game, said in (({"mmse": "nowhere"}, "nowhere"), ({"mmse": str(sampler)}, "regression's output")):
         with pytest.raises(ConfigError, match=rf"game\.mmse.*{said}"):
-            load_aides(game_of(photos, tmp_path, game=game), cpu)
+            Game(game_of(photos, tmp_path, game=game), cpu)
     (tmp_path / "vgg.pth").write_bytes(b"text")
     for name in ("vgg.pth", "nowhere.pth"):
         with pytest.raises(ConfigError, match=rf"game\.features.*{name}.*download.*vgg19"):
-            load_aides(game_of(photos, tmp_path, game={"features": str(tmp_path / name)}), cpu)
-    nothing = {"perceptual": 0.0, "second_moment": 0.0}
-    assert load_aides(game_of(photos, tmp_path, game=nothing), cpu) == Aides(None, None)
+            Game(game_of(photos, tmp_path, game={"features": str(tmp_path / name)}), cpu)
+    game = Game(game_of(photos, tmp_path, game=NO_NETWORKS), cpu)
+    assert (game.features, game.mmse) == (None, None)
 
 
 def test_a_sampler_starts_from_regression_weights(photos, tmp_path):
@@ -290,15 +236,9 @@ def test_a_failed_step_leaves_what_takes_it_again(photos, tmp_path, monkeypatch)
 
 
 def test_gray_is_compared_as_gray(photos, tmp_path):
-    config, _, _ = prepared(photos, tmp_path)
+    config = game_of(photos, tmp_path)
     clean = random_crops(load_images([str(photos / "gray")], 32), 32, 3, step_generator(5, 0))
     batch = degrade(clean, config.degradation, step_generator(0, 0), draws=1)
     gray = [place for place, sampling in enumerate(batch.samplings) if sampling is Subsampling.GRAY]
     assert (batch.tables[gray, 1:] == 1).all()
     assert float(consistency(batch.clean, batch)) == 0
-
-
-def test_the_spectral_term_joins_when_its_share_of_the_schedule_is_reached(photos, tmp_path):
-    game = {"spectral": 0.1, "spectral_from": 0.5, "moments_every": 1}
-    train(game_of(photos, tmp_path / "run", game=game, optimiser={"steps": 4}, run={"log_every": 1}))
-    assert ["spectral" in line for line in lines(tmp_path / "run")] == [False, False, True, True]

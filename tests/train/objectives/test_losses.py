@@ -8,8 +8,8 @@ from jpegs import photograph
 
 from kernels import Subsampling, encode, project, quality_to_tables
 from model.critic import Critic, CriticConfig
-from train.losses import (
-    LOSSES,
+from train.objectives.losses import (
+    REGRESSION_LOSSES,
     consistency,
     critic_loss,
     first_moment,
@@ -45,14 +45,14 @@ def test_log_mse_is_the_mean_over_images_of_the_logarithm():
     assert log_mse(*tensors()).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", REGRESSION_LOSSES)
 def test_they_are_least_and_flat_where_the_image_is_right(name):
     _, clean = tensors()
     right = clean.clone().requires_grad_()
-    loss = LOSSES[name](right, clean)
+    loss = REGRESSION_LOSSES[name](right, clean)
     loss.backward()
     assert not right.grad.any()
-    assert all(loss < LOSSES[name](clean + step, clean) for step in (-0.1, -1e-3, 1e-3, 0.1))
+    assert all(loss < REGRESSION_LOSSES[name](clean + step, clean) for step in (-0.1, -1e-3, 1e-3, 0.1))
 
 
 def test_gradients_are_those_of_the_formulas():

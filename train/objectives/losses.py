@@ -27,7 +27,7 @@ def log_mse(restored: Tensor, clean: Tensor) -> Tensor:
     return ((restored - clean).square().flatten(1).mean(1) + 1e-4).log().mean()
 
 
-LOSSES = {"mse": mse, "log_mse": log_mse}
+REGRESSION_LOSSES = {"mse": mse, "log_mse": log_mse}
 
 
 def critic_loss(clean_logits: Tensor, restored_logits: Tensor) -> Tensor:
