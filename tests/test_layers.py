@@ -32,9 +32,10 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
-    """The project's modules that a file imports, those inside functions, too."""
-    named = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The project's modules that a file imports, those inside functions, too, but not for type checkers alone."""
+    named, tree = set(), ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and _is_type_checking(node.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -42,6 +43,10 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
             module = node.module or ""
             named |= {f"{module}.{a.name}" if f"{module}.{a.name}" in known else module for a in node.names}
     return named & known.keys()
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
 
 
 def layer(module: str) -> int:
