@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
-
-import yaml
 
 from pipeline.distributed.ranks import choose
 from pipeline.engine.options import FRONTENDS, MODES, REGRESSION, SAMPLER, Options
@@ -17,6 +16,7 @@ from pipeline.inputs.rank_share import Share
 from pipeline.inputs.remote import Address, AddressError, address
 from pipeline.outputs.formats import Format
 from pipeline.outputs.provenance import PROGRAM, program_version
+from pipeline.yaml_file import YamlError, read_mapping
 
 OUTPUT = "restored"
 """The output folder, in the current one, unless told otherwise."""
@@ -26,9 +26,6 @@ AVERAGED = 16
 
 ALONE = ("merge", "overwrite", "retry_failed", "limit", "dry_run")
 """Options that a rank of several does not take, nor --merge the others."""
-
-LISTS = ("inputs", "input_dir", "include", "exclude")
-"""Options of several values."""
 
 QUALITIES = ("min_quality", "max_quality")
 FORMATS = "all lossless; png16: 16 bits a channel, without a certificate; npy: a NumPy array"
@@ -76,32 +73,37 @@ examples (`jpeg-posterior restore` is the same as `python -m pipeline.restore`):
 """
 
 
+Add = Callable[..., argparse.Action]
+"""`add_argument` of a group."""
+
+
 class UsageError(ValueError):
     """Options that cannot be used; the message names the option."""
 
 
-def parser(prog: str = "python -m pipeline.restore") -> argparse.ArgumentParser:
+def parser(prog: str = "python -m pipeline.restore", exit_on_error: bool = True) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog=prog,
+        exit_on_error=exit_on_error,
         description="Restore JPEG files: find a natural image that each could have come from, and prove that it could.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--version", action="version", version=f"{PROGRAM} {program_version()}")
-    _add_places(result.add_argument_group("input and output"))
-    _add_restoration(result.add_argument_group("restoration"))
-    _add_filters(result.add_argument_group("which files are restored; the others are passed through"))
-    _add_machine(result.add_argument_group("machine"))
-    _add_processes(result.add_argument_group("several processes and machines"))
+    _add_places(result.add_argument_group("input and output").add_argument)
+    _add_restoration(result.add_argument_group("restoration").add_argument)
+    _add_filters(result.add_argument_group("which files are restored; the others are passed through").add_argument)
+    _add_machine(result.add_argument_group("machine").add_argument)
+    _add_processes(result.add_argument_group("several processes and machines").add_argument)
     return result
 
 
-def _add_places(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_places(add: Add) -> None:
     add("inputs", nargs="*", metavar="INPUT", help="a folder, a tar shard or a JPEG file; or its address, s3://…")
     add(
         "--input-dir",
         nargs="+",
+        action="extend",
         default=[],
         metavar="INPUT",
         help="the same; with several, keys of a folder's files begin with its name",
@@ -118,8 +120,7 @@ def _add_places(group: argparse._ArgumentGroup) -> None:
     add("--quiet", action="store_true", help="no progress bar and no summary, only errors")
 
 
-def _add_restoration(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_restoration(add: Add) -> None:
     add("--weights", metavar="NAME|PATH", help=f"shipped weights or a file [{SAMPLER}; {REGRESSION} for mode mmse]")
     add("--mode", choices=MODES, help="draw samples, average them, or regress [sample, if the weights can draw]")
     add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
@@ -133,8 +134,7 @@ def _add_restoration(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_filters(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_filters(add: Add) -> None:
     several: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}
     add("--max-quality", type=int, metavar="Q", help="restore files up to this quality, libjpeg's nearest, 1 to 100")
     add("--min-quality", type=int, metavar="Q", help="… of at least this quality")
@@ -157,8 +157,7 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
     add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
 
 
-def _add_machine(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_machine(add: Add) -> None:
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[%(default)s: a GPU when there is one]")
     add(
         "--dtype",
@@ -173,8 +172,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     add("--workers", type=int, default=0, metavar="N", help="0: one for each core; 1: everything in turn [%(default)s]")
 
 
-def _add_processes(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+def _add_processes(add: Add) -> None:
     add("--rank", type=int, metavar="R", help="of --world-size processes; restore a share [what torchrun or srun says]")
     add("--world-size", type=int, metavar="W", help="how many ranks there are [1, or what torchrun or srun says]")
     add("--merge", action="store_true", help="restore nothing, only make one manifest of the ranks' parts")
@@ -188,12 +186,8 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore")
     commands = parser(prog)
     given = commands.parse_args(arguments)
     if given.config is not None:
-        values = _configuration(given.config, commands)
-        for names in (("inputs", "input_dir"), ("include",), ("exclude",)):
-            if any(getattr(given, name) for name in names):  # lists, to which the command line would add
-                values = {name: value for name, value in values.items() if name not in names}
-        commands.set_defaults(**values)
-        given = commands.parse_args(arguments)
+        tokens = _tokens(given.config, given, parser(prog, exit_on_error=False))
+        given = commands.parse_args([*tokens, *(sys.argv[1:] if arguments is None else arguments)])
     if given.output_dir is None and not given.merge:
         given.output_dir = OUTPUT
         if not given.quiet:
@@ -270,35 +264,34 @@ def _check_combinations(given: argparse.Namespace) -> None:
         raise UsageError("--limit: not with --output-shards, whose last tar would be cut short; give fewer tars")
 
 
-def _configuration(path: Path, commands: argparse.ArgumentParser) -> dict[str, Any]:
-    """Options by name, checked as argparse would check them."""
+def _tokens(path: Path, given: argparse.Namespace, commands: argparse.ArgumentParser) -> list[str]:
+    """A configuration file as command-line arguments, to be put before those given. Lists that are given replace the
+    file's. Raises UsageError."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = {str(key).replace("_", "-"): value for key, value in read_mapping(path).items()}
+    except YamlError as error:
+        raise UsageError(f"--config: {error}") from error
+    for names in (("inputs", "input-dir"), ("include",), ("exclude",)):
+        if any(getattr(given, name.replace("-", "_")) for name in names):
+            values = {name: value for name, value in values.items() if name not in names}
+    positional = _as_list(values.pop("inputs", []))
+    options = [token for name, value in values.items() for token in _option(name, value)]
+    try:
+        found, unknown = commands.parse_known_args([*options, *positional])
+    except argparse.ArgumentError as error:
         raise UsageError(f"--config {path}: {error}") from error
-    if not isinstance(tree, dict):
-        raise UsageError(f"--config {path}: expected lines like `tile: 512`")
-    actions = {action.dest: action for action in commands._actions if action.dest not in ("help", "config")}
-    values = {}
-    for key, value in tree.items():
-        action = actions.get(str(key).replace("-", "_"))
-        if action is None:
-            raise UsageError(f"--config {path}: no option {key!r}; there are {', '.join(actions)}")
-        values[action.dest] = _typed(action, value, path)
-    return values
+    if unknown or found.config:
+        name = unknown[0].lstrip("-").partition("=")[0] if unknown else "config"
+        raise UsageError(f"--config {path}: no option {name!r} (see --help)")
+    return [*options, *positional]
 
 
-def _typed(action: argparse.Action, value: object, path: Path) -> object:
-    if action.dest in LISTS:
-        return [str(one) for one in value] if isinstance(value, list) else [str(value)]
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise UsageError(f"--config {path}: {action.dest} is true or false, not {value!r}")
-        return value
-    try:
-        typed = action.type(str(value)) if callable(action.type) else str(value)
-    except ValueError as error:
-        raise UsageError(f"--config {path}: {action.dest}: {value!r} is not a number") from error
-    if action.choices is not None and typed not in action.choices:
-        raise UsageError(f"--config {path}: {action.dest}: {value!r} is not one of {', '.join(action.choices)}")
-    return typed
+def _option(name: str, value: Any) -> list[str]:
+    """One entry of a configuration file as arguments: true is the option alone, false its absence."""
+    if isinstance(value, bool):
+        return [f"--{name}"] * value
+    return [f"--{name}={one}" for one in _as_list(value)]
+
+
+def _as_list(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
