@@ -150,7 +150,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             "kernels",
             [
                 python(
-                    *("bench/kernels.py", "--quick", "--minutes", "1.2", "--device", device),
+                    *("-m", "bench.kernels", "--quick", "--minutes", "1.2", "--device", device),
                     *("--json", out / "kernels.json"),
                     *(["--operator", "encode", "--sampling", "gray"] if small else []),
                     **{"TRITON_INTERPRET": "0"},
@@ -163,7 +163,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             "restore",
             [
                 python(
-                    *("bench/restore.py", "--quick", "--device", device, "--json", out / "restore.json"),
+                    *("-m", "bench.restore", "--quick", "--device", device, "--json", out / "restore.json"),
                     *(["--megapixels", "0.3", "--seconds", "0.1", "--weights", "mmse"] if small else []),
                     **{"TRITON_INTERPRET": "0"},
                 )

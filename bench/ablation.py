@@ -1,7 +1,7 @@
 """Which term does what: short runs from the regression weights, with and without each, in the columns of the paper's
 Table 1 (arXiv 2211.11827).
 
-python bench/ablation.py --train data/train --data val.tar
+python -m bench.ablation --train data/train --data val.tar
 
 Five set-ups, each with three seeds: the game without C, with C alone, with C and FM, with C and SM, and with all.
 "Short" is some hundred steps of small crops: the directions show, the figures are far from a finished sampler's. What

@@ -2,7 +2,7 @@
 using the file's own tables and sampling, and compares both files' coefficients as jpeglib reads them. Nothing of the
 pipeline takes part in the comparison.
 
-python bench/consistency.py --data val.tar --quality 5 10 20 30 50 75 90 95 --sampling 4:2:0 4:4:4
+python -m bench.consistency --data val.tar --quality 5 10 20 30 50 75 90 95 --sampling 4:2:0 4:4:4
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pathlib import Path
 import jpeglib
 import numpy as np
 from numpy.typing import NDArray
-from photographs import load, to_jpeg
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from tqdm import tqdm
+
+from bench.photographs import load, to_jpeg
 
 
 @dataclass(frozen=True)

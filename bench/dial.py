@@ -1,7 +1,7 @@
 """What `--strength` does: PSNR against Fréchet and sliced Wasserstein distance, from the regression to a sample.
 
-python bench/dial.py --data val.tar
-python bench/dial.py --data val.tar --quality 10 --strengths 0 0.5 1 --limit 30
+python -m bench.dial --data val.tar
+python -m bench.dial --data val.tar --quality 10 --strengths 0 0.5 1 --limit 30
 
 One sample of each image, after `project_exact`. The measuring is train/evaluate.py's, as in bench/quality.py.
 """

@@ -1,6 +1,6 @@
 """Lossless encoders on restored photographs: CPU time, size, and whether two threads are faster than one.
 
-python bench/encoders.py --data val.tar --quality 10 75 --limit 8
+python -m bench.encoders --data val.tar --quality 10 75 --limit 8
 
 Every encoder is given what the pipeline has, [3, H, W] uint8, interleaved in memory. Packages that are not installed
 are left out: pip install isal zlib-ng deflate opencv-python-headless imagecodecs pylibjxl pillow-jxl-plugin. CPU time
@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from photographs import load, to_jpeg
 from PIL import Image
 from tqdm import tqdm
 
+from bench.photographs import load, to_jpeg
 from pipeline.engine.options import SAMPLER
 from pipeline.engine.restorer import Restorer
 from pipeline.outputs import formats as encode
@@ -180,7 +180,7 @@ def main() -> int:
     photographs = load(options.data, options.limit)
     restorer = Restorer.from_pretrained(options.weights, "cpu")
     tested = dict(encoders())
-    print(f"`python bench/encoders.py {' '.join(sys.argv[1:])}`, {processor()}, {versions()}.")
+    print(f"`python -m bench.encoders {' '.join(sys.argv[1:])}`, {processor()}, {versions()}.")
     for quality in options.quality:
         images = [restorer.restore(to_jpeg(image, quality, "4:2:0")).image.numpy() for image in photographs]
         megapixels = sum(image[0].size for image in images) / 1e6

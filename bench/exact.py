@@ -1,8 +1,8 @@
 """What the exact projection costs and leaves, on real restorations and one core: as a multiple of what Pillow takes to
 decode the same JPEG file and write it as PNG of level 1, both in CPU seconds of this process, one after the other.
 
-python bench/exact.py --data val.tar
-python bench/exact.py --data val.tar --quality 95 100 --sampling 4:4:4 --weights mmse --limit 20
+python -m bench.exact --data val.tar
+python -m bench.exact --data val.tar --quality 95 100 --sampling 4:4:4 --weights mmse --limit 20
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from photographs import Pixels, load, to_jpeg
 from PIL import Image
 from torch import Tensor
 
+from bench.photographs import Pixels, load, to_jpeg
 from kernels import Coefficients, Subsampling, project_exact
 from kernels.libjpeg import compress
 from pipeline.engine.options import REGRESSION, SAMPLER

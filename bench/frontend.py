@@ -1,7 +1,7 @@
 """The DALI front end beside libjpeg's: what share of the coefficients it recovers, and what reading costs with each.
 
-python bench/frontend.py --data val.tar
-python bench/frontend.py --data val.tar --device cuda --quality 75 95 --limit 1000 --json frontend.json
+python -m bench.frontend --data val.tar
+python -m bench.frontend --data val.tar --device cuda --quality 75 95 --limit 1000 --json frontend.json
 
 Coefficients: how many there are. recovered: those that are the file's own; blocks and files: those of which every one
 is. Speed is of reading alone, files in memory → coefficients in the CPU's memory, in one process, with as many threads
@@ -20,10 +20,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from encoders import processor
-from photographs import load, to_jpeg
 from tqdm import tqdm
 
+from bench.encoders import processor
+from bench.photographs import load, to_jpeg
 from pipeline.engine.device import choose_device
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, as_read
@@ -140,7 +140,7 @@ def main() -> int:
     images = load(options.data, options.limit)
     megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
     where = processor() if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, {processor()}"
-    print(f"`python bench/frontend.py {' '.join(sys.argv[1:])}`, {where}, {dali_version()}, {len(images)} images.\n")
+    print(f"`python -m bench.frontend {' '.join(sys.argv[1:])}`, {where}, {dali_version()}, {len(images)} images.\n")
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     rows = []
     kinds = [(sampling, quality) for sampling in options.sampling for quality in options.quality]

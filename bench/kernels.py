@@ -1,38 +1,17 @@
-"""How fast the operators of kernels/ are, and beside whom: see --help.
+"""How fast the operators of kernels/ are, and beside whom: `python -m bench.kernels --help`.
 
-The code is in operators/. This file has only the name, which is also that of the package that it measures: for the
-scripts of this folder it would hide the package, so it puts the checkout first on the path, and gives way to it.
+The code is in bench/operators/. Started as a file, `python bench/kernels.py`, it starts itself again as a module: for a
+script this folder comes first in Python's search for modules, and this file would hide the package that it measures.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 if __name__ == "__main__":
-    from operators.main import main
+    if not __package__:
+        os.execv(sys.executable, [sys.executable, "-m", "bench.kernels", *sys.argv[1:]])
+    from bench.operators.main import main
 
     sys.exit(main())
-
-if __name__ == "kernels":
-    # Another script of this folder has imported the package and found this file. Python hands on what is in sys.modules
-    # when a module's code ends; type checkers, which see this file only, are told what the package exports.
-    del sys.modules["kernels"]
-    from kernels.coefficients import Coefficients, Subsampling
-    from kernels.operators import decode, encode, excess, project, project_exact, roundtrip
-    from kernels.tables import nearest_quality, quality_to_tables
-
-    __all__ = [
-        "Coefficients",
-        "Subsampling",
-        "decode",
-        "encode",
-        "excess",
-        "nearest_quality",
-        "project",
-        "project_exact",
-        "quality_to_tables",
-        "roundtrip",
-    ]

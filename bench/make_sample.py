@@ -4,7 +4,7 @@ Needs the photographs of two packages, and writes the same bytes whenever the ve
 
     pip install pillow==13.0.0 simplejpeg==1.9.0 scikit-image==0.26.0
     apt-get download lomiri-wallpapers-16.04=20.04.0-2 && dpkg-deb -x lomiri-wallpapers-16.04_*.deb wallpapers
-    python bench/make_sample.py --wallpapers wallpapers
+    python -m bench.make_sample --wallpapers wallpapers
 """
 
 import argparse

@@ -2,8 +2,8 @@
 clean photographs and weights that draw samples: for each photograph, compressed, the input, four samples, their mean
 and deviation, the regression's image and the truth.
 
-python bench/picture.py --file astronaut-q10-444.jpg --box 60 10 188 138 --output bench/before-after.png
-python bench/picture.py --weights runs/posterior/generator.safetensors --data val.tar --output bench/samples.png
+python -m bench.picture --file astronaut-q10-444.jpg --box 60 10 188 138 --output bench/before-after.png
+python -m bench.picture --weights runs/posterior/generator.safetensors --data val.tar --output bench/samples.png
 """
 
 from __future__ import annotations

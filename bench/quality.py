@@ -2,8 +2,8 @@
 one sample and of their mean beside the regression, variety, Fréchet and sliced Wasserstein distances, texture in flat
 areas; coefficients recounted by libjpeg-turbo.
 
-python bench/quality.py --data val.tar
-python bench/quality.py --data val.tar --weights runs/posterior/generator.safetensors
+python -m bench.quality --data val.tar
+python -m bench.quality --data val.tar --weights runs/posterior/generator.safetensors
 
 The measuring is train/evaluate.py's. A second table has whole restorations of the same files: by this decoder, timed
 from the file's bytes to the image in memory; and by the programs of bench/rivals.py that are on the PATH, timed as one
@@ -20,9 +20,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rivals import COLUMNS as BESIDE
-from rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engine
-
+from bench.rivals import COLUMNS as BESIDE
+from bench.rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engine
 from kernels import Subsampling
 from model.features import FeaturesError
 from model.weights import write_whole

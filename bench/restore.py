@@ -2,13 +2,13 @@
 here of clean photographs and restored in a fresh process, beside Pillow's plain decode and PNG (level 1) of the same
 files and beside the network alone, both with as many workers.
 
-  python bench/restore.py --data val.tar                        three sizes; a CPU takes minutes
-  python bench/restore.py --quick                               one size, of the sample shard's photographs
-  python bench/restore.py --data val.tar --sizes 512x512 --megapixels 16 --weights mmse
-  python bench/restore.py --data val.tar --sizes --scaling      time and memory by files and by megapixels
-  python bench/restore.py --data val.tar --json figures.json --chart stages.png
-  python bench/restore.py --data shards --as-is                 real files, just as they are
-  python bench/restore.py --data val.tar --stand-in-device      the host alone, as if there was a GPU that took no time
+  python -m bench.restore --data val.tar                        three sizes; a CPU takes minutes
+  python -m bench.restore --quick                               one size, of the sample shard's photographs
+  python -m bench.restore --data val.tar --sizes 512x512 --megapixels 16 --weights mmse
+  python -m bench.restore --data val.tar --sizes --scaling      time and memory by files and by megapixels
+  python -m bench.restore --data val.tar --json figures.json --chart stages.png
+  python -m bench.restore --data shards --as-is                 real files, just as they are
+  python -m bench.restore --data val.tar --stand-in-device      the host alone, as if there was a GPU that took no time
 
 CPU time: user and system, of the stage's threads or processes. busy: the share of the time, by the clock, that those
 who do a stage were in it. Megapixels are the images', each pixel once. Timed is from listing the shards to closing the
@@ -38,14 +38,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from end_to_end.chart import can_draw, draw_scaling, draw_stages
-from end_to_end.host import Host, measure_alone, stand_in, table
-from end_to_end.measure import BenchError, Run, Setup, measure_beside, restore_shards
-from end_to_end.memory import in_fresh_process
-from end_to_end.report import Outcome, Rung, markdown, scaling_table
-from end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
-from photographs import Pixels, load
 
+from bench.end_to_end.chart import can_draw, draw_scaling, draw_stages
+from bench.end_to_end.host import Host, measure_alone, stand_in, table
+from bench.end_to_end.measure import BenchError, Run, Setup, measure_beside, restore_shards
+from bench.end_to_end.memory import in_fresh_process
+from bench.end_to_end.report import Outcome, Rung, markdown, scaling_table
+from bench.end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
+from bench.photographs import Pixels, load
 from pipeline.command_line import AVERAGED
 from pipeline.engine.device import choose_device
 from pipeline.engine.options import MODES, SAMPLER
@@ -263,7 +263,7 @@ def run(options: argparse.Namespace) -> None:
     figures: dict[str, Any]
     check(options)
     bench = prepare(options)
-    print(f"`python bench/restore.py {shlex.join(options.given)}`, {machine(bench)}\n", flush=True)
+    print(f"`python -m bench.restore {shlex.join(options.given)}`, {machine(bench)}\n", flush=True)
     if options.stand_in_device:
         hosts = measure_host(options, bench)
         if options.json:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from end_to_end.measure import PILLOW_DECODE, PILLOW_PNG
-from end_to_end.report import ELSEWHERE, JPEG_STAGES, MEBI, Outcome, Rung
+from bench.end_to_end.measure import PILLOW_DECODE, PILLOW_PNG
+from bench.end_to_end.report import ELSEWHERE, JPEG_STAGES, MEBI, Outcome, Rung
 
 STACKED = (*JPEG_STAGES, "read", "write", ELSEWHERE, "network")
 """From the bottom: first what Pillow has, too."""

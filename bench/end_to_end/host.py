@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from end_to_end.measure import Setup, files
-from end_to_end.report import Timed, in_markdown
+from bench.end_to_end.measure import Setup, files
+from bench.end_to_end.report import Timed, in_markdown
 from kernels import decode
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.transfers import Deviations, Part

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from end_to_end.measure import PILLOW_DECODE, PILLOW_PNG, Beside, Run
-from end_to_end.memory import MEASURE
-from end_to_end.workload import AsIs, Workload
+from bench.end_to_end.measure import PILLOW_DECODE, PILLOW_PNG, Beside, Run
+from bench.end_to_end.memory import MEASURE
+from bench.end_to_end.workload import AsIs, Workload
 from pipeline.engine.stopwatch import Times
 
 STAGES = ("read", "bitstream", "decode", "network", "project", "encode", "write")

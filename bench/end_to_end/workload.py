@@ -16,8 +16,8 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from photographs import Pixels, to_jpeg
 
+from bench.photographs import Pixels, to_jpeg
 from pipeline.engine.options import Options
 from pipeline.inputs.listing import list_sources
 from pipeline.inputs.source import Item, read

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bench.operators.cases import Case, Inputs, Operators, in_torch, make_inputs, run
 from kernels import Coefficients
 from kernels.libjpeg import compress
-from operators.cases import Case, Inputs, Operators, in_torch, make_inputs, run
 
 SIDE, IMAGES = 93, 3
 NEAR, FEW = 0.02, 0.02

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from bench.operators import kornia_jpeg
+from bench.operators.cases import SIDE, Case, Inputs, in_torch, make_inputs, run
+from bench.operators.table import Pair, cpu_table, device_line
+from bench.operators.timing import time_side_by_side
 from kernels import Coefficients, Subsampling, torch_ops
-from operators import kornia_jpeg
-from operators.cases import SIDE, Case, Inputs, in_torch, make_inputs, run
-from operators.table import Pair, cpu_table, device_line
-from operators.timing import time_side_by_side
 
 CPU = torch.device("cpu")
 CROPS = (32, 128)

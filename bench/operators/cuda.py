@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from bench.operators import kornia_jpeg
+from bench.operators.cases import DTYPES, Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
+from bench.operators.check import disagreement
+from bench.operators.table import SECOND, Row, cuda_line, cuda_table, device_line
+from bench.operators.timing import copy_bandwidth, time_cuda
 from kernels import Subsampling, mcu, torch_ops
-from operators import kornia_jpeg
-from operators.cases import DTYPES, Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
-from operators.check import disagreement
-from operators.table import SECOND, Row, cuda_line, cuda_table, device_line
-from operators.timing import copy_bandwidth, time_cuda
 
 NO_TIME = "no time left"
 COMPILED_MEGAPIXELS = 16

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.operators.cases import SIDE, Case, Inputs, make_inputs
 from kernels import Subsampling, roundtrip
-from operators.cases import SIDE, Case, Inputs, make_inputs
 
 MISSING = "kornia is not installed: its columns are left out (pip install kornia, or pip install -e '.[bench]')"
 AS_GIVEN = 50.0

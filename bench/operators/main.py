@@ -14,12 +14,12 @@ clock and by CPU time, on one thread: threads that wait for each other on a busy
 kornia's JPEG is not quite ours: it rounds by a polynomial that is differentiable, samples 4:2:0 chroma by bilinear
 interpolation (ours: mean and repetition), and its limits leak. Both are given the same tables.
 
-  python bench/kernels.py                     everything; a GPU takes about 8 minutes, a CPU 2
-  python bench/kernels.py --quick             float32 at 16 megapixels, two samplings; 1.5 minutes at most on a GPU
-  python bench/kernels.py --operator roundtrip roundtrip+backward --sampling 4:2:0 --minutes 2
-  python bench/kernels.py --megapixels 16 --dtype bfloat16 --against torch_ops kornia
-  python bench/kernels.py --json figures.json --plot roofline.png
-  python bench/kernels.py --resources         registers, stack, shared memory; needs no GPU, takes minutes
+  python -m bench.kernels                     everything; a GPU takes about 8 minutes, a CPU 2
+  python -m bench.kernels --quick             float32 at 16 megapixels, two samplings; 1.5 minutes at most on a GPU
+  python -m bench.kernels --operator roundtrip roundtrip+backward --sampling 4:2:0 --minutes 2
+  python -m bench.kernels --megapixels 16 --dtype bfloat16 --against torch_ops kornia
+  python -m bench.kernels --json figures.json --plot roofline.png
+  python -m bench.kernels --resources         registers, stack, shared memory; needs no GPU, takes minutes
 
 Goals, printed as met or missed, are an H100's from 16 megapixels up: encode, decode, roundtrip and project at 80 % of
 copy bandwidth, roundtrip with backward 20 times as fast as kornia, project_exact at 2 GP/s (quality 10, 4:2:0); and a
@@ -35,10 +35,10 @@ from pathlib import Path
 
 import torch
 
+from bench.operators import cpu, cuda, roofline
+from bench.operators.cases import DTYPES, OPERATORS
+from bench.operators.resources import print_resources
 from kernels import Subsampling
-from operators import cpu, cuda, roofline
-from operators.cases import DTYPES, OPERATORS
-from operators.resources import print_resources
 
 AGAINST = ("torch_ops", "compiled", "kornia", "pillow")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bench.operators.cases import OPERATORS
+from bench.operators.table import line
 from kernels import Subsampling
-from operators.cases import OPERATORS
-from operators.table import line
 
 HEADER = ("kernel", "sampling", "images", "sm", "blocks", "warps", "registers", "stack", "shared")
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}

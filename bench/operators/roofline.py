@@ -1,7 +1,7 @@
 """The roofline of bench/kernels.py's figures: bytes needed against the bandwidth that they were moved at, one mark a
 cell, below the line of the card's own copy. It needs matplotlib (pip install -e '.[bench]').
 
-python bench/kernels.py --json figures.json && python bench/roofline.py figures.json roofline.png
+python -m bench.kernels --json figures.json && python -m bench.operators.roofline figures.json roofline.png
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 MISSING = (
     "matplotlib is not installed: no plot is drawn (pip install matplotlib, or pip install -e '.[bench]'; "
-    "python bench/roofline.py draws it from --json later)"
+    "python -m bench.operators.roofline draws it from --json later)"
 )
 MARKS = {"gray": "o", "4:4:4": "s", "4:2:2": "<", "4:4:0": "^", "4:2:0": "D"}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from bench.operators.cases import Case, bytes_needed
+from bench.operators.timing import Cost
 from kernels import Subsampling
-from operators.cases import Case, bytes_needed
-from operators.timing import Cost
 
 SECOND = "2nd configuration"
 """The kernel itself, launched with the second of its configurations."""

@@ -14,12 +14,8 @@ from runs import weights
 from scenes import tensor_of
 from shards import clean_shard
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))  # last: a script there has the name of the package
-
-import picture
-import quality
-from rivals import PROGRAMS, Contest, Decoded, Program, RivalError, choose
-
+from bench import picture, quality
+from bench.rivals import PROGRAMS, Contest, Decoded, Program, RivalError, choose
 from kernels import Subsampling
 from pipeline.engine.restorer import Restorer
 from train.evaluate import Photographs

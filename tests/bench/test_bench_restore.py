@@ -4,10 +4,8 @@ import io
 import json
 import os
 import shutil
-import sys
 import tarfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +15,12 @@ from PIL import Image
 from PIL.JpegImagePlugin import get_sampling
 from runs import tiny_weights
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))  # last: a script there has the name of the package
-
-import restore
-from end_to_end.host import mosaic
-from end_to_end.measure import BenchError, count
-from end_to_end.memory import in_fresh_process
-from end_to_end.report import JPEG_STAGES, STAGES
-from end_to_end.workload import PATCH, Size, Workload, picture, write_as_is, write_shards
+from bench import restore
+from bench.end_to_end.host import mosaic
+from bench.end_to_end.measure import BenchError, count
+from bench.end_to_end.memory import in_fresh_process
+from bench.end_to_end.report import JPEG_STAGES, STAGES
+from bench.end_to_end.workload import PATCH, Size, Workload, picture, write_as_is, write_shards
 
 FILES, SIZE, MEGAPIXELS = 5, Size(70, 50), 5 * 70 * 50 / 1e6
 
