@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
 import sys
 import tarfile
+from datetime import timedelta
 
 import torch
 import yaml
 from jpegs import encode, photograph
+from torch.distributed import TCPStore
 
 from model.critic import CriticConfig
 from model.generator import Generator
@@ -82,6 +86,27 @@ def command(config, folder):
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(as_tree(config)))
     return [sys.executable, "-m", "train.main", "--config", str(path)]
+
+
+def in_ranks(work, folder, ranks=2):
+    """`work(rank)` in forked processes that find each other as those of torchrun do. Returns for each the exit code and
+    what it wrote to standard error."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+
+    def start(rank):
+        sys.stderr = (folder / f"rank{rank}.log").open("w", buffering=1)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torchrun's own, which is `store`
+        work(rank)
+
+    processes = [multiprocessing.get_context("fork").Process(target=start, args=(rank,)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return [(process.exitcode, (folder / f"rank{rank}.log").read_text()) for rank, process in enumerate(processes)]
 
 
 def lines(folder):

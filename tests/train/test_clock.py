@@ -1,15 +1,12 @@
 """run.seconds: a run ends with its time, its schedules end with it, and it can go on. Time is simulated, a second for
 each step, unless a test says otherwise."""
 
-import os
-import subprocess
-import sys
+import itertools
 import time
 from math import cos, pi
-from pathlib import Path
 
 import pytest
-from training import assert_equal, assert_same_run, checkpoint, command, config_of, game_of, lines, write_photos
+from training import assert_equal, assert_same_run, checkpoint, config_of, game_of, in_ranks, lines, write_photos
 
 import train.clock as clock_module
 import train.trainer as trainer_module
@@ -17,7 +14,6 @@ from model.weights import load
 from train.checkpoint import WEIGHTS
 from train.trainer import train
 
-ROOT = Path(__file__).parents[2]
 FIRST, LAST = 3e-3, 1e-6
 MANY = 100_000
 
@@ -150,31 +146,21 @@ def test_a_run_stops_in_time_and_leaves_checkpoint_and_weights(photos, tmp_path)
 
 def test_ranks_stop_at_the_same_step(photos, tmp_path):
     """By the real clock, of which the second rank's is a minute fast."""
-    order = command(timed(photos, tmp_path / "run", 3), tmp_path)[3:]
-    (tmp_path / "ranks.py").write_text(f"""
-import os, sys, time
-from pathlib import Path
-import train.clock as clock, train.trainer as trainer
-rank, sound, state = os.environ["RANK"], trainer._loop, []
-if rank == "1":
-    readings = iter(range(10**9))
-    clock.monotonic = lambda: time.monotonic() + (60 if next(readings) else 0)
-def loop(state, run):
-    sound(state, run)
-    Path({str(tmp_path)!r}, f"rank{{rank}}").write_text(f"{{state.step}} {{state.mark}}")
-trainer._loop = loop
-from train.main import main
-sys.exit(main({order!r}))
-""")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*launcher, str(tmp_path / "ranks.py")],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    config, sound = timed(photos, tmp_path / "run", 3), trainer_module._loop
+
+    def work(rank):
+        def loop(state, run):
+            sound(state, run)
+            (tmp_path / f"rank{rank}").write_text(f"{state.step} {state.mark}")
+
+        trainer_module._loop = loop
+        if rank == 1:
+            readings = itertools.count()
+            clock_module.monotonic = lambda: time.monotonic() + (60 if next(readings) else 0)
+        train(config)
+
+    for code, said in in_ranks(work, tmp_path):
+        assert code == 0, said
     ended = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
     assert ended[0] == ended[1]
     assert int(ended[0].split()[0]) == checkpoint(tmp_path / "run")["step"] > 1

@@ -1,5 +1,6 @@
 """Several ranks learn what one would: the same crops, JPEGs and noise, shared out; and none of them waits for ever."""
 
+import math
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from training import (
     checkpoint,
     command,
     game_of,
+    in_ranks,
     lines,
     scattered_weights,
     write_photos,
@@ -24,6 +26,7 @@ from training import (
 from train.checkpoint import FAILURE
 from train.checks import ConfigError
 from train.distributed import Ranks
+from train.objectives import game
 from train.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -50,11 +53,6 @@ def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
-def torchrun(config, folder, **options):
-    order = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen(order + command(config, folder)[1:], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)
-
-
 def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path):
     """In float32, over three steps with all terms; the ranks' crops go in two parts, too, and one of these has none for
     FM and SM."""
@@ -63,11 +61,11 @@ def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path
         config, {"optimiser": STILL, "run": {"start": scattered_weights(config, tmp_path)}, "game": BALANCED}
     )
     parts = changed(config, {"run": {"output": str(tmp_path / "parts")}, "optimiser": {"accumulate": 2}})
-    ranks = torchrun(changed(parts, {"run": {"output": str(tmp_path / "two")}}), tmp_path)
+    two = changed(parts, {"run": {"output": str(tmp_path / "two")}})
+    for code, said in in_ranks(lambda rank: train(two), tmp_path):
+        assert code == 0, said
     train(config)
     train(parts)
-    said = ranks.communicate(timeout=120)[1]
-    assert ranks.returncode == 0, said
     for folder in ("two", "parts"):
         for optimiser in ("optimiser", "critic_optimiser"):
             assert_same_gradients(checkpoint(tmp_path / "one"), checkpoint(tmp_path / folder), optimiser)
@@ -86,34 +84,22 @@ def test_ranks_must_share_the_batch_evenly():
 
 def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp_path):
     """The second rank's loss is not finite in step 2; the first rank's losses and all gradients are sound."""
-    config = game_of(photos, tmp_path / "run", **ALL)
-    order = command(config, tmp_path)
-    poison = f"""
-import sys, torch, train.objectives.game as game
-sound = game.critic_loss
-def poisoned(clean, restored):
-    poisoned.calls += 1
-    value = sound(clean, restored)
-    return value + float("nan") if poisoned.calls == 3 and torch.distributed.get_rank() == 1 else value
-poisoned.calls = 0
-game.critic_loss = poisoned
-from train.main import main
-sys.exit(main({order[3:]!r}))
-"""
-    (tmp_path / "poison.py").write_text(poison)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run = subprocess.run(
-        [*launcher, str(tmp_path / "poison.py")],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert run.returncode != 0
-    assert "not finite at step 2" in run.stderr
-    assert str(tmp_path / "run" / FAILURE) in run.stderr
+    config, sound = game_of(photos, tmp_path / "run", **ALL), game.critic_loss
+    calls = []
+
+    def poisoned(clean, restored):
+        calls.append(1)
+        return sound(clean, restored) + (math.nan if len(calls) == 3 else 0.0)
+
+    def work(rank):
+        if rank == 1:
+            game.critic_loss = poisoned
+        train(config)
+
+    for code, said in in_ranks(work, tmp_path):
+        assert code == 1
+        assert "not finite at step 2" in said
+        assert str(tmp_path / "run" / FAILURE) in said
     kept = [torch.load(tmp_path / "run" / FAILURE / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [one["step"] for one in kept] == [2, 2]
     assert [torch.tensor(one["losses"]["critic"]).isfinite().item() for one in kept] == [True, False]
@@ -122,7 +108,9 @@ sys.exit(main({order[3:]!r}))
 
 
 def test_a_rank_that_is_gone_ends_the_others(photos, tmp_path):
-    ranks = torchrun(game_of(photos, tmp_path / "run", optimiser={"steps": 100000}), tmp_path)
+    config = game_of(photos, tmp_path / "run", optimiser={"steps": 100000})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ranks = subprocess.Popen([*launcher, *command(config, tmp_path)[1:]], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{ranks.pid}/task/{ranks.pid}/children")
     while not (tmp_path / "run" / "checkpoint.pt").exists() and ranks.poll() is None:
         time.sleep(0.05)

@@ -35,15 +35,22 @@ def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
-def killed_at(order, folder, steps):
-    """Starts the command for each of `steps`, kills it soon after it wrote that step's line; then lets it finish."""
+def kill_at(start, folder, steps):
+    """Starts the training for each of `steps`, and kills its process soon after it has written that step's line."""
     for step in steps:
-        process = subprocess.Popen(order, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and newest(folder) < step:
+        child = start()
+        while child.is_alive() and newest(folder) < step:
             time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    return subprocess.run(order, cwd=ROOT, capture_output=True, text=True, check=True)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+
+
+def child_of(config, method="fork"):
+    """A training in another process, which if forked need not import everything again."""
+    child = multiprocessing.get_context(method).Process(target=train, args=(config,))
+    child.start()
+    return child
 
 
 def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
@@ -57,8 +64,9 @@ def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
     }
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     train(game_of(photos, straight, **changes))
-    began, order = load(str(start)).generator.state_dict(), command(game_of(photos, killed, **changes), tmp_path)
-    last = killed_at(order, killed, sorted(random.Random(seed).sample(range(1, 29), 2)))
+    began, config = load(str(start)).generator.state_dict(), game_of(photos, killed, **changes)
+    kill_at(lambda: child_of(config), killed, sorted(random.Random(seed).sample(range(1, 29), 2)))
+    last = subprocess.run(command(config, tmp_path), cwd=ROOT, capture_output=True, text=True, check=True)
     assert last.stdout.splitlines()[-2] == f"trained weights: {killed / WEIGHTS}"
     assert_same_run(straight, killed)
     assert [line["step"] for line in lines(killed)] == list(range(1, 31))
@@ -80,7 +88,8 @@ def test_a_samplers_run_goes_on_with_its_schedules_and_larger_crops(photos, tmp_
     }
     straight, killed = (energy_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
     train(straight)
-    killed_at(command(killed, tmp_path), tmp_path / "killed", (3, 7))
+    kill_at(lambda: child_of(killed), tmp_path / "killed", (3, 7))
+    train(killed)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     assert {"pixels", "first_moment", "commitment", "regression"} <= set(lines(tmp_path / "killed")[0])
 
@@ -95,7 +104,8 @@ def test_a_game_with_the_loader_goes_on_with_its_next_crops(photos, tmp_path, mo
     }
     straight, killed = (game_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
     train(straight)
-    killed_at(command(killed, tmp_path), tmp_path / "killed", (4,))
+    kill_at(lambda: child_of(killed, "spawn"), tmp_path / "killed", (4,))  # DALI's threads do not survive a fork
+    train(killed)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
     assert checkpoint(tmp_path / "killed")["data"]["position"] == 8 * 4
 
@@ -107,8 +117,7 @@ def test_kills_while_it_trains_and_saves_change_nothing(photos, tmp_path):
     train(config_of(photos, straight, **changes))
     config, kills = config_of(photos, killed, **changes), 0
     for step in range(0, STEPS, 2):
-        child = multiprocessing.get_context("fork").Process(target=train, args=(config,))
-        child.start()
+        child = child_of(config)
         while child.is_alive() and newest(killed) < step:
             time.sleep(0.001)
         child.join(0.004 * (step % 7))
