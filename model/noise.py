@@ -51,26 +51,31 @@ def uniform(seeds: Tensor, origins: Tensor, size: tuple[int, int]) -> Tensor:
     seeds: [N] int64, any value. origins: [N, 2] int64, the (y, x) of each first pixel. With w the 16-bit halves of the
     words of the counter (x, y, 0, 0), the lower first, the values are (2w - 65535) · (√3 / 65536): an integer times a
     float32, so that the CPU's (numba) and CUDA's (Triton) are equal. Raises RuntimeError where Triton is missing."""
-    noise: Tensor = _uniform_operator(seeds, origins, *size)
+    noise: Tensor = torch.ops.jpeg_posterior.uniform(seeds, origins, *size)
     return noise
 
 
-@torch.library.custom_op("jpeg_posterior::uniform", mutates_args=(), device_types="cpu")
-def _uniform_operator(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
+def _uniform_on_cpu(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
     from kernels.numba_ops import noise  # noqa: PLC0415  # where it is used: a GPU needs no numba
 
     return noise.uniform(seeds, origins, (height, width))
 
 
-@_uniform_operator.register_kernel("cuda")
-def _(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
+def _uniform_on_cuda(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
     drawn: Tensor = _triton(seeds.device).uniform(seeds, origins, (height, width))
     return drawn
 
 
-@_uniform_operator.register_fake
-def _(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
+def _uniform_of_no_values(seeds: Tensor, origins: Tensor, height: int, width: int) -> Tensor:
     return seeds.new_empty((len(seeds), height, width, UNIFORM), dtype=torch.float32).permute(0, 3, 1, 2)
+
+
+# Not torch.library.custom_op: at its first call that imports TorchDynamo, which takes each process seconds.
+_OPERATORS = torch.library.Library("jpeg_posterior", "FRAGMENT")
+_OPERATORS.define("uniform(Tensor seeds, Tensor origins, SymInt height, SymInt width) -> Tensor")
+_OPERATORS.impl("uniform", _uniform_on_cpu, "CPU")
+_OPERATORS.impl("uniform", _uniform_on_cuda, "CUDA")
+torch.library.register_fake("jpeg_posterior::uniform", _uniform_of_no_values, lib=_OPERATORS)
 
 
 def gaussian(

@@ -15,6 +15,9 @@ R = TypeVar("R")
 INTERVAL = 0.1
 """Seconds between two looks."""
 
+START_METHOD = "spawn"
+"""Of multiprocessing: a process that has nothing of this one's."""
+
 MEASURE = f"of all processes together, shared pages once, looked at every {1000 * INTERVAL:.0f} ms"
 
 
@@ -22,7 +25,7 @@ def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     """What the function returns or raises, and the most bytes that its process and those below it took at any look.
     Function, arguments and result go pickled."""
     peak = 0
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, multiprocessing.get_context(START_METHOD)) as executor:
         root = executor.submit(os.getpid).result()
         future = executor.submit(function, *args, **kwargs)
         while not wait([future], INTERVAL).done:

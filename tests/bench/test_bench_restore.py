@@ -16,11 +16,13 @@ from PIL.JpegImagePlugin import get_sampling
 from runs import tiny_weights
 
 from bench import restore
+from bench.end_to_end import memory
 from bench.end_to_end.host import mosaic
 from bench.end_to_end.measure import BenchError, count
 from bench.end_to_end.memory import in_fresh_process
 from bench.end_to_end.report import JPEG_STAGES, STAGES
 from bench.end_to_end.workload import PATCH, Size, Workload, picture, write_as_is, write_shards
+from kernels.numba_ops import compile_kernels
 
 FILES, SIZE, MEGAPIXELS = 5, Size(70, 50), 5 * 70 * 50 / 1e6
 
@@ -34,6 +36,16 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """The bench's processes are forked, and need not import and compile everything again, and their memory is looked at
+    now and then only: it is not what is tested."""
+    compile_kernels()
+    monkeypatch.setattr(memory, "START_METHOD", "fork")
+    monkeypatch.setattr(memory, "INTERVAL", 0.5)
+
+
+@pytest.mark.usefixtures("forked")
 def test_a_real_run(data, tmp_path, capsys):
     """Text, JSON and charts of one size and of two rungs."""
     weights = tiny_weights(tmp_path, noise=True)
@@ -86,6 +98,7 @@ def scales(figures):
     assert min(several["seconds"], one["seconds"]) > 0
 
 
+@pytest.mark.usefixtures("forked")
 def test_files_as_they_are(data, tmp_path, capsys):
     """One that cannot be restored is left out, and said to be."""
     folder = tmp_path / "files"
@@ -158,6 +171,7 @@ def test_memory_that_processes_share_counts_once():
     assert size < peak < 2 * size
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_host_with_a_device_that_only_copies(data, tmp_path, capsys):
     arguments = ["--data", data, "--sizes", "70x50", "1600x64", "--files", 4, "--weights", tiny_weights(tmp_path)]
     arguments += ["--workers", 2, "--stand-in-device", "--json", tmp_path / "figures.json"]
