@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -125,11 +127,29 @@ def images(folder: Path, parts: bool = False) -> dict[str, bytes]:
     return {name: data for name, data in outputs(folder).items() if not name.startswith("manifest.")}
 
 
-def ranked(arguments: list[str], rank: int, ranks: int) -> subprocess.Popen[str]:
-    """The command line in a process of its own, which torchrun could have started."""
-    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-    given = [sys.executable, "-m", "pipeline.restore", *arguments]
-    return subprocess.Popen(given, env=environment, stderr=subprocess.PIPE, text=True)
+class Rank:
+    """The command line in a forked process, as one of those that torchrun starts."""
+
+    def __init__(self, arguments: list[str], rank: int, ranks: int, log: Path) -> None:
+        self.environment = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+        self.log = log
+        self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(arguments,))
+        self.process.start()
+
+    def _run(self, arguments: list[str]) -> None:
+        os.environ.update(self.environment)
+        torch.set_num_threads(1)  # OpenMP's own threads did not come along
+        with self.log.open("w", buffering=1) as sys.stderr:
+            sys.exit(restore.main(arguments))
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def end(self) -> tuple[int | None, str]:
+        """Waits for it. The exit code, and what it wrote to standard error."""
+        self.process.join(60)
+        return self.process.exitcode, self.log.read_text()
 
 
 def in_a_child(work: Callable[[], int], meanwhile: Callable[[int], object] = lambda child: None) -> int:
@@ -151,6 +171,35 @@ def in_a_child(work: Callable[[], int], meanwhile: Callable[[int], object] = lam
         os.waitpid(child, 0)
         raise
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `python -m MODULE …` or `python FILE …` does in a folder, in a forked process that need not import
+    everything again."""
+    output, errors = folder.parent / f"{folder.name}.stdout", folder.parent / f"{folder.name}.stderr"
+
+    def work() -> int:
+        os.chdir(folder)
+        for number, path in ((1, output), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
+        sys.argv = list(arguments[arguments[0] == "-m" :])
+        try:
+            if arguments[0] == "-m":
+                runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(arguments[0], run_name="__main__")
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        except Exception:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.stdout.flush()
+        return 0
+
+    code = in_a_child(work)
+    return subprocess.CompletedProcess(arguments, code, output.read_text(), errors.read_text())
 
 
 def mismatches(jpeg: bytes, output: bytes) -> int:

@@ -39,17 +39,17 @@ def random_tables(
     return torch.tensor(generator.choice(steps, (1, sampling.components, 8, 8)), dtype=torch.int32)
 
 
-def test_twenty_million_coefficients_of_all_samplings_are_bit_exact(seed):
+def test_five_million_coefficients_of_all_samplings_are_bit_exact(seed):
     generator = np.random.default_rng(seed)
     wrong, total = dict.fromkeys(Subsampling, 0), 0
     for sampling in Subsampling:
         for quality in (5, 10, 25, 50, 75, 90, 95, 100):
-            height, width = (int(n) for n in generator.integers((340, 500), (700, 1000)))
+            height, width = (int(n) for n in generator.integers((170, 250), (340, 500)))
             pixels = scene(height | 1, width | 1, int(generator.integers(1 << 31)))
             differing, count = wrong_and_all(pixels, tables_of(quality, sampling), sampling)
             wrong[sampling] += differing
             total += count
-    assert total >= 20_000_000
+    assert total >= 5_000_000
     assert not any(wrong.values()), wrong
 
 

@@ -4,28 +4,34 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from jpegs import encode, photograph
 from PIL import Image
-from runs import SRGB, exif, fill, mismatches
+from runs import SRGB, exif, fill, mismatches, python
 
+Run = Callable[[Path, str], subprocess.CompletedProcess[str]]
 README = Path(__file__).parents[2] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
 JPEG = encode(photograph(50, 70), quality=40, icc_profile=SRGB, exif=exif(6))
 
 
-def ran(folder: Path, code: str) -> str:
+def fresh(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(README.parent), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    return subprocess.run(
+        [sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=250
+    )
+
+
+def ran(folder: Path, code: str, run: Run = python) -> str:
     fill(folder, {"photo.jpg": JPEG, "photos/a.jpg": JPEG, "photos/b.jpg": encode(photograph(30, 40))})
     if "result.error" in code:
         fill(folder, {"photos/c.jpg": b""})
-    environment = {**os.environ, "PYTHONPATH": str(README.parent), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     script = folder / "example.py"
     script.write_text(code)
-    ended = subprocess.run(
-        [sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=250
-    )
+    ended = run(folder, str(script))
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -40,7 +46,8 @@ def test_all_examples_are_run():
 
 
 def test_one_file(tmp_path):
-    ran(tmp_path, example("strength=0.5"))
+    code = example("strength=0.5") + "import sys\nprint('torch._dynamo' in sys.modules)\n"
+    assert ran(tmp_path, code, fresh) == "False\n"  # three seconds of imports that restoration does not need
     for name in ("photo.png", "half.png"):
         image = Image.open(tmp_path / name)
         assert image.size == (70, 50)
@@ -63,4 +70,4 @@ def test_dataset_of_pytorch(tmp_path):
 
 def test_ray_data(tmp_path):
     pytest.importorskip("ray.data")
-    assert "2 files restored" in ran(tmp_path, example("map_batches"))
+    assert "2 files restored" in ran(tmp_path, example("map_batches"), fresh)

@@ -1,13 +1,11 @@
 """`python -m train.main` without anything: it trains, says what that is worth, and its weights restore."""
 
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from jpegs import encode, photograph
+from runs import python
 from training import checkpoint, lines
 
 from train.checks import ConfigError
@@ -18,22 +16,9 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("data.crop=32", "data.batch=2", "model.features=8", "model.blocks=1")
 
 
-def run(folder, *arguments):
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-
-
 def test_it_trains_in_an_empty_folder_goes_on_and_its_weights_restore(tmp_path):
     for steps in (2, 3):
-        done = run(tmp_path, "-m", "train.main", f"optimiser.steps={steps}", *SMALL)
+        done = python(tmp_path, "-m", "train.main", f"optimiser.steps={steps}", *SMALL)
         assert done.returncode == 0, done.stderr
         assert "demonstration" in done.stdout
         assert "data.train=[" in done.stdout
@@ -44,7 +29,7 @@ def test_it_trains_in_an_empty_folder_goes_on_and_its_weights_restore(tmp_path):
     assert weights == "trained weights: runs/demo/generator.safetensors"
     (tmp_path / "PHOTOS").mkdir()
     (tmp_path / "PHOTOS" / "one.jpg").write_bytes(encode(photograph(48, 64), "4:2:0", 50))
-    restored = run(tmp_path, *shlex.split(usage.removeprefix("to use them: python ")))
+    restored = python(tmp_path, *shlex.split(usage.removeprefix("to use them: python ")))
     assert restored.returncode == 0, restored.stderr
     assert (tmp_path / "restored" / "one.png").exists()
 
@@ -80,7 +65,7 @@ def test_no_data_where_it_is_needed_is_an_error_that_says_how_to_give_it(tmp_pat
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(ConfigError, match=r"data\.train=\[PATH"):
         default_config(["data.train=[]"])
-    given = run(tmp_path, "-m", "train.main", "--config", str(ROOT / "train" / "configs" / "mmse.yaml"))
+    given = python(tmp_path, "-m", "train.main", "--config", str(ROOT / "train" / "configs" / "mmse.yaml"))
     assert given.returncode == 2
     assert "data.train=[PATH" in given.stderr
     assert not list(tmp_path.iterdir())

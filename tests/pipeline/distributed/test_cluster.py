@@ -28,7 +28,7 @@ from pipeline.outputs.history import HISTORY, read_history
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.store import PARTIAL
 
-SHARDS = 20
+SHARDS = 12
 RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from jpegs import encode, photograph
-from runs import command, fill, images, lines, outputs, ranked, run, tiny_weights
+from runs import Rank, command, fill, images, lines, outputs, run, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
@@ -76,17 +76,17 @@ def test_two_processes_one_killed_and_the_rest_done_by_three(tmp_path):
         write_tar(source / f"{number:02}.tar", photographs(6, 6 * number) | {"text.jpg": b"text"})
     options = ("--weights", weights, "--workers", "1", "--output-shards")
     run(source, tmp_path / "one", *options, code=1)
-    two = [ranked(command(source, out, *options)[1:], rank, 2) for rank in range(2)]
+    two = [Rank(command(source, out, *options)[1:], rank, 2, tmp_path / f"{rank}.log") for rank in range(2)]
     signals = [signal.SIGKILL, signal.SIGTERM]
     end = time.monotonic() + 60
     while any(signals) and time.monotonic() < end:
         for rank, process in enumerate(two):
             if signals[rank] and (part := out / manifest_name(f"{rank}-of-2")).exists() and part.stat().st_size:
-                process.send_signal(signals[rank])
+                process.send(signals[rank])
                 signals[rank] = 0
-    told = [process.communicate()[1] for process in two]
-    assert [process.returncode for process in two] == [-signal.SIGKILL, 128 + signal.SIGTERM]
-    assert "rank 1 of 2 (torchrun's RANK and WORLD_SIZE), on cpu" in told[1]
+    ended = [process.end() for process in two]
+    assert [code for code, _ in ended] == [-signal.SIGKILL, 128 + signal.SIGTERM]
+    assert "rank 1 of 2 (torchrun's RANK and WORLD_SIZE), on cpu" in ended[1][1]
     finished = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("*.tar")}
     assert 0 < len(finished) < 12
     for rank in range(3):

@@ -267,7 +267,7 @@ def test_without_scripts_before_and_after_are_side_by_side(visit, report):
 
 def test_twenty_thousand_lines_open_soon_and_stay_small(visit, weights, tmp_path):
     """With a gallery of eight images."""
-    files = {f"{n}.jpg": encode(photograph(500, 600, n), "4:4:4", 100 if n < 4 else 5) for n in range(8)}
+    files = {f"{n}.jpg": encode(photograph(500, 600, n), "4:4:4", 90 if n < 4 else 5) for n in range(8)}
     out = tmp_path / "out"
     run(fill(tmp_path / "in", files), out, "--weights", weights[0])
     with (out / MANIFEST).open("a") as file:
