@@ -1,11 +1,11 @@
-"""Which term does what: short runs from the regression weights, with and without each, in the columns of the paper's
-Table 1 (arXiv 2211.11827).
+"""Ablation of the paper's loss: short training runs from the regression weights with and without each term, in the
+columns of Table 1 (arXiv 2211.11827).
 
 python -m bench.ablation --train data/train --data val.tar
 
-Five set-ups, each with three seeds: the game without C, with C alone, with C and FM, with C and SM, and with all.
-"Short" is some hundred steps of small crops: the directions show, the figures are far from a finished sampler's. What
-is done is kept in --output, and the command goes on where it was stopped.
+Five configurations, each with three seeds: the game without C, with C alone, with C and FM, with C and SM, and with all
+three. A run has some hundred steps of small crops: it shows directions, not a finished sampler. Results are kept
+in --output, and the command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 
+from bench.markdown import header, line
+from bench.photographs import command_line
+from kernels import Subsampling
 from model.weights import write_whole
 from train.config import load_config
 from train.evaluate import Photographs, Settings, load_networks, measure_originals, measure_quality
 from train.measures import load_extractors
-from train.table import Originals, Row
+from train.table import Originals
 from train.trainer import train
 
 CONFIG = Path(__file__).parents[1] / "train/configs/game.yaml"
@@ -37,7 +41,7 @@ ROWS = {
     "C + SM": ["game.first_moment=0", "game.second_moment=100"],
     "C + FM + SM": ["game.first_moment=3", "game.second_moment=100"],
 }
-"""Overrides of game.yaml; V and R1 are in all."""
+"""Overrides of game.yaml; every configuration has V and R1."""
 
 SMALL = [
     "run.device=cpu",
@@ -66,14 +70,15 @@ SMALL = [
     "degradation.perturbed=0",
     "degradation.samplings={'4:2:0': 1}",
 ]
-"""What makes the runs short, in all rows alike."""
+"""Overrides that make the runs short, the same in all rows."""
 
 COLUMNS = {"consistency": ".3f", "psnr": ".3f", "std": ".4f", "frechet": ".1f"}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one run's samples, not projected; see train.table.Row. row: of ROWS, or mmse, which draws none."""
+    """Of one run's samples, without projection; units as in train.table.Row. row: one of ROWS, or `mmse`, which has no
+    STD."""
 
     row: str
     seed: int
@@ -84,30 +89,32 @@ class Figures:
 
 
 class Judge:
-    """Measures weights on photographs; what only these decide is measured once, and when it is first needed."""
+    """Measures weights on photographs."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.photographs, self.samples = Photographs(options.data, options.limit), options.samples
         self.extractors = load_extractors(None, torch.device("cpu"))
-        self._originals: Originals | None = None
+
+    @cached_property
+    def originals(self) -> Originals:
+        """The same for all weights; not measured when every run is done already."""
+        return measure_originals(self.photographs, Subsampling.S420, self.extractors)
 
     def figures(self, name: str, seed: int, weights: str, mode: str) -> Figures:
         settings = Settings((QUALITY,), modes=(mode,), samples=self.samples, seed=seed)
-        if self._originals is None:
-            self._originals = measure_originals(self.photographs, settings.sampling, self.extractors)
-        row: Row = measure_quality(
+        row, *_ = measure_quality(
             self.photographs,
             load_networks(weights),
             settings,
             QUALITY,
-            originals=self._originals,
+            originals=self.originals,
             extractors=self.extractors,
-        )[0]
+        )
         return Figures(name, seed, row.consistency, row.psnr, row.std, row.frechet)
 
 
 def one_run(name: str, seed: int, judge: Judge, options: argparse.Namespace) -> Figures:
-    """Trains and measures, unless that is done."""
+    """Trains and measures one row with one seed, or reads what an earlier command found."""
     folder = options.output / f"{name.replace(' ', '')}-{seed}"
     done = folder / "figures.json"
     if done.exists():
@@ -125,29 +132,26 @@ def one_run(name: str, seed: int, judge: Judge, options: argparse.Namespace) -> 
 
 def table(figures: list[Figures]) -> str:
     """Mean and standard deviation over the seeds."""
-    lines = [
-        "| terms beside V and R1 | consistency RMSE | PSNR dB | STD | Fréchet |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    lines = [header(["terms beside V and R1", "consistency RMSE", "PSNR dB", "STD", "Fréchet"])]
     for name in dict.fromkeys(entry.row for entry in figures):
-        cells = []
+        cells = [name]
         for column, form in COLUMNS.items():
             values = [getattr(entry, column) for entry in figures if entry.row == name]
             spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
             cells.append("-" if None in values else f"{mean(values):{form}}{spread}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(line(cells))
     return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, metavar="PATH", help="tar shards or a folder of photographs")
-    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help="others, to measure on")
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--train", required=True, metavar="PATH", help="photographs to train on: tar shards or a folder"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="[runs/ablation]")
     parser.add_argument("--steps", type=int, default=120, help="of each run [120]")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row [3]")
     parser.add_argument("--samples", type=int, default=2, help="draws of each image, for the STD [2]")
-    parser.add_argument("--limit", type=int, help="measure on the first so many images only")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     judge = Judge(options)

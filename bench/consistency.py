@@ -1,13 +1,15 @@
-"""The certificate of the command line, from outside: restores JPEG files with it, compresses every PNG with Pillow,
-using the file's own tables and sampling, and compares both files' coefficients as jpeglib reads them. Nothing of the
-pipeline takes part in the comparison.
+"""Checks the command line's certificates independently: restores JPEG files, compresses every PNG with Pillow, using
+the file's own tables and sampling, and compares the coefficients of both files as jpeglib reads them. The comparison
+uses no code of the pipeline.
 
 python -m bench.consistency --data val.tar --quality 5 10 20 30 50 75 90 95 --sampling 4:2:0 4:4:4
+
+Further options, such as --weights and --device, are passed to `python -m pipeline.restore`. The exit code is 1 when a
+count differs from the manifest's.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,13 +24,15 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from tqdm import tqdm
 
-from bench.photographs import load, to_jpeg
+from bench.markdown import header, line
+from bench.photographs import command_line, load
+from bench.pillow import to_jpeg
 
 
 @dataclass(frozen=True)
-class Row:
+class Counts:
     """mismatches: coefficients that differ, counted here; claimed: by the manifest; disputed: files where these two
-    numbers are not the same."""
+    numbers differ."""
 
     files: int
     restored: int
@@ -39,13 +43,13 @@ class Row:
 
 
 def coefficients(path: Path) -> list[NDArray[np.int16]]:
-    """All components' blocks as jpeglib reads them, without padding."""
+    """The blocks of each component as jpeglib reads them, without padding."""
     dct = jpeglib.read_dct(str(path))
     return [plane for plane in (dct.Y, dct.Cb, dct.Cr) if plane is not None]
 
 
 def recount(jpeg: Path, output: Path, again: Path) -> tuple[int, int]:
-    """(coefficients that differ, all) of an output compressed, into the file `again`, as the JPEG file was."""
+    """(coefficients that differ, all). Compresses `output` with the parameters of `jpeg` into the file `again`."""
     with Image.open(jpeg) as original, Image.open(output) as image:
         assert isinstance(original, JpegImageFile)
         sampling = {} if original.mode == "L" else {"subsampling": get_sampling(original)}
@@ -54,34 +58,33 @@ def recount(jpeg: Path, output: Path, again: Path) -> tuple[int, int]:
     return sum(int((a != b).sum()) for a, b in pairs), sum(a.size for a, _ in pairs)
 
 
-def measure(folder: Path, output: Path, arguments: list[str]) -> Row:
+def measure(folder: Path, output: Path, arguments: list[str]) -> Counts:
+    """Restores the files of `folder`. arguments: further options of the command line."""
     command = [sys.executable, "-m", "pipeline.restore", "--input-dir", str(folder), "--output-dir", str(output)]
     subprocess.run([*command, "--quiet", *arguments], check=True)
-    lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    records = [json.loads(text) for text in (output / "manifest.jsonl").read_text().splitlines()]
     counts = [
-        recount(folder / line["source"], output / line["outputs"][0], output / "again.jpg")
-        for line in tqdm(lines, desc="recount", unit="img", leave=False)
+        recount(folder / record["source"], output / record["outputs"][0], output / "again.jpg")
+        for record in tqdm(records, desc="recount", unit="img", leave=False)
     ]
-    return Row(
-        files=len(lines),
-        restored=sum(line["status"] == "restored" for line in lines),
+    return Counts(
+        files=len(records),
+        restored=sum(record["status"] == "restored" for record in records),
         mismatches=sum(wrong for wrong, _ in counts),
-        claimed=sum(line["mismatches"] for line in lines),
-        disputed=sum(wrong != line["mismatches"] for (wrong, _), line in zip(counts, lines, strict=True)),
+        claimed=sum(record["mismatches"] for record in records),
+        disputed=sum(wrong != record["mismatches"] for (wrong, _), record in zip(counts, records, strict=True)),
         coefficients=sum(count for _, count in counts),
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a file")
+    parser = command_line(__doc__)
     parser.add_argument("--quality", type=int, nargs="+", default=[5, 10, 20, 30, 50, 75, 90, 95], help="[%(default)s]")
     parser.add_argument("--sampling", nargs="+", default=["4:2:0", "4:4:4"], help="[%(default)s]")
-    parser.add_argument("--limit", type=int, help="the first so many images only")
-    options, arguments = parser.parse_known_args()  # the rest is the command line's own: --weights, --device, …
+    options, arguments = parser.parse_known_args()
     images = load(options.data, options.limit)
-    print("| quality | sampling | files | restored | mismatches | the manifest's | files in dispute | coefficients |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = ["files", "restored", "mismatches", "the manifest's", "files in dispute", "coefficients"]
+    print(header(["quality", "sampling", *columns]))
     disputed = 0
     for sampling in options.sampling:
         for quality in options.quality:
@@ -90,10 +93,9 @@ def main() -> int:
                 folder.mkdir()
                 for number, image in enumerate(images):
                     (folder / f"{number:04}.jpg").write_bytes(to_jpeg(image, quality, sampling))
-                row = measure(folder, Path(scratch) / "restored", arguments)
-            disputed += row.disputed
-            cells = (quality, sampling, *vars(row).values())
-            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+                counts = measure(folder, Path(scratch) / "restored", arguments)
+            disputed += counts.disputed
+            print(line([quality, sampling, *vars(counts).values()]), flush=True)
     return int(disputed > 0)
 
 

@@ -1,9 +1,9 @@
-"""What `--strength` does: PSNR against Fréchet and sliced Wasserstein distance, from the regression to a sample.
+"""The effect of `--strength`: PSNR, Fréchet and sliced Wasserstein distance, from the regression (0) to a sample (1).
 
 python -m bench.dial --data val.tar
 python -m bench.dial --data val.tar --quality 10 --strengths 0 0.5 1 --limit 30
 
-One sample of each image, after `project_exact`. The measuring is train/evaluate.py's, as in bench/quality.py.
+One sample of each image, after `project_exact`; measured by train/evaluate.py, as in bench/quality.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from bench.photographs import command_line
 from model.features import FeaturesError
 from pipeline.engine.options import SAMPLER
 from pipeline.inputs.listing import SourceError
@@ -37,21 +37,19 @@ COLUMNS: list[Column] = [
 
 @dataclass(frozen=True)
 class Point(Row):
-    """A row of one strength."""
+    """The figures at one strength."""
 
     strength: float
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = command_line(__doc__)
     add = result.add_argument
-    add("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
     add("--quality", type=int, nargs="+", default=[10, 20, 40], help="[10 20 40]")
     add("--strengths", type=float, nargs="+", default=list(STRENGTHS), help=f"[{' '.join(map(str, STRENGTHS))}]")
     add("--weights", default=SAMPLER, help="a sampler with a noise head [%(default)s]")
     add("--device", default="auto")
     add("--dtype", default="auto")
-    add("--limit", type=int, help="the first so many images only")
     return result
 
 
@@ -59,9 +57,7 @@ def run(options: argparse.Namespace) -> None:
     """Prints the table. Raises EvaluationError, FeaturesError and SourceError."""
     networks = load_networks(options.weights, None, options.device, options.dtype)
     if networks.sampler is None or not networks.sampler.generator.config.has_head:
-        raise EvaluationError(
-            f"weights {options.weights!r} have no regression beside samples: there is no line between"
-        )
+        raise EvaluationError(f"weights {options.weights!r}: expected a sampler with a noise head")
     extractors = load_extractors(None, networks.regression.device, hed=False)
     photographs = Photographs(options.data, options.limit)
     settings = Settings(tuple(options.quality), modes=("projected",), samples=1)
@@ -72,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
         points += [Point(**vars(row), strength=strength) for row in report.rows if row.mode == "projected"]
     print(heading(COLUMNS))
     print(*(line(point, COLUMNS) for point in sorted(points, key=lambda point: point.quality)), sep="\n")
-    over = f"Fréchet distances over {report.crops} crops of {CROP}x{CROP}"
-    print(f"\n{report.images} images, {report.sampling}, one sample; {over}.")
+    crops = f"Fréchet distances over {report.crops} crops of {CROP}x{CROP}"
+    print(f"\n{report.images} images, {report.sampling}, one sample; {crops}.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""How fast the operators of kernels/ are, and beside whom: `python -m bench.kernels --help`.
+"""Speed of the operators of kernels/, compared with other implementations: `python -m bench.kernels --help`.
 
-The code is in bench/operators/. Started as a file, `python bench/kernels.py`, it starts itself again as a module: for a
-script this folder comes first in Python's search for modules, and this file would hide the package that it measures.
+The code is in bench/operators/. Run as a file, `python bench/kernels.py`, it restarts itself as a module: otherwise
+Python would search this folder first, and this file would hide the package that it measures.
 """
 
 from __future__ import annotations

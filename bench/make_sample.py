@@ -1,6 +1,6 @@
-"""Builds pipeline/sample/: sample.tar, a dozen JPEG files of many kinds with a note on each one's origin; CREDITS.md.
+"""Builds pipeline/sample/: CREDITS.md and sample.tar, twelve JPEG files of many kinds, each with a note on its origin.
 
-Needs the photographs of two packages, and writes the same bytes whenever the versions are the same:
+Needs the photographs of two packages. The same versions give the same bytes:
 
     pip install pillow==13.0.0 simplejpeg==1.9.0 scikit-image==0.26.0
     apt-get download lomiri-wallpapers-16.04=20.04.0-2 && dpkg-deb -x lomiri-wallpapers-16.04_*.deb wallpapers
@@ -27,11 +27,11 @@ LOMIRI = "lomiri-wallpapers-16.04 20.04.0-2 (Debian), https://gitlab.com/ubports
 AITZOL = "Aitzol Berasategi, 2018"
 SKIMAGE = "scikit-image 0.26.0, skimage/data"
 CHANGES = "Cropped, reduced in size and compressed. Nobody named here endorses this use."
-FIXED_DATE = bytes.fromhex("07ea 0001 0001 0000 0000 0000")  # in place of the moment when an ICC profile was made
+FIXED_DATE = bytes.fromhex("07ea 0001 0001 0000 0000 0000")  # replaces an ICC profile's time of creation
 
 
 class Photograph(NamedTuple):
-    """A photograph as its package holds it: `file` is its name there, `sha256` its hash's start."""
+    """A photograph in its package. file: its name there. sha256: the start of its hash."""
 
     title: str
     author: str
@@ -53,7 +53,7 @@ class Variant(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The member's name without its extension, which says what the file is."""
+        """The member's name without its extension; it describes the file."""
         parts = self.photograph, f"q{self.quality:02d}", self.sampling.replace(":", ""), self.kind
         return "-".join(part for part in parts if part)
 
@@ -89,17 +89,17 @@ VARIANTS = (
 
 
 def load(photograph: Photograph, wallpapers: Path) -> Image.Image:
-    """The original, RGB. Raises SystemExit when it is not the file that the credits speak of."""
+    """The original, RGB. Raises SystemExit for another version than the one that is credited."""
     skimage = Path(str(files("skimage")))
     folder = skimage / "data" if photograph.origin == SKIMAGE else wallpapers / "usr/share/backgrounds"
     data = (folder / photograph.file).read_bytes()
     if not hashlib.sha256(data).hexdigest().startswith(photograph.sha256):
-        raise SystemExit(f"{folder / photograph.file} is another version than the one that is credited here")
+        raise SystemExit(f"{folder / photograph.file} is not the version that is credited here")
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 def compress(image: Image.Image, variant: Variant) -> bytes:
-    """The JPEG file. Pillow writes everything but 4:4:0, which comes from simplejpeg; both hold libjpeg-turbo."""
+    """The JPEG file, by libjpeg-turbo: in Pillow, except for 4:4:0, which Pillow does not write, in simplejpeg."""
     image = ImageOps.fit(image.crop(variant.box), variant.size, Image.Resampling.LANCZOS)
     if variant.sampling == "4:4:0":
         return bytes(simplejpeg.encode_jpeg(np.asarray(image), variant.quality, "RGB", "440", fastdct=False))
@@ -114,14 +114,13 @@ def compress(image: Image.Image, variant: Variant) -> bytes:
     if variant.kind == "orientation":
         image = image.transpose(Image.Transpose.ROTATE_90)
         options["exif"] = Image.Exif()
-        options["exif"][0x0112] = 6  # EXIF orientation: to be turned clockwise by 90 degrees when shown
+        options["exif"][0x0112] = 6  # EXIF orientation: rotate clockwise by 90 degrees for display
     out = io.BytesIO()
     image.save(out, "JPEG", **options)
     return out.getvalue()
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wallpapers", type=Path, required=True, help="the unpacked Debian package")
     parser.add_argument("--output-dir", type=Path, default=Path("pipeline/sample"), help="default: %(default)s")

@@ -1,6 +1,6 @@
-"""The README's pictures. Without --data: a detail of a sample file as an ordinary decoder shows it, and restored. With
-clean photographs and weights that draw samples: for each photograph, compressed, the input, four samples, their mean
-and deviation, the regression's image and the truth.
+"""The README's pictures. Without --data: a detail of a sample file, decoded by Pillow and restored. With clean
+photographs and a sampler's weights, a row for each compressed photograph: the input, four samples, the mean and
+standard deviation of all samples, the regression's image and the truth.
 
 python -m bench.picture --file astronaut-q10-444.jpg --box 60 10 188 138 --output bench/before-after.png
 python -m bench.picture --weights runs/posterior/generator.safetensors --data val.tar --output bench/samples.png
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from bench.photographs import SAMPLE
 from kernels import Subsampling
 from pipeline.engine.options import SAMPLER
 from pipeline.engine.restorer import Restorer
@@ -36,12 +37,11 @@ from train.grid import grid
 from train.measures import compress
 from train.restorations import restorations
 
-SAMPLE = Path(__file__).parents[1] / "pipeline" / "sample" / "sample.tar"
 GAP = 8
 
 
 def before_after(options: argparse.Namespace) -> Image.Image:
-    """Details side by side."""
+    """The same detail twice, side by side. Raises SourceError."""
     with tarfile.open(SAMPLE) as archive:
         if options.file not in archive.getnames():
             raise SourceError(f"{options.file} is no file of {SAMPLE}, which has {', '.join(archive.getnames())}")
@@ -61,7 +61,7 @@ def before_after(options: argparse.Namespace) -> Image.Image:
 
 
 def choose(options: argparse.Namespace) -> list[Photograph]:
-    """Those of --keys, in that order, or the first --images. Raises SourceError."""
+    """The photographs of --keys, in that order, or the first --images. Raises SourceError."""
     if not options.keys:
         return list(Photographs(options.data, options.images))
     found = {key: (key, image) for key, image in Photographs(options.data) if key in options.keys}
@@ -90,18 +90,18 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", default=SAMPLER, help="[%(default)s]")
     add("--device", default="auto")
     add("--dtype", default="auto")
-    add("--output", type=Path, help="a PNG [before-after.png or, with --data, samples.png, beside this script]")
+    add("--output", type=Path, help="a PNG [before-after.png or, with --data, samples.png, in bench/]")
     one = result.add_argument_group("before and after")
     one.add_argument("--file", default="astronaut-q10-444.jpg", help="a member of the sample shard [%(default)s]")
-    one.add_argument("--box", type=int, nargs=4, default=[60, 10, 188, 138], help="left top right bottom, pixels")
-    one.add_argument("--scale", type=int, default=3, help="enlargement, by repetition [%(default)s]")
+    one.add_argument("--box", type=int, nargs=4, default=[60, 10, 188, 138], help="left, top, right, bottom in pixels")
+    one.add_argument("--scale", type=int, default=3, help="enlargement, by nearest neighbour [%(default)s]")
     many = result.add_argument_group("samples")
     many.add_argument("--data", type=Path, help="clean photographs: a tar, a folder or a JPEG file")
-    many.add_argument("--keys", nargs="+", metavar="KEY", help="of the photographs to show [the first --images]")
+    many.add_argument("--keys", nargs="+", metavar="KEY", help="photographs to show [the first --images]")
     many.add_argument("--images", type=int, default=4, help="[%(default)s]")
     many.add_argument("--quality", type=int, default=10, help="[%(default)s]")
     many.add_argument("--sampling", choices=[s.label for s in Subsampling], default="4:2:0", help="[%(default)s]")
-    many.add_argument("--samples", type=int, default=16, help="draws that mean and deviation are over [%(default)s]")
+    many.add_argument("--samples", type=int, default=16, help="draws for the mean and the deviation [%(default)s]")
     many.add_argument("--seed", type=int, default=0, help="of the noise [%(default)s]")
     many.add_argument("--mmse", help=MMSE_HELP)
     return result

@@ -1,13 +1,13 @@
-"""What the restoration is worth, after `project_exact`: PSNR beside plain decode and, of weights that draw samples, of
-one sample and of their mean beside the regression, variety, Fréchet and sliced Wasserstein distances, texture in flat
-areas; coefficients recounted by libjpeg-turbo.
+"""Quality of restorations after `project_exact`: PSNR compared with plain decoding; for samplers also of one sample and
+of the samples' mean compared with the regression, variety, Fréchet and sliced Wasserstein distances, texture in flat
+areas; mismatches recounted by libjpeg-turbo.
 
 python -m bench.quality --data val.tar
 python -m bench.quality --data val.tar --weights runs/posterior/generator.safetensors
 
-The measuring is train/evaluate.py's. A second table has whole restorations of the same files: by this decoder, timed
-from the file's bytes to the image in memory; and by the programs of bench/rivals.py that are on the PATH, timed as one
-process for each file, which writes its output. The exit code is 1 when a certificate is not true, and 2 when something
+train/evaluate.py measures. A second table compares whole restorations of the same files: by this decoder, timed from
+the file's bytes to the image in memory, and by the programs of bench/rivals.py that are on the PATH, timed as one
+process for each file, which writes its output. The exit code is 1 when a certificate is false, and 2 when something
 cannot be measured.
 """
 
@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.photographs import command_line
 from bench.rivals import COLUMNS as BESIDE
 from bench.rivals import PROGRAMS, Contest, Decoder, Figures, RivalError, choose, engine
 from kernels import Subsampling
 from model.features import FeaturesError
-from model.weights import write_whole
 from pipeline.engine.options import SAMPLER
 from pipeline.inputs.listing import SourceError
 from train.evaluate import MMSE_HELP, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
@@ -33,7 +33,7 @@ from train.restorations import MODES, Networks
 from train.table import Column, Report, Row, heading, line
 
 BEFORE_PROJECTION = "sample"
-"""The one mode that no user's file is restored in."""
+"""Samples without `project_exact`, which the command line never gives."""
 
 COLUMNS: list[Column] = [
     ("quality", "quality", ""),
@@ -60,8 +60,8 @@ COLUMNS: list[Column] = [
 
 @dataclass(frozen=True)
 class Compared(Row):
-    """to_mmse: PSNR less the regression's, dB. frechet_ratio, hed_ratio, swd_ratio: the distances by the regression's.
-    lattice_ratio, lattice_worst_ratio, flat_deviation_ratio: those by the originals'."""
+    """to_mmse: PSNR minus the regression's, dB. frechet_ratio, hed_ratio, swd_ratio: divided by the regression's.
+    lattice_ratio, lattice_worst_ratio, flat_deviation_ratio: divided by the originals'."""
 
     to_mmse: float
     frechet_ratio: float | None
@@ -73,7 +73,7 @@ class Compared(Row):
 
 
 def compare(rows: list[Row]) -> list[Compared]:
-    """The rows of one quality, `mmse` among them."""
+    """rows: of one quality, with `mmse` among them."""
     (mmse,) = (row for row in rows if row.mode == "mmse")
     return [
         Compared(
@@ -91,12 +91,12 @@ def compare(rows: list[Row]) -> list[Compared]:
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:
-    """None where there is none."""
+    """None when either is missing."""
     return value / reference if value is not None and reference else None
 
 
 def columns(sampled: bool, extractors: Collection[str]) -> list[Column]:
-    """Those that can hold something. extractors: the names of those of the Fréchet distances."""
+    """Those that have figures. extractors: the names of the Fréchet distances."""
     missing = set() if sampled else {"std", "correlation"}
     for name in {"frechet", "hed"}.difference(extractors):
         missing |= {name, f"{name}_ratio"}
@@ -104,8 +104,8 @@ def columns(sampled: bool, extractors: Collection[str]) -> list[Column]:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One sampling's tables."""
+class Tables:
+    """Of one sampling. beside: this decoder and others on the same files."""
 
     report: Report
     rows: list[Compared]
@@ -113,7 +113,7 @@ class Outcome:
 
     @property
     def untrue(self) -> list[str]:
-        """Where certificates say another number than was recounted."""
+        """Where certificates differ from the recount."""
         names = [(row.quality, row.mode, row.disputed) for row in self.rows]
         names += [(row.quality, row.decoder, row.disputed) for row in self.beside]
         return [
@@ -127,7 +127,7 @@ def measure(
     settings: Settings,
     extractors: Mapping[str, Extractor],
     decoders: Mapping[str, Decoder],
-) -> Outcome:
+) -> Tables:
     """Prints the tables. Raises EvaluationError, SourceError and RivalError."""
     rows: list[Compared] = []
     beside: list[Figures] = []
@@ -144,11 +144,11 @@ def measure(
     report = evaluate(photographs, networks, settings, extractors, show=show, look=contest.look)
     print(f"\n{footnote(report, networks.sampler is not None)}\n{legend(report.rows)}\n\n{heading(BESIDE)}")
     print(*(line(row, BESIDE) for row in beside), sep="\n", end="\n\n", flush=True)
-    return Outcome(report, rows, beside)
+    return Tables(report, rows, beside)
 
 
 def footnote(report: Report, sampled: bool) -> str:
-    """What the figures are over."""
+    """How many images, samples and crops the figures are over."""
     text = f"{report.images} images, {report.sampling}"
     if sampled:
         text += f", {report.samples} samples of each"
@@ -156,7 +156,7 @@ def footnote(report: Report, sampled: bool) -> str:
 
 
 def legend(rows: Iterable[Row]) -> str:
-    """What the columns of texture are, and the originals' at each quality."""
+    """The meaning of the texture columns, and the originals' values at each quality."""
     found = []
     for row in {row.quality: row for row in rows}.values():
         figures = (row.original_lattice, row.original_lattice_worst, row.original_flat_deviation)
@@ -169,38 +169,40 @@ def legend(rows: Iterable[Row]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = command_line(__doc__)
     add = result.add_argument
     names = [program.name for program in PROGRAMS]
     labels = [sampling.label for sampling in Subsampling]
-    add("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
     add("--quality", type=int, nargs="+", default=[10, 20, 30, 40], help="[10 20 30 40]")
     add("--sampling", nargs="+", choices=labels, default=["4:2:0"], help="[4:2:0]")
     add("--weights", default=SAMPLER, help="a sampler, or a regression network [%(default)s]")
     add("--mmse", help=MMSE_HELP)
     add("--samples", type=int, default=16, help="draws of each image [%(default)s]")
-    add("--no-frechet", action="store_true", help="no Fréchet distances, and no weights needed for them")
-    add("--hed", action="store_true", help="also Fréchet distances by HED, which no loss has seen, but BSDS500 taught")
+    add("--no-frechet", action="store_true", help="without Fréchet distances and their weights")
+    add(
+        "--hed",
+        action="store_true",
+        help="also Fréchet distances by HED, which no loss uses, but which was trained on BSDS500",
+    )
     add(
         "--programs",
         nargs="*",
         default=names,
         metavar="NAME",
-        help=f"run beside ours, none without a name [{' '.join(names)}]",
+        help=f"other decoders to compare with, or nothing [{' '.join(names)}]",
     )
     add("--device", default="auto")
     add("--dtype", default="auto")
-    add("--limit", type=int, help="the first so many images only")
-    add("--json", type=Path, help="write all figures there too")
+    add("--json", type=Path, help="also write all figures to this file")
     return result
 
 
-def run(options: argparse.Namespace) -> list[Outcome]:
-    """One for each sampling. Raises EvaluationError, FeaturesError, SourceError, RivalError or OSError."""
+def run(options: argparse.Namespace) -> list[Tables]:
+    """Measures each sampling. Raises EvaluationError, FeaturesError, SourceError, RivalError or OSError."""
     if options.limit is not None and options.limit < 1:
         raise EvaluationError(f"limit {options.limit}: expected at least 1 image")
     if options.hed and options.no_frechet:
-        raise EvaluationError("--hed asks for Fréchet distances, --no-frechet for none: give one of them")
+        raise EvaluationError("--hed and --no-frechet exclude each other: give one of them")
     if options.json is not None and not options.json.parent.is_dir():
         raise EvaluationError(f"{options.json}: there is no folder {options.json.parent}")
     programs, absent = choose(options.programs)
@@ -214,21 +216,21 @@ def run(options: argparse.Namespace) -> list[Outcome]:
     decoders |= {program.name: program.decode for program in programs}
     if absent:
         print(f"not on the PATH: {', '.join(absent)}\n")
-    outcomes = []
+    tables = []
     for label in options.sampling:
         settings = Settings(tuple(options.quality), Subsampling.from_label(label), modes, options.samples)
-        outcomes.append(measure(Photographs(options.data, options.limit), networks, settings, extractors, decoders))
-    if extractors and outcomes[0].report.crops < CROPS_WANTED:
+        tables.append(measure(Photographs(options.data, options.limit), networks, settings, extractors, decoders))
+    if extractors and tables[0].report.crops < CROPS_WANTED:
         say(
-            f"Fréchet distances over fewer than {CROPS_WANTED} crops are too large: compare them within this table only"
+            f"Fréchet distances over fewer than {CROPS_WANTED} crops are overestimated: compare them in this table only"
         )
     if options.json:
         found = [
-            asdict(o.report) | {"rows": [*map(asdict, o.rows)], "beside": [*map(asdict, o.beside)]} for o in outcomes
+            asdict(t.report) | {"rows": [*map(asdict, t.rows)], "beside": [*map(asdict, t.beside)]} for t in tables
         ]
         names = {"weights": options.weights, "mmse": options.mmse, "data": str(options.data)}
-        write_whole(options.json, json.dumps(names | {"samplings": found}, indent=1).encode())
-    return outcomes
+        options.json.write_text(json.dumps(names | {"samplings": found}, indent=1))
+    return tables
 
 
 def say(message: str) -> None:
@@ -238,7 +240,7 @@ def say(message: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        untrue = [text for outcome in run(options) for text in outcome.untrue]
+        untrue = [text for table in run(options) for text in table.untrue]
     except (EvaluationError, FeaturesError, SourceError, RivalError, OSError) as error:
         say(str(error))
         return 2

@@ -1,7 +1,7 @@
-"""Other programs that restore JPEG files, run as they are found on the PATH, beside this decoder on the same files.
+"""Other programs that restore JPEG files, compared with this decoder on the same files.
 
-jpegqs (jpeg-quantsmooth), jpeg2png and knusperli too choose values inside the coefficients' intervals, by smoothness
-instead of a network. bench/quality.py prints the table.
+jpegqs (jpeg-quantsmooth), jpeg2png and knusperli also choose values inside the coefficients' intervals, by smoothness
+instead of a network. They are run if they are on the PATH; bench/quality.py prints the table.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from train.restorations import Restoration
 from train.table import Column, Originals, Tally
 
 MESSAGE = 500
-"""Characters of a program's last words that an error repeats."""
+"""How many characters of the end of a program's output an error message has."""
 
 
 class RivalError(RuntimeError):
-    """A program that did not do its work; the message names it, the file, and what it said."""
+    """A program failed; the message names it, the file, and its output."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """image: [C, H, W] uint8, of the file's components. seconds: wall clock. claimed: how many coefficients differ
-    according to the decoder itself; None when it makes no claim."""
+    """image: [C, H, W] uint8, of the file's components. seconds: wall time. claimed: mismatches according to the
+    decoder itself; None when it makes no claim."""
 
     image: Tensor
     seconds: float
@@ -49,8 +49,8 @@ Decoder = Callable[[Compressed], Decoded]
 
 @dataclass(frozen=True)
 class Program:
-    """A decoder that takes one file. command: name and arguments, of which {input} and {output} become paths. writes:
-    the output's suffix, of a kind that Pillow reads. timeout: seconds for one file."""
+    """A decoder of one file. command: name and arguments; {input} and {output} are replaced by paths. writes: the
+    output's suffix, of a format that Pillow reads. timeout: seconds for one file."""
 
     name: str
     command: tuple[str, ...]
@@ -62,7 +62,7 @@ class Program:
         return shutil.which(self.command[0]) is not None
 
     def decode(self, compressed: Compressed) -> Decoded:
-        """Starts the program anew: its seconds hold that, and the writing of its output. Raises RivalError."""
+        """Starts the program; the seconds include its start and the writing of its output. Raises RivalError."""
         with tempfile.TemporaryDirectory(prefix=f"{self.name}-") as folder:
             source, output = Path(folder, "input.jpg"), Path(folder, f"output{self.writes}")
             source.write_bytes(compressed.data)
@@ -79,7 +79,7 @@ class Program:
         return Decoded(image, seconds)
 
     def _run(self, source: Path, output: Path, key: str) -> str:
-        """What the program said on both streams, its end."""
+        """The end of the program's output on both streams. Raises RivalError."""
         arguments = [part.format(input=source, output=output) for part in self.command]
         messages = source.with_name("messages")
         with messages.open("wb") as file:
@@ -89,7 +89,7 @@ class Program:
                 raise RivalError(f"{self.name} cannot be started: {error}") from error
         said = messages.read_text(errors="replace").strip()[-MESSAGE:] or "nothing"
         if status is None:
-            raise RivalError(f"{self.name} took more than {self.timeout:g} s on {key} and was ended; it said: {said}")
+            raise RivalError(f"{self.name} took more than {self.timeout:g} s on {key} and was killed; it said: {said}")
         if status:
             raise RivalError(f"{self.name} failed on {key} with exit code {status}; it said: {said}")
         return said
@@ -100,12 +100,12 @@ PROGRAMS = (
     Program("jpeg2png", ("jpeg2png", "-q", "{input}", "-o", "{output}"), ".png"),
     Program("knusperli", ("knusperli", "{input}", "{output}"), ".png"),
 )
-"""jpegqs writes a JPEG file with steps of 1, here of its best quality; jpeg2png's -q says quiet."""
+"""jpegqs, here at its best quality, writes a JPEG file with steps of 1; -q of jpeg2png means quiet."""
 
 
 def wait(arguments: list[str], output: int, timeout: float) -> int | None:
-    """The exit code, negative for a signal; None when it took more than `timeout` seconds. It is ended then, and in an
-    interruption, with all that it started. output: a file descriptor for both its streams. Raises OSError."""
+    """The exit code, negative for a signal; None after more than `timeout` seconds. The process and all its children
+    are then killed, and also on an interruption. output: a file descriptor for both its streams. Raises OSError."""
     process = subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -127,7 +127,7 @@ def read_image(path: Path, gray: bool) -> Tensor:
 
 
 def engine(restorer: Restorer) -> Decoder:
-    """This decoder: one whole `restore`, from the file's bytes to the 8-bit image and its certificate."""
+    """This decoder: `restore`, from the file's bytes to the 8-bit image and its certificate."""
 
     def decode(compressed: Compressed) -> Decoded:
         start = time.perf_counter()
@@ -138,8 +138,7 @@ def engine(restorer: Restorer) -> Decoder:
 
 
 def choose(names: Iterable[str]) -> tuple[list[Program], list[str]]:
-    """Those of PROGRAMS that are asked for and on the PATH, and the names of the rest. Raises RivalError for a name
-    that is not one of theirs."""
+    """(those that are on the PATH, the names of the others). Raises RivalError for a name that is not in PROGRAMS."""
     wanted, known = list(names), {program.name: program for program in PROGRAMS}
     unknown = [name for name in wanted if name not in known]
     if unknown:
@@ -150,7 +149,7 @@ def choose(names: Iterable[str]) -> tuple[list[Program], list[str]]:
 
 @dataclass(frozen=True)
 class Figures:
-    """One decoder at one quality; the columns of train.table.Row, and megapixels a second, of all files together."""
+    """One decoder at one quality: columns of train.table.Row. speed: megapixels a second, over all files."""
 
     quality: int
     decoder: str
@@ -176,7 +175,7 @@ COLUMNS: list[Column] = [
 
 
 class Contest:
-    """Gives each file that train.evaluate compresses to every decoder, and adds up what they make of it."""
+    """Has every decoder restore each file that train.evaluate compresses, and sums up the figures."""
 
     def __init__(self, decoders: Mapping[str, Decoder]) -> None:
         self.decoders = decoders
@@ -188,7 +187,7 @@ class Contest:
         self.pixels = 0
 
     def look(self, place: int, compressed: Compressed, found: Mapping[str, Restoration]) -> None:
-        """For `evaluate`. Raises RivalError."""
+        """The `look` of train.evaluate.evaluate. Raises RivalError."""
         self.pixels += compressed.truth[0].numel()
         for name, decode in self.decoders.items():
             decoded = decode(compressed)
@@ -196,7 +195,7 @@ class Contest:
             self.seconds[name] += decoded.seconds
 
     def finish(self, quality: int) -> list[Figures]:
-        """Of all files since the last call, one row for each decoder."""
+        """One row for each decoder, over all files since the last call."""
         figures = []
         for name, tally in self.tallies.items():
             row = tally.row(quality, Originals())

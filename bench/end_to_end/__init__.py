@@ -1,1 +1,1 @@
-"""What bench/restore.py runs."""
+"""The parts of bench/restore.py."""

@@ -1,4 +1,4 @@
-"""The charts of bench/restore.py. They need matplotlib (pip install -e '.[bench]')."""
+"""The charts of bench/restore.py; they need matplotlib (pip install -e '.[bench]')."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.end_to_end.measure import PILLOW_DECODE, PILLOW_PNG
-from bench.end_to_end.report import ELSEWHERE, JPEG_STAGES, MEBI, Outcome, Rung
+from bench.end_to_end.report import ELSEWHERE, JPEG_STAGES, MEBI, Outcome, ScalingPoint
 
 STACKED = (*JPEG_STAGES, "read", "write", ELSEWHERE, "network")
-"""From the bottom: first what Pillow has, too."""
+"""From the bottom: first the stages that Pillow has as well."""
 
 COLORS = {name: f"C{number}" for number, name in enumerate(STACKED)} | {"network": "gold"}
 
@@ -27,7 +27,7 @@ def _pyplot() -> Any:
 
 
 def draw_stages(outcomes: Sequence[Outcome], path: Path) -> None:
-    """CPU time a megapixel by stage, for each size beside Pillow's: all of it, and without the network."""
+    """CPU time a megapixel by stage, for each size next to Pillow's: with and without the network."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for axes, left_out, title in zip(panels, ("", "network"), ("all", "without the network"), strict=True):
@@ -54,18 +54,18 @@ def _cost(outcome: Outcome, name: str) -> float:
     return 1000 * seconds / outcome.run.megapixels
 
 
-def draw_scaling(by_files: Sequence[Rung], by_megapixels: Sequence[Rung], path: Path) -> None:
-    """Time and peak memory against how many files there are, and against how large one is."""
+def draw_scaling(by_files: Sequence[ScalingPoint], by_megapixels: Sequence[ScalingPoint], path: Path) -> None:
+    """Time and peak memory against the number of files, and against the megapixels of one file."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    ladders = ((by_files, "files"), (by_megapixels, "megapixels of one file"))
-    for (times, memories), (rungs, what) in zip(panels.T, ladders, strict=True):
-        across = [r.workload.files if what == "files" else r.workload.megapixels for r in rungs]
-        times.plot(across, [r.seconds for r in rungs], "o-")
+    series = ((by_files, "files"), (by_megapixels, "megapixels of one file"))
+    for (times, memories), (points, what) in zip(panels.T, series, strict=True):
+        across = [point.workload.files if what == "files" else point.workload.megapixels for point in points]
+        times.plot(across, [point.seconds for point in points], "o-")
         times.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds")
-        memories.plot(across, [r.peak / MEBI for r in rungs], "o-", label="memory")
-        if any(r.gpu_bytes for r in rungs):
-            memories.plot(across, [r.gpu_bytes / MEBI for r in rungs], "s-", label="the GPU's")
+        memories.plot(across, [point.peak / MEBI for point in points], "o-", label="memory")
+        if any(point.gpu_bytes for point in points):
+            memories.plot(across, [point.gpu_bytes / MEBI for point in points], "s-", label="the GPU's")
             memories.legend()
         memories.set(xscale="log", xlabel=what, ylabel="peak MiB")
         memories.set_ylim(bottom=0)

@@ -1,5 +1,5 @@
-"""How fast files could come and go if a device took no time: the pipeline with one that copies pixels, beside what
-entropy decoding and image encoding of the same take alone."""
+"""Throughput of the host with a device that takes no time: the pipeline with one that only copies pixels, compared with
+entropy decoding and image encoding of the same files alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.end_to_end.measure import Setup, files
-from bench.end_to_end.report import Timed, in_markdown
+from bench.end_to_end.report import Timed
+from bench.markdown import header, line
 from kernels import decode
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.transfers import Deviations, Part
@@ -22,8 +23,8 @@ from pipeline.outputs.formats import encode_image
 
 
 class StandIn(Restorer):
-    """Batches as on a GPU, and in the place of all that a GPU does a copy of `pixels` [C, h, w], which were decoded
-    once. The mismatches that it claims, none, are not true."""
+    """Forms batches as for a GPU, but only copies `pixels` [3, side, side], which were decoded once. It claims 0
+    mismatches, which is false."""
 
     pixels: Tensor
 
@@ -36,7 +37,7 @@ class StandIn(Restorer):
 
 
 def stand_in(setup: Setup, shards: Path) -> StandIn:
-    """With the pixels of the first files of the shards."""
+    """A `Factory`; the pixels are those of the first files of the shards."""
     like = setup.restorer()
     device = StandIn(like.generator, like.digest, like.device, like.dtype, like.options, batched=True)
     device.pixels = mosaic(
@@ -46,13 +47,13 @@ def stand_in(setup: Setup, shards: Path) -> StandIn:
 
 
 def decoded(data: bytes) -> Tensor:
-    """[3, H, W] uint8, as an ordinary decoder shows it."""
+    """[3, H, W] uint8, by plain decoding."""
     image = decode(read_bitstream(data).coefficients)[0]
     return image.expand(3, -1, -1).clamp(0, 255).round().to(torch.uint8)
 
 
 def mosaic(images: Sequence[Tensor], side: int) -> Tensor:
-    """[3, side, side], which in memory is [side, side, 3]: images one below the other, each repeated and mirrored."""
+    """[3, side, side], interleaved in memory: images one below the other, each repeated by mirroring to the width."""
     rows: list[Tensor] = []
     while sum(row.shape[1] for row in rows) < side:
         x = images[len(rows) % len(images)]
@@ -64,7 +65,7 @@ def mosaic(images: Sequence[Tensor], side: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Alone:
-    """CPU seconds of the files, one after another in one thread: reading the coefficients, writing the image."""
+    """CPU seconds for all files in one thread: reading the coefficients, writing the image."""
 
     decode: float
     encode: float
@@ -88,13 +89,13 @@ def measure_alone(setup: Setup, shards: Path) -> Alone:
 
 @dataclass(frozen=True)
 class Host(Timed):
-    """One workload, restored by the stand-in."""
+    """A workload restored by the stand-in."""
 
     alone: Alone
 
     @property
     def ceiling(self) -> float:
-        """Megapixels a second, if the cores did nothing but decode and encode."""
+        """Megapixels a second, if the cores only decoded and encoded."""
         return min(self.workers, self.cores) * self.run.megapixels / (self.alone.decode + self.alone.encode)
 
     def figures(self) -> dict[str, Any]:
@@ -104,12 +105,11 @@ class Host(Timed):
 
 def table(hosts: Sequence[Host]) -> str:
     """CPU times in milliseconds a megapixel."""
-    heads = ["files", "workers", "decode alone", "encode alone", "CPU, all", "MP/s", "ceiling", "share"]
-    rows = [heads, ["---", *7 * ["---:"]]]
+    names = ["files", "workers", "decode alone", "encode alone", "CPU, all", "MP/s", "ceiling", "share"]
+    rows = [header(names, "---:")]
     for host in hosts:
         each = [1000 * x / host.run.megapixels for x in (host.alone.decode, host.alone.encode, host.run.cpu)]
         cells = [str(host.workload), str(host.workers), *(f"{x:.1f}" for x in each)]
-        rows.append([*cells, f"{host.rate:.1f}", f"{host.ceiling:.1f}", f"{host.rate / host.ceiling:.0%}"])
-    return (
-        f"### The host, with a device that only copies\n\n{in_markdown(rows)}\n\nCPU time in ms/MP, user and system.\n"
-    )
+        rows.append(line([*cells, f"{host.rate:.1f}", f"{host.ceiling:.1f}", f"{host.rate / host.ceiling:.0%}"]))
+    text = "\n".join(rows)
+    return f"### The host, with a device that only copies\n\n{text}\n\nCPU time in ms/MP, user and system.\n"

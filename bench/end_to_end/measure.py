@@ -1,9 +1,8 @@
-"""What is measured, each in a fresh process: the pipeline on shards; and beside it, on the same files and as many
-workers, the network alone and Pillow's plain decoding."""
+"""The measurements, each in a fresh process: the pipeline on shards; and, on the same files with as many workers, the
+network alone and Pillow's decode and PNG."""
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import time
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import torch
-from PIL import Image
 
+from bench.pillow import decode, encode_png
 from pipeline.engine import run as engine
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
@@ -41,13 +40,13 @@ PILLOW_DECODE, PILLOW_PNG = "Pillow decode", "Pillow PNG"
 
 
 class BenchError(Exception):
-    """The figures would not be what they are said to be."""
+    """The figures would not be of what was asked for."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How files are restored; the fields are the command line's options. workers: threads and processes, at least 1.
-    throttle: bytes a second that the outputs' disk is to take at most; 0: as it is."""
+    """How files are restored; the fields are the command line's options. workers: at least 1. throttle: the output
+    disk's limit in bytes a second; 0: none."""
 
     weights: str
     mode: Mode | None
@@ -62,11 +61,15 @@ class Setup:
         return Restorer.from_pretrained(self.weights, self.device, self.dtype, options)
 
 
+Factory = Callable[[Setup, Path], Restorer]
+"""Makes a restorer for the shards in a folder."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run of the pipeline, from listing the shards to closing the output's. images: restored, and megapixels of them,
-    as the manifest has them. mismatches: what certificates admit. seconds: by the clock. cpu: seconds, user and system,
-    of all processes. gpu_bytes: the most that PyTorch held."""
+    """A run of the pipeline, from listing the shards to closing the output's. images, megapixels: restored, according
+    to the manifest. mismatches: the sum of the certificates. seconds: wall time. cpu: seconds, user and system, of all
+    processes. gpu_bytes: PyTorch's peak."""
 
     images: int
     megapixels: float
@@ -82,30 +85,28 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """rate: megapixels a second of the network alone, all workers at once, on `together` tiles of `tile` (height,
-    width); enlarged: how many pixels the network is given for one of the image, halos, padding and draws counted.
-    pillow: times of decoding and of writing PNG, summed over the files."""
+class Others:
+    """rate: megapixels a second of the network alone, in all workers at once, on `batch` tiles of `tile` (height,
+    width). enlarged: pixels given to the network for one of the image, with halos, padding and draws. pillow: times of
+    decoding and of writing PNG, summed over the files."""
 
     rate: float
     tile: tuple[int, int]
-    together: int
+    batch: int
     enlarged: float
     pillow: dict[str, Times]
 
     @property
     def ceiling(self) -> float:
-        """Megapixels of images a second, if all of the time were the network's."""
+        """Megapixels of images a second, if only the network took time."""
         return self.rate / self.enlarged
 
 
-def restore_shards(
-    setup: Setup, shards: Path, warm_up: Path, output: Path, made: Callable[[Setup, Path], Restorer] | None = None
-) -> Run:
-    """Restores `shards` into `output`, after the shards of `warm_up`, which stay out of the figures. made: what makes
+def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path, factory: Factory | None = None) -> Run:
+    """Restores the shards of `warm_up`, which the figures do not include, then `shards`, into `output`. factory: makes
     another restorer than the setup's. Raises BenchError if a file fails, and what `Restorer.from_pretrained` and
     `engine.run` raise."""
-    restorer = made(setup, shards) if made else setup.restorer()
+    restorer = factory(setup, shards) if factory else setup.restorer()
     begin = partial(Job, restorer, shards=True, quiet=True)
     engine.run(begin((warm_up,), output / "warm-up", workers=1))
     restorer.stopwatch = Stopwatch()
@@ -134,7 +135,7 @@ def restore_shards(
 
 
 class SlowSink(ShardSink):
-    """Shards on a disk that takes `throttle` bytes a second."""
+    """Shards on a disk that is limited to `throttle` bytes a second."""
 
     throttle = 0.0
 
@@ -150,7 +151,7 @@ def slow_sink(throttle: float, job: Job, manifest: Ledger, sources: Sources) -> 
 
 
 def count(manifest: Path) -> tuple[int, int, int]:
-    """How many files, pixels and mismatches were restored. Raises BenchError unless all files were."""
+    """(files, pixels, mismatches) of a manifest. Raises BenchError unless every file was restored."""
     records = [json.loads(line) for line in manifest.read_text().splitlines()]
     for record in records:
         if record["status"] != "restored":
@@ -160,17 +161,17 @@ def count(manifest: Path) -> tuple[int, int, int]:
 
 
 def cpu_seconds() -> float:
-    """User and system, of this process and of those below it that have ended."""
+    """User and system, of this process and of its descendants that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def measure_beside(setup: Setup, shards: Path, seconds: float) -> Beside:
-    """The network is timed for about so many seconds. Raises what `Restorer.from_pretrained` raises."""
+def measure_others(setup: Setup, shards: Path, seconds: float) -> Others:
+    """seconds: for timing the network, about. Raises what `Restorer.from_pretrained` raises."""
     stopwatch, first = Stopwatch(), next(files(shards))
-    plain(Stopwatch(), first)
-    in_workers(partial(plain, stopwatch), files(shards), setup.workers, stopwatch)
-    restorer = setup.restorer()  # only now: a GPU that is in use and forking do not go together
+    by_pillow(Stopwatch(), first)
+    in_workers(partial(by_pillow, stopwatch), files(shards), setup.workers, stopwatch)
+    restorer = setup.restorer()  # only now: a process that uses a GPU must not fork
     with one_thread(restorer.device):
         c = restorer.read(first).coefficients
         parts = restorer.parts(c, (0,))
@@ -183,7 +184,7 @@ def measure_beside(setup: Setup, shards: Path, seconds: float) -> Beside:
             rate = network_on_cpu(restorer, part, setup.workers, seconds)
     given = sum(height * width * number for (height, width), number in shapes.items())
     enlarged = setup.samples * given / (c.size[0] * c.size[1])
-    return Beside(rate, tile, restorer.max_batch(tile), enlarged, dict(stopwatch.stages))
+    return Others(rate, tile, restorer.max_batch(tile), enlarged, dict(stopwatch.stages))
 
 
 def files(shards: Path) -> Iterator[bytes]:
@@ -193,8 +194,8 @@ def files(shards: Path) -> Iterator[bytes]:
 
 
 def in_workers(function: Callable[[T], None], items: Iterable[T], workers: int, stopwatch: Stopwatch) -> None:
-    """Calls the function for each item in processes such as the pipeline's, which are forked here. The stopwatch gets
-    what their copies of it measure."""
+    """Calls the function for each item in worker processes such as the pipeline's, forked here. The stopwatch receives
+    the times that its copies in them measure."""
 
     def call(item: T) -> T:
         function(item)
@@ -212,15 +213,15 @@ def fail(item: object, error: Exception) -> NoReturn:
 
 
 def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
-    """One pass of the network over as many copies of a tile as go together."""
-    together = restorer.max_batch(restorer.shape(part))
-    parts = [*restorer.load([part])] * together
+    """One pass of the network over a full batch of copies of a tile."""
+    batch = restorer.max_batch(restorer.shape(part))
+    parts = [*restorer.load([part])] * batch
     decoded = restorer.decode(parts)
-    return lambda: restorer.draw(parts, decoded, [(number,) for number in range(together)])
+    return lambda: restorer.draw(parts, decoded, [(number,) for number in range(batch)])
 
 
 def network_on_cpu(restorer: Restorer, part: Part, workers: int, seconds: float) -> float:
-    """Megapixels of tiles a second, all workers at once, each with tiles of its own."""
+    """Megapixels of tiles a second, in all workers at once, each with its own tiles."""
     once, stopwatch = draw(restorer, part), Stopwatch()
     once()
     start = time.perf_counter()
@@ -237,7 +238,7 @@ def network_on_cpu(restorer: Restorer, part: Part, workers: int, seconds: float)
 
 
 def network_on_gpu(restorer: Restorer, part: Part, seconds: float) -> float:
-    """The same of one GPU, on complete batches, none of which is waited for but the last."""
+    """The same of one GPU, on full batches; it synchronises only after the last."""
     once, (height, width) = draw(restorer, part), restorer.shape(part)
 
     def timed(passes: int) -> float:
@@ -253,10 +254,9 @@ def network_on_gpu(restorer: Restorer, part: Part, seconds: float) -> float:
     return passes * restorer.max_batch((height, width)) * height * width / timed(passes) / 1e6
 
 
-def plain(stopwatch: Stopwatch, data: bytes) -> None:
-    """Pillow: decodes, and writes as PNG at level 1."""
+def by_pillow(stopwatch: Stopwatch, data: bytes) -> None:
+    """Decodes, and writes as PNG."""
     with stopwatch(PILLOW_DECODE):
-        image = Image.open(io.BytesIO(data))
-        image.load()
+        image = decode(data)
     with stopwatch(PILLOW_PNG):
-        image.save(io.BytesIO(), "PNG", compress_level=1)
+        encode_png(image)

@@ -1,4 +1,4 @@
-"""The peak memory of a function: it runs in a fresh process, which is watched from outside with all its descendants."""
+"""Peak memory of a function: it runs in a fresh process, whose memory and descendants' are sampled from outside."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERVAL = 0.1
-"""Seconds between two looks."""
+"""Seconds between two samples."""
 
 START_METHOD = "spawn"
-"""Of multiprocessing: a process that has nothing of this one's."""
+"""multiprocessing's start method for the measured process: it shares nothing with this one."""
 
-MEASURE = f"of all processes together, shared pages once, looked at every {1000 * INTERVAL:.0f} ms"
+MEASURE = f"of all processes together, shared pages counted once, sampled every {1000 * INTERVAL:.0f} ms"
 
 
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, int]:
-    """What the function returns or raises, and the most bytes that its process and those below it took at any look.
-    Function, arguments and result go pickled."""
+    """(the function's result, the peak memory of its process and descendants in bytes). Raises what the function
+    raises. Function, arguments and result must be picklable."""
     peak = 0
     with ProcessPoolExecutor(1, multiprocessing.get_context(START_METHOD)) as executor:
         root = executor.submit(os.getpid).result()
@@ -34,13 +34,13 @@ def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 
 
 def taken_by_tree(root: int) -> int:
-    """Bytes of a process and its descendants. What they have written is shared out among those that share it (PSS);
-    files in memory, which are libraries nearly all, count once, as the process has them that has most."""
+    """Bytes of a process and its descendants. Pages that they have written are divided among the processes that share
+    them (PSS). Mapped files, nearly all of them libraries, count once, as in the process that has most of them."""
     own, files = 0, 0
     for pid in descendants(root):
         try:
             sizes = _sizes(Path(f"/proc/{pid}/smaps_rollup"))
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
         own += sizes["Pss_Anon"] + sizes["Pss_Shmem"]
         files = max(files, sizes["Rss"] - sizes["Anonymous"])
@@ -48,7 +48,7 @@ def taken_by_tree(root: int) -> int:
 
 
 def descendants(root: int) -> list[int]:
-    """Itself, its children, theirs and so on."""
+    """The process ids of `root` and of all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -64,6 +64,6 @@ def descendants(root: int) -> list[int]:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Bytes by name."""
+    """Bytes by field of a smaps_rollup file."""
     fields = [line.split() for line in path.read_text().splitlines()[1:]]
     return {name.rstrip(":"): 1024 * int(kibibytes) for name, kibibytes, *_ in fields}

@@ -1,9 +1,8 @@
-"""Shards of JPEG files: of one size, made of clean photographs, or as they are."""
+"""Shards of JPEG files: of one size, made from clean photographs, or real files unchanged."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
 import tarfile
 from collections import Counter
@@ -17,7 +16,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.photographs import Pixels, to_jpeg
+from bench.machine import CORES
+from bench.photographs import Pixels
+from bench.pillow import to_jpeg
 from pipeline.engine.options import Options
 from pipeline.inputs.listing import list_sources
 from pipeline.inputs.source import Item, read
@@ -25,13 +26,13 @@ from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError
 
 PATCH = 1024
-"""Pixels a side of what one photograph, continued by mirroring, fills of a larger picture. A picture of one photograph
-only would repeat itself, which flatters what compresses it."""
+"""Pixels a side. In a larger picture each patch of this size has another photograph, extended by mirroring. One
+photograph alone would repeat itself, which makes the picture easier to compress."""
 
 PER_SHARD = 256
 MOST_PIXELS = Options().max_pixels
 GOLDEN = 0.618
-"""Multiples of it, without their whole part, are spread evenly over 0..1."""
+"""The fractional parts of its multiples are spread evenly over 0..1."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Size:
 
     @classmethod
     def of(cls, megapixels: float) -> Self:
-        """About so large, 4:3."""
+        """A size of 4:3 with about this area."""
         height = max(1, round((megapixels * 1e6 * 3 / 4) ** 0.5))
         return cls(max(1, round(megapixels * 1e6 / height)), height)
 
@@ -65,7 +66,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Workload:
-    """So many files of one size, by Pillow at a quality and a sampling (`4:2:0`, or gray)."""
+    """Files of one size, as bench.pillow.to_jpeg writes them."""
 
     size: Size
     files: int
@@ -74,7 +75,7 @@ class Workload:
 
     @property
     def megapixels(self) -> float:
-        """Of the images, counted once: no halo, no padding."""
+        """Of the images, without halos and padding."""
         return self.files * self.size.megapixels
 
     @property
@@ -88,7 +89,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class AsIs:
-    """Files as they were found. qualities: how many of each; left_out: how many could not be restored."""
+    """Real files. qualities: the number of files of each; left_out: of files that cannot be restored."""
 
     files: int
     megapixels: float
@@ -104,19 +105,19 @@ class AsIs:
 
 
 def write_shards(photographs: Sequence[Pixels], workload: Workload, folder: Path) -> Path:
-    """The files, in tar shards in a new folder, which is returned. They are made on all cores: Pillow's encoder runs
-    without the GIL."""
+    """Makes the files, in tar shards in a new folder, which is returned. Uses threads on all cores: Pillow's encoder
+    releases the GIL."""
 
     def make(number: int) -> bytes:
         return to_jpeg(picture(photographs, workload.size, number), workload.quality, workload.sampling)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         return _pack(pool.map(make, range(workload.files)), folder)
 
 
 def write_as_is(path: Path, files: int | None, megapixels: float | None, folder: Path) -> tuple[Path, AsIs]:
-    """The JPEG files under `path`, the first so many or until there are so many megapixels, in shards likewise. Raises
-    SourceError."""
+    """The JPEG files under `path`, in shards likewise: the first `files`, or as many as make `megapixels`, or all.
+    Raises SourceError."""
     chosen: list[bytes] = []
     qualities: Counter[int] = Counter()
     area, left_out = 0.0, 0
@@ -150,7 +151,7 @@ def _pack(files: Iterable[bytes], folder: Path) -> Path:
 
 
 def picture(photographs: Sequence[Pixels], size: Size, number: int) -> Pixels:
-    """[H, W, 3]: a patch of a photograph, or a mosaic of patches, of other photographs and places for each `number`."""
+    """[H, W, 3]: a patch of a photograph, or a mosaic of patches; photographs and positions differ by `number`."""
     canvas = np.empty((size.height, size.width, 3), np.uint8)
     corners = [(top, left) for top in range(0, size.height, PATCH) for left in range(0, size.width, PATCH)]
     for turn, (top, left) in enumerate(corners, number * len(corners)):
@@ -163,8 +164,8 @@ def picture(photographs: Sequence[Pixels], size: Size, number: int) -> Pixels:
 
 
 def _positions(length: int, wanted: int, place: float) -> NDArray[np.int64]:
-    """So many neighbouring positions on an axis of `length`, turning back at its ends: what is shorter than the axis
-    lies at a `place`, 0..1, of it."""
+    """`wanted` neighbouring positions on an axis of `length`, mirrored at its ends. place: 0..1, where on the axis they
+    begin if they are fewer than its length."""
     forth = np.arange(length)
     first = int(place * max(0, length - wanted))
     return np.take(np.concatenate([forth, forth[::-1]]), np.arange(first, first + wanted), mode="wrap")

@@ -1,1 +1,1 @@
-"""What bench/kernels.py runs."""
+"""The parts of bench/kernels.py."""

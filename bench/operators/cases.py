@@ -1,4 +1,4 @@
-"""What bench/kernels.py times: operators, their inputs, and the bytes that they cannot do without."""
+"""The cases of bench/kernels.py: operators, their inputs, and the bytes that they must move."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ OPERATORS = (
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIDE = 1024
-"""Height and width of an image. A launch of 16 megapixels (of 2^20) is a batch of 16 images."""
+"""Height and width of an image in pixels: one megapixel of 2^20. A launch of 16 megapixels is a batch of 16 images."""
 
 SAMPLE = Path(__file__).parents[2] / "pipeline" / "sample" / "sample.tar"
 PHOTOGRAPHS = ("dogs-q20", "cat-q20", "coffee-q30", "stream-q30", "drum-q40", "fig-q40", "dandelion-q50", "stream-q75")
 NOISE = 3.0
-"""Gray levels of noise on a plainly decoded image, what `project` and `project_exact` are given."""
+"""Gray levels of noise that is added to decoded images, the inputs of `project` and `project_exact`."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the table: an operator on a batch of `images` of `side` x `side` pixels."""
+    """An operator on a batch of `images` of `side` x `side` pixels."""
 
     operator: str
     sampling: Subsampling
@@ -57,8 +57,24 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """quality: of the tables. against: other implementations, by name. seconds, repetitions: limits of one median.
+    minutes: after which nothing new is started; of a GPU."""
+
+    operators: list[str]
+    samplings: list[Subsampling]
+    dtypes: list[str]
+    megapixels: list[int]
+    quality: int
+    against: list[str]
+    seconds: float
+    repetitions: int
+    minutes: float
+
+
+@dataclass(frozen=True)
 class Operators:
-    """One implementation of the five."""
+    """One implementation of the five operators."""
 
     encode: Callable[..., Coefficients]
     decode: Callable[..., Tensor]
@@ -68,12 +84,12 @@ class Operators:
 
 
 def ours() -> Operators:
-    """As a user calls them: Triton on CUDA."""
+    """Those of kernels/, by device: Triton on CUDA."""
     return Operators(kernels.encode, kernels.decode, kernels.roundtrip, kernels.project, kernels.project_exact)
 
 
 def in_torch() -> Operators:
-    """In plain PyTorch on any device, but for project_exact, which is numba's and takes a CPU's tensors alone."""
+    """Plain PyTorch on any device, except for project_exact, which is numba's and takes tensors on the CPU."""
     return Operators(
         torch_ops.encode, torch_ops.decode, torch_ops.roundtrip, torch_ops.project, numba_ops.project_exact
     )
@@ -81,7 +97,7 @@ def in_torch() -> Operators:
 
 @dataclass(frozen=True)
 class Inputs:
-    """x: the images. c: coefficients, for operators that take them. gradient: of the result, for backward passes."""
+    """x: images [N, C, H, W], 0..255. c: coefficients, for operators that take them. gradient: of the result."""
 
     x: Tensor
     c: Coefficients
@@ -89,9 +105,9 @@ class Inputs:
 
 
 def bytes_needed(case: Case) -> int:
-    """The least that must be read and written, each once in each launch. A backward pass is a launch of its own: it
+    """The minimum that must be read and written, each once per launch. A backward pass is a separate launch: it
     reads the pixels, the gradient of the result and, for `project`, the coefficients, and writes the pixels' gradient.
-    Tables and counts of mismatches are included."""
+    Includes tables and counts of mismatches."""
     sampling, size = case.sampling, (case.side, case.side)
     channels = sampling.components
     values, element = case.pixels * channels, DTYPES[case.dtype].itemsize
@@ -112,7 +128,7 @@ def bytes_needed(case: Case) -> int:
 
 @cache
 def photographs(side: int) -> Tensor:
-    """[8, 3, side, side] uint8: photographs of the sample shard, continued by mirroring."""
+    """[8, 3, side, side] uint8: photographs of the sample shard, extended by mirroring."""
     pictures = []
     with tarfile.open(SAMPLE) as archive:
         for name in sorted(archive.getnames()):
@@ -126,7 +142,7 @@ def photographs(side: int) -> Tensor:
 
 
 def pictures(images: int, sampling: Subsampling, side: int, seed: int, device: torch.device) -> Tensor:
-    """[N, C, side, side] uint8: the photographs, each shifted round by a random way; gray has the green channel."""
+    """[N, C, side, side] uint8: the photographs, each shifted cyclically by a random offset; gray is one channel."""
     generator, base = torch.Generator().manual_seed(seed), photographs(side)
     shifts = torch.randint(side, (images, 2), generator=generator).tolist()
     channels = [1] if sampling is Subsampling.GRAY else [0, 1, 2]
@@ -135,8 +151,8 @@ def pictures(images: int, sampling: Subsampling, side: int, seed: int, device: t
 
 
 def make_inputs(case: Case, device: torch.device, seed: int = 0, by: Operators | None = None) -> Inputs:
-    """Photographs for encode and roundtrip; for the others such as an ordinary decoder gives, with noise. Coefficients
-    and decoded images are made `by` our own operators, if no others are given."""
+    """Photographs for encode and roundtrip, decoded images with noise for project and project_exact. by: makes the
+    coefficients and decoded images; `ours` by default."""
     by = by or ours()
     dtype, generator = DTYPES[case.dtype], torch.Generator(device).manual_seed(seed)
     exact = pictures(case.images, case.sampling, case.side, seed, device)
@@ -155,7 +171,7 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0, by: Operators |
 
 
 def run(operators: Operators, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """One call, as timed: what the operator returns; with a backward pass also the gradient of the images."""
+    """One call, as it is timed. Returns the operator's result and, with a backward pass, the gradient of the images."""
     x, c = inputs.x.detach().requires_grad_(case.backward), inputs.c
     name = case.operator.removesuffix("+backward")
     if name == "encode":
@@ -175,7 +191,7 @@ def all_cases(
     megapixels: Iterable[int],
     quality: int,
 ) -> list[Case]:
-    """4:2:0 first, then the others as given; `decode`, which reads no image, once for all dtypes."""
+    """4:2:0 first, then the others in the order given. `decode` reads no image: one case for all dtypes."""
     ordered = sorted(samplings, key=lambda sampling: sampling is not Subsampling.S420)
     dtypes = list(dtypes)
     return [

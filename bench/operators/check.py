@@ -1,4 +1,4 @@
-"""Whether two implementations of an operator agree, before anybody times them."""
+"""Checks that two implementations of an operator agree, before they are timed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kernels.libjpeg import compress
 
 SIDE, IMAGES = 93, 3
 NEAR, FEW = 0.02, 0.02
-"""Gray levels, beyond the last bits of the dtype, that count as the same; the share of values that may differ more. A
-coefficient that lies within its last bits of a tie may be rounded to either side, and takes its block with it."""
+"""Tolerance in gray levels, in addition to the dtype's last bits; the share of values that may exceed it. A coefficient
+next to a tie may be rounded to either side, which changes its whole block."""
 
 
 def to_cpu(inputs: Inputs) -> Inputs:
@@ -23,7 +23,7 @@ def to_cpu(inputs: Inputs) -> Inputs:
 
 
 def share_apart(found: Tensor, expected: Tensor) -> float:
-    """The share of values that differ by more than their last bits and NEAR."""
+    """The share of values that exceed the tolerance."""
     near = NEAR + 2 * torch.finfo(expected.dtype).eps * expected.float().abs()
     return float(((found.float() - expected.float()).abs() > near).float().mean())
 
@@ -36,7 +36,7 @@ def compare_coefficients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]
 
 
 def compare_exact(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], c: Coefficients) -> str:
-    """Also the certificate, by libjpeg's arithmetic. All is in integers: there is one right image."""
+    """Also checks the certificate by libjpeg's arithmetic. The search is in integers, so images must be equal."""
     (image, mismatches), (other, others) = found, expected
     counted = compress(image, c.tables, c.sampling).mismatches(c)
     if not torch.equal(counted, mismatches.long()):
@@ -48,8 +48,8 @@ def compare_exact(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], c: Co
 
 
 def disagreement(case: Case, operators: Operators, device: torch.device) -> str:
-    """What is wrong with `operators` on small images of an odd size, beside torch_ops, or numba_ops, on the CPU; empty
-    if nothing."""
+    """How `operators` differ on small images of an odd size from torch_ops, or numba_ops, on the CPU; empty if they
+    agree."""
     case = replace(case, images=IMAGES, side=SIDE)
     inputs = make_inputs(case, device, seed=1)
     found = tuple(tensor.cpu() for tensor in run(operators, case, inputs))

@@ -1,4 +1,4 @@
-"""bench/kernels.py on a GPU: every case checked, timed, and set beside torch_ops and kornia."""
+"""bench/kernels.py on a GPU: every case is checked, timed, and compared with torch_ops and kornia."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,37 +15,32 @@ import torch
 from tqdm import tqdm
 
 from bench.operators import kornia_jpeg
-from bench.operators.cases import DTYPES, Case, Operators, all_cases, bytes_needed, in_torch, make_inputs, ours, run
+from bench.operators.cases import (
+    DTYPES,
+    Case,
+    Operators,
+    Settings,
+    all_cases,
+    bytes_needed,
+    in_torch,
+    make_inputs,
+    ours,
+    run,
+)
 from bench.operators.check import disagreement
 from bench.operators.table import SECOND, Row, cuda_line, cuda_table, device_line
 from bench.operators.timing import copy_bandwidth, time_cuda
-from kernels import Subsampling, mcu, torch_ops
+from kernels import mcu, torch_ops
 
 NO_TIME = "no time left"
 COMPILED_MEGAPIXELS = 16
-"""The most for which torch.compile, which compiles for each size anew, is tried."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """seconds, repetitions: of one median. against: implementations beside the kernels. minutes: after so many nothing
-    new is begun."""
-
-    operators: list[str]
-    samplings: list[Subsampling]
-    dtypes: list[str]
-    megapixels: list[int]
-    quality: int
-    against: list[str]
-    seconds: float
-    repetitions: int
-    minutes: float
+"""The largest size for torch.compile, which compiles for each size again."""
 
 
 @contextmanager
 def whole_images() -> Iterator[None]:
-    """torch_ops works in bands that stay in a CPU's cache. On a GPU they would only be more launches, and more code to
-    compile, so here it takes images whole (but for decode, whose bands are its own)."""
+    """torch_ops works in bands that fit a CPU's cache. On a GPU they only add launches and code to compile, so here
+    it takes whole images (except for decode, which has bands of another kind)."""
     before = mcu.BAND_PIXELS
     mcu.BAND_PIXELS = 1 << 62
     try:
@@ -55,11 +50,11 @@ def whole_images() -> Iterator[None]:
 
 
 def compile_ahead(cases: list[Case], device: torch.device, seconds: float) -> None:
-    """In several processes at once; this one reads the cache. What is not done after so many seconds, or fails, is
-    compiled, and reported, where it is first used."""
-    from kernels.triton_ops.warm_up import operator_tasks, warm_up  # noqa: PLC0415  # where a GPU, and so Triton, is
+    """Compiles in several processes; this one reads the cache. What is not done after `seconds`, or fails, is
+    compiled, and reported, at its first use."""
+    from kernels.triton_ops.warm_up import operator_tasks, warm_up  # noqa: PLC0415  # needs Triton
 
-    operators = {case.operator for case in cases} | {"encode", "decode"}  # these two make the others' inputs
+    operators = {case.operator for case in cases} | {"encode", "decode"}  # they make the inputs of the others
     samplings, dtypes = dict.fromkeys(case.sampling for case in cases), dict.fromkeys(case.dtype for case in cases)
     warm_up(operator_tasks(operators, samplings, [DTYPES[name] for name in dtypes], device), seconds=seconds)
 
@@ -70,7 +65,7 @@ def reason(error: Exception) -> str:
 
 
 def attempt(row: Row, name: str, measure: Callable[[], float]) -> None:
-    """Notes a time, or why there is none, and goes on with the others."""
+    """Records a time, or why there is none."""
     try:
         row.seconds[name] = measure()
     except torch.OutOfMemoryError:
@@ -81,24 +76,19 @@ def attempt(row: Row, name: str, measure: Callable[[], float]) -> None:
 
 
 def sets_of(case: Case) -> int:
-    """How many sets of inputs and results are three times the L2 cache."""
+    """How many sets of inputs and results fill three times the L2 cache."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return max(2, min(64, -(-3 * cache // bytes_needed(case))))
 
 
 def check(case: Case, device: torch.device) -> str:
-    """What is wrong with one operator, sampling and dtype on small images, or nothing."""
+    """How one operator, sampling and dtype is wrong on small images; empty if it is right."""
     try:
         wrong = disagreement(case, ours(), device)
     except Exception as error:
         wrong = reason(error)
     torch.cuda.empty_cache()
     return wrong
-
-
-def not_beside_torch(case: Case) -> str:
-    """Why a case is not timed beside torch_ops, or nothing."""
-    return "not in PyTorch" if case.operator == "project_exact" else ""
 
 
 def has_second_configuration(case: Case) -> bool:
@@ -109,7 +99,7 @@ def has_second_configuration(case: Case) -> bool:
 
 @contextmanager
 def second_configuration(case: Case) -> Iterator[None]:
-    """The operator's kernel is launched with its second configuration meanwhile."""
+    """Inside, the operator's kernel is launched with its second configuration."""
     from kernels.triton_ops import KERNELS  # noqa: PLC0415
 
     kernel = KERNELS[case.operator]
@@ -131,8 +121,8 @@ def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> 
     if has_second_configuration(case):
         with second_configuration(case):
             attempt(row, SECOND, timed(lambda k: run(ours(), case, inputs[k])))
-    if "torch_ops" in settings.against and not_beside_torch(case):
-        row.notes["torch_ops"] = not_beside_torch(case)
+    if "torch_ops" in settings.against and case.operator == "project_exact":
+        row.notes["torch_ops"] = "not in PyTorch"
     elif "torch_ops" in settings.against:
         attempt(row, "torch_ops", timed(lambda k: run(in_torch(), case, inputs[k])))
     if codec is not None and kornia_jpeg.applies(case):
@@ -158,12 +148,12 @@ def time_compiled(row: Row, settings: Settings, device: torch.device) -> None:
 
 
 def kinds_of(rows: list[Row]) -> list[list[Row]]:
-    """Rows that differ in their size only, together."""
+    """Groups of rows that differ only in their size."""
     return [list(group) for _, group in groupby(rows, key=lambda row: replace(row.case, images=0))]
 
 
 def to_compile(rows: list[Row]) -> list[Row]:
-    """Of each kind the row of 16 megapixels, or of what is nearest below; `decode`, the slowest to compile, last."""
+    """Of each kind the row of 16 megapixels, or the nearest below; `decode`, the slowest to compile, last."""
     chosen = []
     for kind in kinds_of(rows):
         fitting = [row for row in kind if row.case.images <= COMPILED_MEGAPIXELS]
@@ -172,14 +162,14 @@ def to_compile(rows: list[Row]) -> list[Row]:
 
 
 def measure_kinds(rows: list[Row], settings: Settings, codec: Any, device: torch.device, end: float) -> Iterator[Row]:
-    """Fills in all but `compiled`, until the clock says `end`; gives each row when it is done."""
+    """Fills in everything except `compiled`, until the time `end`; yields each row when it is done."""
     for kind in kinds_of(rows):
         wrong = check(kind[0].case, device) if time.monotonic() < end else NO_TIME
         for row in kind:
             if not wrong and time.monotonic() < end:
                 try:
                     time_row(row, settings, codec, device)
-                except Exception as error:  # of making the inputs
+                except Exception as error:  # from making the inputs
                     row.notes["kernel"] = reason(error)
             else:
                 row.notes["kernel"] = wrong or NO_TIME
@@ -187,7 +177,7 @@ def measure_kinds(rows: list[Row], settings: Settings, codec: Any, device: torch
 
 
 def measure_compiled(rows: list[Row], settings: Settings, device: torch.device, end: float) -> None:
-    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # constants, traced as code
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # they are constants
     for row in tqdm(to_compile(rows), desc="torch.compile", unit="case", leave=False):
         if time.monotonic() < end:
             time_compiled(row, settings, device)
@@ -196,25 +186,20 @@ def measure_compiled(rows: list[Row], settings: Settings, device: torch.device, 
 
 
 def kornia_codec(settings: Settings, device: torch.device) -> Any:
-    """None where it is not wanted or not there, or where it decodes something else; says so."""
-    if "kornia" not in settings.against:
-        return None
-    codec = kornia_jpeg.load()
-    if codec is None:
-        print(kornia_jpeg.MISSING)
-        return None
-    wrong, found = kornia_jpeg.disagreement(codec, device)
-    print(f"WRONG: {wrong}: not timed" if wrong else found)
-    return None if wrong else codec
+    """None where it is not wanted, not installed, or wrong."""
+    codec, wrong = kornia_jpeg.checked(device) if "kornia" in settings.against else (None, "")
+    if wrong:
+        print(f"WRONG, not timed: {wrong}")
+    return codec
 
 
 def report(rows: list[Row], copy: float) -> bool:
-    """Prints the table and what is missing from it. Whether every kernel was right."""
+    """Prints the table and what is missing from it. Returns whether every kernel was right."""
     print(cuda_table(rows, copy))
-    print("Goals are an H100's. Columns of others: how many times as long they take.")
+    print("Goals are for an H100. Columns of other implementations: how many times as long they take.")
     late = sum(NO_TIME in row.notes.values() for row in rows)
     if late:
-        print(f"{late} of {len(rows)} cases lack a figure for want of time: more --minutes, or fewer cases, help")
+        print(f"{late} of {len(rows)} cases lack a figure, as time ran out: give more --minutes, or fewer cases")
     failed = [row for row in rows if row.notes.get("kernel", NO_TIME) != NO_TIME]
     for row in failed:
         print(f"FAILED: {row.case.operator} {row.case.sampling.label} {row.case.dtype}: {row.notes['kernel']}")
@@ -222,7 +207,8 @@ def report(rows: list[Row], copy: float) -> bool:
 
 
 def measure(settings: Settings, device: torch.device) -> tuple[dict[str, Any], bool]:
-    """Prints the table, and on stderr its rows as they come. (figures for --json, whether every kernel was right.)"""
+    """Prints the table, and on stderr each row when it is measured. Returns (figures for --json, whether every kernel
+    was right)."""
     end = time.monotonic() + 60 * settings.minutes
     cases = all_cases(settings.operators, settings.samplings, settings.dtypes, settings.megapixels, settings.quality)
     rows, copy = [Row(case) for case in cases], copy_bandwidth()

@@ -1,12 +1,12 @@
-"""kornia's differentiable JPEG, which is optional: the same tables, and what it does otherwise.
+"""kornia's differentiable JPEG, an optional package, with the same tables. Differences from kernels.roundtrip:
 
-- It rounds by a polynomial, round(x) + (x - round(x))^3, which is up to an eighth from a whole number and has a slope
-  for a gradient, where ours rounds and lets the gradient pass. Its tables go through such a polynomial too.
-- 4:2:0 only, chroma made smaller and larger again by bilinear interpolation; ours averages and repeats.
-- Pixels beyond 0..255 keep a little of their gradient (a leaky clamp); ours have none. Decoded planes are not limited.
-- It has no uint8 and no coefficients to give; images are 0..1.
+- It rounds by a differentiable polynomial, round(x) + (x - round(x))^3, up to an eighth from an integer; ours rounds,
+  with a straight-through gradient. Its tables pass through such a polynomial as well.
+- 4:2:0 only, with chroma resampled by bilinear interpolation; ours averages and repeats.
+- Pixels beyond 0..255 keep a small gradient (a leaky clamp); ours have none. Decoded planes are not clamped.
+- It neither takes uint8 nor returns coefficients; images are 0..1.
 
-So results agree roughly, which `disagreement` looks at, and their costs are what can be compared.
+So results agree only roughly, which `checked` verifies; the costs are comparable.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 from bench.operators.cases import SIDE, Case, Inputs, make_inputs
 from kernels import Subsampling, roundtrip
 
-MISSING = "kornia is not installed: its columns are left out (pip install kornia, or pip install -e '.[bench]')"
+MISSING = "kornia is not installed: its columns are left out (pip install -e '.[bench]')"
 AS_GIVEN = 50.0
-"""kornia's quality at which it takes the tables about as they are: at 50 libjpeg's scale is 100 per cent."""
+"""The quality at which kornia uses the given tables nearly unchanged: libjpeg's scale at 50 is 100 per cent."""
 
 
 def load() -> Callable[..., Tensor] | None:
@@ -42,10 +42,10 @@ def applies(case: Case) -> bool:
 
 
 def prepare(codec: Any, case: Case, inputs: Inputs) -> Callable[[], object]:
-    """The call that is timed, everything that it needs being ready: images 0..1, tables as floats."""
+    """The call to be timed, with its inputs prepared: images 0..1, tables as floats."""
     x = inputs.x.detach() / 255
     luma, chroma = inputs.c.tables[:, 0].float(), inputs.c.tables[:, 1].float()
-    quality = torch.full((case.images,), AS_GIVEN)  # on the CPU, where kornia looks at it without waiting for a GPU
+    quality = torch.full((case.images,), AS_GIVEN)  # on the CPU, where kornia reads it without synchronising with a GPU
 
     def call() -> object:
         leaf = x.detach().requires_grad_(case.backward)
@@ -55,9 +55,13 @@ def prepare(codec: Any, case: Case, inputs: Inputs) -> Callable[[], object]:
     return call
 
 
-def disagreement(codec: Any, device: torch.device) -> tuple[str, str]:
-    """(what is wrong, or nothing; what was found): root mean square differences in gray levels between both codecs'
-    results for a photograph at quality 10, and of each from the photograph."""
+def checked(device: torch.device) -> tuple[Callable[..., Tensor] | None, str]:
+    """(the codec, or None where it is missing or wrong; how it is wrong, or ""). Prints root mean square differences in
+    gray levels for a photograph at quality 10: between both codecs' results, and of each from the photograph."""
+    codec = load()
+    if codec is None:
+        print(MISSING)
+        return None, ""
     case = Case("roundtrip", Subsampling.S420, "float32", 1, 10, SIDE // 4)
     inputs = make_inputs(case, device)
     mine, theirs = roundtrip(inputs.x, inputs.c.tables, case.sampling), prepare(codec, case, inputs)()
@@ -72,5 +76,7 @@ def disagreement(codec: Any, device: torch.device) -> tuple[str, str]:
         f"kornia at quality 10 differs from roundtrip by {apart:.2f} gray levels (root mean square), "
         f"from the photograph by {theirs_lost:.2f}, roundtrip by {mine_lost:.2f}"
     )
-    wrong = not (apart < mine_lost and 0.5 < theirs_lost / mine_lost < 2)
-    return (found if wrong else ""), found
+    if not (apart < mine_lost and 0.5 < theirs_lost / mine_lost < 2):
+        return None, found
+    print(found)
+    return codec, ""

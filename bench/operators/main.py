@@ -1,29 +1,28 @@
-"""How fast the operators of kernels/ are, and beside whom. Right before fast: all is checked before it is timed.
+"""Speed of the operators of kernels/, compared with other implementations. Results are checked before they are timed.
 
-With a GPU: each operator, sampling, dtype and size (1, 16 and 128 megapixels a launch, in images of 1024 x 1024). Time:
-the device's, a median, on inputs and results that go round so that the L2 cache does not hold them. Bytes needed: the
-least that must be read and written, each once a launch; 100 % is the bandwidth of the card's own copy, measured first.
-Beside it: torch_ops (PyTorch, eager, on whole images), the same under torch.compile (at 16 megapixels), both without
-project_exact, of which PyTorch has no version, and for roundtrip 4:2:0 kornia's jpeg_codec_differentiable. project and
-project_exact are given plainly decoded images with noise of 3 gray levels, so that they have work to do; encode and
-roundtrip photographs of the sample shard, continued by mirroring.
+On a GPU: each operator, sampling, dtype and size (1, 16 and 128 megapixels a launch, in images of 1024 x 1024). The
+time is the device's, a median, with inputs and results that rotate so that the L2 cache does not hold them. Bytes
+needed: the minimum that must be read and written, each once per launch; 100 % is the bandwidth of the card's own copy,
+measured first. Compared with: torch_ops (PyTorch, eager, on whole images), the same under torch.compile (at 16
+megapixels), both without project_exact, of which PyTorch has no version, and for roundtrip 4:2:0 kornia's
+jpeg_codec_differentiable. project and project_exact get decoded images with noise of 3 gray levels, so that there is
+something to project; encode and roundtrip get photographs of the sample shard, extended by mirroring.
 
-Without: torch_ops beside kornia (roundtrip) and beside Pillow's codec (encode, decode), in turn in one run, by the
-clock and by CPU time, on one thread: threads that wait for each other on a busy machine measure how busy it is.
+On a CPU: torch_ops compared with kornia (roundtrip) and with Pillow's codec (encode, decode), taking turns in one run,
+in wall time and CPU time, on one thread: on a busy machine several threads would wait for each other.
 
-kornia's JPEG is not quite ours: it rounds by a polynomial that is differentiable, samples 4:2:0 chroma by bilinear
-interpolation (ours: mean and repetition), and its limits leak. Both are given the same tables.
+kornia's JPEG differs from ours: it rounds by a differentiable polynomial, samples 4:2:0 chroma by bilinear
+interpolation (ours: mean and repetition), and clamps leakily. Both get the same tables.
 
   python -m bench.kernels                     everything; a GPU takes about 8 minutes, a CPU 2
   python -m bench.kernels --quick             float32 at 16 megapixels, two samplings; 1.5 minutes at most on a GPU
   python -m bench.kernels --operator roundtrip roundtrip+backward --sampling 4:2:0 --minutes 2
   python -m bench.kernels --megapixels 16 --dtype bfloat16 --against torch_ops kornia
-  python -m bench.kernels --json figures.json --plot roofline.png
-  python -m bench.kernels --resources         registers, stack, shared memory; needs no GPU, takes minutes
+  python -m bench.kernels --json figures.json && python -m bench.operators.roofline figures.json roofline.png
 
-Goals, printed as met or missed, are an H100's from 16 megapixels up: encode, decode, roundtrip and project at 80 % of
-copy bandwidth, roundtrip with backward 20 times as fast as kornia, project_exact at 2 GP/s (quality 10, 4:2:0); and a
-CPU's: roundtrip with backward 3 times as fast as kornia. Exit status: 1 if anything was wrong.
+Goals, printed as met or missed, are for an H100 from 16 megapixels up: encode, decode, roundtrip and project at 80 % of
+copy bandwidth, roundtrip with backward 20 times as fast as kornia, project_exact at 2 GP/s (quality 10, 4:2:0); and for
+a CPU: roundtrip with backward 3 times as fast as kornia. The exit code is 1 if any result was wrong.
 """
 
 from __future__ import annotations
@@ -32,15 +31,20 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.operators import cpu, cuda, roofline
-from bench.operators.cases import DTYPES, OPERATORS
-from bench.operators.resources import print_resources
+from bench.operators import cpu, cuda
+from bench.operators.cases import DTYPES, OPERATORS, Settings
 from kernels import Subsampling
 
 AGAINST = ("torch_ops", "compiled", "kornia", "pillow")
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cuda": {"megapixels": [1, 16, 128], "seconds": 0.2, "repetitions": 50},
+    "cpu": {"megapixels": [1], "seconds": 6.0, "repetitions": 31},
+}
 
 QUICK = {
     "sampling": ["4:2:0", "4:4:4"],
@@ -55,7 +59,7 @@ QUICK = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="kernels.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     labels = [sampling.label for sampling in Subsampling]
     add = parser.add_argument
@@ -64,19 +68,14 @@ def parse() -> argparse.Namespace:
     add("--megapixels", nargs="+", type=int, metavar="N", help="of 2^20 pixels, a launch [GPU: 1 16 128, CPU: 1]")
     add("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES), help="of images; a CPU has float32 only [both]")
     add("--quality", type=int, default=10, help="the tables' [%(default)s]")
-    add(
-        "--against", nargs="*", choices=AGAINST, default=list(AGAINST), help="beside what; nothing: kernels alone [all]"
-    )
-    add("--repetitions", type=int, help="at most so many for a median [GPU: 50, CPU: 31]")
-    add("--seconds", type=float, help="about so long for a median [GPU: 0.2, CPU: 6]")
-    add("--minutes", type=float, default=8.0, help="a GPU begins nothing new after so many [%(default)s]")
-    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto: CUDA where there is any]")
-    add("--threads", type=int, default=1, help="PyTorch's on a CPU; Pillow's codec has one [%(default)s]")
-    add("--quick", action="store_true", help="fewer cases, shorter medians, see above")
-    add("--resources", action="store_true", help="only the table of what kernels take, compiled for --capability")
-    add("--capability", type=int, nargs="+", default=[90], help="of --resources [90]")
-    add("--json", type=Path, metavar="FILE", help="write the figures there too")
-    add("--plot", type=Path, metavar="FILE.png", help="the roofline, of a GPU's figures; needs matplotlib")
+    add("--against", nargs="*", choices=AGAINST, default=list(AGAINST), help="other implementations, or nothing [all]")
+    add("--repetitions", type=int, help="limit for a median [GPU: 50, CPU: 31]")
+    add("--seconds", type=float, help="for a median, about [GPU: 0.2, CPU: 6]")
+    add("--minutes", type=float, default=8.0, help="a GPU starts nothing new after them [%(default)s]")
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto: CUDA where there is a GPU]")
+    add("--threads", type=int, default=1, help="of PyTorch on a CPU; Pillow's codec has one [%(default)s]")
+    add("--quick", action="store_true", help="fewer cases, shorter medians: see above")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     if options.quick:
         parser.set_defaults(**QUICK)
@@ -87,53 +86,35 @@ def parse() -> argparse.Namespace:
         options.megapixels = options.megapixels or [16]
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU")
-    if options.plot and (options.device == "cpu" or options.resources):
-        parser.error("--plot: a roofline is of kernels timed on a GPU")
     if min([options.threads, *(options.megapixels or [1])]) < 1:
         parser.error("--megapixels, --threads: expected 1 or more")
     return options
 
 
-def cuda_settings(options: argparse.Namespace) -> cuda.Settings:
-    return cuda.Settings(
+def settings_of(options: argparse.Namespace) -> Settings:
+    defaults = DEFAULTS[options.device]
+    return Settings(
         operators=options.operator,
         samplings=[Subsampling.from_label(label) for label in options.sampling],
         dtypes=options.dtype,
-        megapixels=options.megapixels or [1, 16, 128],
+        megapixels=options.megapixels or defaults["megapixels"],
         quality=options.quality,
         against=options.against,
-        seconds=options.seconds or 0.2,
-        repetitions=options.repetitions or 50,
+        seconds=options.seconds or defaults["seconds"],
+        repetitions=options.repetitions or defaults["repetitions"],
         minutes=options.minutes,
-    )
-
-
-def cpu_settings(options: argparse.Namespace) -> cpu.Settings:
-    return cpu.Settings(
-        operators=options.operator,
-        samplings=[Subsampling.from_label(label) for label in options.sampling],
-        megapixels=options.megapixels or [1],
-        quality=options.quality,
-        against=options.against,
-        seconds=options.seconds or 6.0,
-        repetitions=options.repetitions or 31,
     )
 
 
 def main() -> int:
     options = parse()
-    if options.resources:
-        samplings = [Subsampling.from_label(label) for label in options.sampling]
-        figures, right = print_resources(options.operator, samplings, options.dtype, options.capability), True
-    elif options.device == "cuda":
-        figures, right = cuda.measure(cuda_settings(options), torch.device("cuda"))
+    if options.device == "cuda":
+        figures, right = cuda.measure(settings_of(options), torch.device("cuda"))
     else:
         torch.set_num_threads(options.threads)
-        figures, right = cpu.measure(cpu_settings(options))
+        figures, right = cpu.measure(settings_of(options))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
-    if options.plot and not roofline.draw(figures, options.plot):
-        print(roofline.MISSING)
     return 0 if right else 1
 
 

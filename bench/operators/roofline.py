@@ -1,5 +1,5 @@
-"""The roofline of bench/kernels.py's figures: bytes needed against the bandwidth that they were moved at, one mark a
-cell, below the line of the card's own copy. It needs matplotlib (pip install -e '.[bench]').
+"""A roofline chart of bench/kernels.py's figures of a GPU: bytes needed against the bandwidth reached, one mark for
+each case, and the bandwidth of the card's own copy. It needs matplotlib (pip install -e '.[bench]'), but no GPU.
 
 python -m bench.kernels --json figures.json && python -m bench.operators.roofline figures.json roofline.png
 """
@@ -13,26 +13,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MISSING = (
-    "matplotlib is not installed: no plot is drawn (pip install matplotlib, or pip install -e '.[bench]'; "
-    "python -m bench.operators.roofline draws it from --json later)"
-)
 MARKS = {"gray": "o", "4:4:4": "s", "4:2:2": "<", "4:4:0": "^", "4:2:0": "D"}
 
 
-def draw(figures: dict[str, Any], path: Path) -> bool:
-    """Writes the PNG; False without matplotlib. `figures` is what --json writes."""
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ModuleNotFoundError:
-        return False
-    matplotlib.use("Agg")
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Writes the PNG. figures: the content of --json's file. Raises ModuleNotFoundError without matplotlib."""
+    importlib.import_module("matplotlib").use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
     rows = [row for row in figures["rows"] if row["milliseconds"] is not None]
     for number, operator in enumerate(dict.fromkeys(row["operator"] for row in rows)):
         for row in (row for row in rows if row["operator"] == operator):
-            bandwidth = row["megabytes"] / row["milliseconds"]  # MB a ms are GB a s
+            bandwidth = row["megabytes"] / row["milliseconds"]  # MB/ms = GB/s
             fill = f"C{number}" if row["dtype"] == "float32" else "none"
             mark = MARKS[row["sampling"]]
             axes.plot(row["megabytes"] / 1e3, bandwidth, mark, color=f"C{number}", markerfacecolor=fill)
@@ -49,19 +41,20 @@ def draw(figures: dict[str, Any], path: Path) -> bool:
     figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-    return True
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", type=Path, help="what bench/kernels.py --json has written on a GPU")
+    parser.add_argument("figures", type=Path, help="written by `python -m bench.kernels --json` on a GPU")
     parser.add_argument("output", type=Path, help="the PNG file")
     options = parser.parse_args()
     figures = json.loads(options.figures.read_text())
     if "copy_gigabytes_a_second" not in figures:
         parser.error(f"{options.figures} has no figures of a GPU")
-    if not draw(figures, options.output):
-        parser.error(MISSING)
+    try:
+        draw(figures, options.output)
+    except ModuleNotFoundError:
+        parser.error("matplotlib is not installed: pip install -e '.[bench]'")
     return 0
 
 

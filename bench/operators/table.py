@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 
+from bench.markdown import header, line
 from bench.operators.cases import Case, bytes_needed
 from bench.operators.timing import Cost
 from kernels import Subsampling
 
 SECOND = "2nd configuration"
-"""The kernel itself, launched with the second of its configurations."""
+"""The kernel, launched with the second of its configurations."""
 
 OTHERS = (SECOND, "torch_ops", "compiled", "kornia")
 FROM_MEGAPIXELS = 16
 SHARE_OF_COPY, TIMES_KORNIA, TIMES_KORNIA_CPU, EXACT_GIGAPIXELS = 0.8, 20.0, 3.0, 2.0
-"""Goals on an H100, from 16 megapixels a launch up; on a CPU the one of kornia."""
+"""Goals on an H100, from 16 megapixels a launch up; TIMES_KORNIA_CPU is the goal on a CPU."""
 
 
 def verdict(goal: str, met: bool) -> str:
@@ -26,7 +27,8 @@ def verdict(goal: str, met: bool) -> str:
 
 @dataclass
 class Row:
-    """A case on a GPU. seconds: by implementation, `kernel` and OTHERS. notes: why one has no time."""
+    """A case on a GPU. seconds: by implementation, `kernel` or one of OTHERS. notes: why an implementation has no
+    time."""
 
     case: Case
     seconds: dict[str, float] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class Row:
         return self.case.pixels / self.kernel / 1e9 if self.kernel else None
 
     def bandwidth(self) -> float | None:
-        """Bytes needed a second."""
+        """Bytes needed, per second."""
         return bytes_needed(self.case) / self.kernel if self.kernel else None
 
     def times(self, other: str) -> float | None:
@@ -48,7 +50,7 @@ class Row:
         return self.seconds[other] / self.kernel if self.kernel and other in self.seconds else None
 
     def goal(self, copy: float) -> str:
-        """The goal that this case has, and whether it is met; `copy` is the card's copy bandwidth."""
+        """The goal of this case and whether it is met, or "". copy: the card's copy bandwidth in bytes a second."""
         operator, gigapixels, bandwidth = self.case.operator, self.gigapixels(), self.bandwidth()
         if self.case.images < FROM_MEGAPIXELS or gigapixels is None or bandwidth is None:
             return ""
@@ -82,10 +84,6 @@ class Row:
         }
 
 
-def line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return "" if value is None else f"{value:.{digits}f}{unit}"
 
@@ -100,14 +98,14 @@ def cuda_line(row: Row, copy: float) -> str:
 
 
 def cuda_table(rows: list[Row], copy: float) -> str:
-    """Times in milliseconds of the device; the others as how many times as long they take."""
-    header = ["operator", "sampling", "images", "MP", "ms", "GP/s", "MB needed", "% of copy", *OTHERS, "goal"]
-    return "\n".join([line(header), line(["---"] * len(header)), *(cuda_line(row, copy) for row in rows)])
+    """Milliseconds of the device; other implementations as how many times as long they take."""
+    names = ["operator", "sampling", "images", "MP", "ms", "GP/s", "MB needed", "% of copy", *OTHERS, "goal"]
+    return "\n".join([header(names), *(cuda_line(row, copy) for row in rows)])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """torch_ops beside another implementation on the CPU, on the same `pixels`. mine, theirs: seconds."""
+    """torch_ops and another implementation on the CPU, on the same number of `pixels`. mine, theirs: seconds."""
 
     what: str
     other: str
@@ -118,7 +116,7 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the other takes, by the clock."""
+        """How many times as long the other takes, in wall time."""
         return self.theirs.wall / self.mine.wall
 
     @property
@@ -138,23 +136,12 @@ class Pair:
 
 def cpu_table(pairs: list[Pair]) -> str:
     """Milliseconds a megapixel (of 2^20)."""
-    header = [
-        "operator",
-        "images",
-        "beside",
-        "ms/MP",
-        "CPU ms/MP",
-        "its ms/MP",
-        "its CPU ms/MP",
-        "ratio",
-        "CPU",
-        "goal",
-    ]
-    lines = [line(header), line(["---"] * len(header))]
+    costs = ["ms/MP", "CPU ms/MP", "other's ms/MP", "other's CPU ms/MP"]
+    lines = [header(["operator", "images", "other", *costs, "ratio", "CPU ratio", "goal"])]
     for pair in pairs:
         megapixels = pair.pixels / 2**20
-        costs = (pair.mine.wall, pair.mine.cpu, pair.theirs.wall, pair.theirs.cpu)
-        cells = [number(1e3 * cost / megapixels, 1) for cost in costs]
+        seconds = (pair.mine.wall, pair.mine.cpu, pair.theirs.wall, pair.theirs.cpu)
+        cells = [number(1e3 * each / megapixels, 1) for each in seconds]
         ratios = [number(pair.ratio, 2, "x"), number(pair.cpu_ratio, 2, "x")]
         lines.append(line([pair.what, pair.shape, pair.other, *cells, *ratios, pair.goal()]))
     return "\n".join(lines)

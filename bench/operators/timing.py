@@ -1,4 +1,4 @@
-"""Medians of times: of a GPU by its events, of a CPU side by side."""
+"""Median times: of a GPU by CUDA events, of a CPU by alternating calls."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from statistics import median
 import torch
 
 CYCLES = 2_000_000_000
-"""About a GPU's clock a second: how long it is told to wait while a call is being queued."""
+"""About a GPU's clock cycles in a second; the unit in which it is made to wait while a call is queued."""
 
 
 def time_cuda(call: Callable[[int], object], sets: int, seconds: float, repetitions: int) -> float:
-    """Median seconds of the device for `call(k)`, k going round `sets` sets of inputs. Results are kept until their set
-    comes round again, so that neither what is read nor what is written lies in the L2 cache.
+    """Median seconds of the device for `call(k)`; k cycles through `sets` sets of inputs. A result is kept until its
+    set is used again, so that neither inputs nor results are in the L2 cache.
 
-    The GPU waits before each call until the host has queued it, as far as a call does not wait for the GPU itself: a
-    small kernel's time is its own and not the launch's. At most `repetitions`, in about so many `seconds`."""
+    The GPU waits before each call until the host has queued it, unless the call itself synchronises: so the time of a
+    small kernel does not include its launch. Takes about `seconds`, and at most `repetitions` calls."""
     kept: list[object] = [None] * sets
     for k in range(min(sets, 2)):
         kept[k] = call(k)
@@ -41,7 +41,7 @@ def time_cuda(call: Callable[[int], object], sets: int, seconds: float, repetiti
 
 
 def copy_bandwidth(size: int = 1 << 30) -> float:
-    """Bytes a second, read and written, of copying `size` bytes from one place of the GPU's memory to another."""
+    """Bytes read and written per second when `size` bytes are copied in the GPU's memory."""
     source = torch.zeros(size // 4, device="cuda")
     target = torch.empty_like(source)
     return 2 * size / time_cuda(lambda _: target.copy_(source), 1, 1.0, 50)
@@ -49,15 +49,15 @@ def copy_bandwidth(size: int = 1 << 30) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one call, medians: of the clock, and of all the process's threads."""
+    """Median seconds of one call. wall: wall time. cpu: CPU time of all threads of the process."""
 
     wall: float
     cpu: float
 
 
 def time_side_by_side(calls: dict[str, Callable[[], object]], seconds: float, repetitions: int) -> dict[str, Cost]:
-    """Each call in turn, again and again: what else the machine does meets all of them alike. At least 3 rounds, at
-    most `repetitions`, in about so many `seconds`."""
+    """The calls take turns, so that other load on the machine affects all of them. Takes about `seconds`, with at least
+    3 rounds and at most `repetitions`."""
     walls: dict[str, list[float]] = {name: [] for name in calls}
     cpus: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
