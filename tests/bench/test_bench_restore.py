@@ -157,7 +157,7 @@ def share(size: int) -> int:
     data = os.urandom(1 << 20) * (size >> 20)
     for _ in range(3):
         if os.fork() == 0:
-            time.sleep(1)
+            time.sleep(3)
             os._exit(data[0] >> 8)
     for _ in range(3):
         os.wait()

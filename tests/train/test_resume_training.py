@@ -54,10 +54,10 @@ def child_of(config, method="fork"):
 
 
 def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
-    """All terms, for 30 steps, killed twice, at random; from weights that another run has trained."""
+    """All terms, for 18 steps, killed twice, at random; from weights that another run has trained."""
     start = train(config_of(photos, tmp_path / "start", optimiser={"steps": 2}))
     changes = {
-        "optimiser": {"steps": 30},
+        "optimiser": {"steps": 18},
         "run": {"log_every": 1, "start": str(start)},
         "game": {"mmse": str(start)},
         "data": {"validation": str(photos / "held_out.tar")},
@@ -65,15 +65,15 @@ def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     train(game_of(photos, straight, **changes))
     began, config = load(str(start)).generator.state_dict(), game_of(photos, killed, **changes)
-    kill_at(lambda: child_of(config), killed, sorted(random.Random(seed).sample(range(1, 29), 2)))
+    kill_at(lambda: child_of(config), killed, sorted(random.Random(seed).sample(range(1, 17), 2)))
     last = subprocess.run(command(config, tmp_path), cwd=ROOT, capture_output=True, text=True, check=True)
     assert last.stdout.splitlines()[-2] == f"trained weights: {killed / WEIGHTS}"
     assert_same_run(straight, killed)
-    assert [line["step"] for line in lines(killed)] == list(range(1, 31))
+    assert [line["step"] for line in lines(killed)] == list(range(1, 19))
     terms = {"critic", "r1", "adversarial", "consistency", "first_moment", "second_moment", "perceptual"}
     assert terms <= set().union(*lines(killed))
     ended = checkpoint(killed)
-    assert ended["critic_optimiser"]["state"][0]["step"] == ended["optimiser"]["state"][0]["step"] == 30
+    assert ended["critic_optimiser"]["state"][0]["step"] == ended["optimiser"]["state"][0]["step"] == 18
     for name, value in began.items():
         if not name.startswith("conditioning"):
             assert not torch.equal(ended["generator"][name], value), name
