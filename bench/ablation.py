@@ -19,11 +19,11 @@ from statistics import mean, stdev
 
 import torch
 
-from model.weights import write_whole
+from model.atomic import write_atomically
 from train.config import load_config
-from train.evaluate import Photographs, Settings, load_networks, measure_originals, measure_quality
-from train.measures import load_extractors
-from train.table import Originals, Row
+from train.evaluate import EvaluationSettings, Photographs, load_networks, measure_originals, measure_quality
+from train.frechet import load_extractors
+from train.table import Originals, TableRow
 from train.trainer import train
 
 CONFIG = Path(__file__).parents[1] / "train/configs/game.yaml"
@@ -73,7 +73,7 @@ COLUMNS = {"consistency": ".3f", "psnr": ".3f", "std": ".4f", "frechet": ".1f"}
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one run's samples, not projected; see train.table.Row. row: of ROWS, or mmse, which draws none."""
+    """Of one run's samples, not projected; see train.table.TableRow. row: of ROWS, or mmse, which draws none."""
 
     row: str
     seed: int
@@ -92,10 +92,10 @@ class Judge:
         self._originals: Originals | None = None
 
     def figures(self, name: str, seed: int, weights: str, mode: str) -> Figures:
-        settings = Settings((QUALITY,), modes=(mode,), samples=self.samples, seed=seed)
+        settings = EvaluationSettings((QUALITY,), modes=(mode,), samples=self.samples, seed=seed)
         if self._originals is None:
             self._originals = measure_originals(self.photographs, settings.sampling, self.extractors)
-        row: Row = measure_quality(
+        row: TableRow = measure_quality(
             self.photographs,
             load_networks(weights),
             settings,
@@ -119,7 +119,7 @@ def one_run(name: str, seed: int, judge: Judge, options: argparse.Namespace) -> 
     else:
         folder.mkdir(parents=True, exist_ok=True)
         figures = judge.figures(name, seed, name, "mmse")
-    write_whole(done, json.dumps(asdict(figures)).encode())
+    write_atomically(done, json.dumps(asdict(figures)).encode())
     return figures
 
 

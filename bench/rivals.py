@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.engine.restorer import Restorer
 from train.measures import Compressed
 from train.restorations import Restoration
-from train.table import Column, Originals, Tally
+from train.table import Column, Originals, RowAccumulator
 
 MESSAGE = 500
 """Characters of a program's last words that an error repeats."""
@@ -150,7 +150,7 @@ def choose(names: Iterable[str]) -> tuple[list[Program], list[str]]:
 
 @dataclass(frozen=True)
 class Figures:
-    """One decoder at one quality; the columns of train.table.Row, and megapixels a second, of all files together."""
+    """One decoder at one quality; the columns of TableRow, and megapixels a second, of all files together."""
 
     quality: int
     decoder: str
@@ -183,7 +183,7 @@ class Contest:
         self._start()
 
     def _start(self) -> None:
-        self.tallies = {name: Tally(name, {}) for name in self.decoders}
+        self.tallies = {name: RowAccumulator(name, {}) for name in self.decoders}
         self.seconds = dict.fromkeys(self.decoders, 0.0)
         self.pixels = 0
 

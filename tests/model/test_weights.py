@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
-import resource
 import signal
 import time
 
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.generator import Generator, GeneratorConfig
-from model.weights import FORMAT, SHIPPED, WeightsError, load, resolve, save, write_whole
+from model.weights import FORMAT, SHIPPED, WeightsError, load, resolve, save
 
 CONFIG = GeneratorConfig(features=8, blocks=3, inner_features=4, inner_blocks=1, embedding=6, noise=True)
 FORK = multiprocessing.get_context("fork")
@@ -145,20 +144,3 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         assert load(str(path)).digest in digests
-
-
-def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-
-    def work():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.raises(OSError, match="too large"):
-            write_whole(path, bytes(5000))
-
-    child = FORK.Process(target=work)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-    assert path.read_bytes() == b"old"
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]

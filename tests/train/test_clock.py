@@ -161,7 +161,7 @@ if rank == "1":
     clock.monotonic = lambda: time.monotonic() + (60 if next(readings) else 0)
 def loop(state, run):
     sound(state, run)
-    Path({str(tmp_path)!r}, f"rank{{rank}}").write_text(f"{{state.step}} {{state.mark}}")
+    Path({str(tmp_path)!r}, f"rank{{rank}}").write_text(f"{{state.step}} {{state.anchor}}")
 trainer._loop = loop
 from train.main import main
 sys.exit(main({order!r}))

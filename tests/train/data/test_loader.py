@@ -264,9 +264,9 @@ def test_files_that_break_later_are_dropped_and_no_other_is_lost(make, tmp_path,
     batches = take(loader, 20)
     crops = [crop for batch in batches for crop in batch.crops]
     for epoch in (0, 1):
-        names = [Path(loader.index.name(c.image)).name for c in crops if c.epoch == epoch and not c.stands_in]
+        names = [Path(loader.index.name(c.image)).name for c in crops if c.epoch == epoch and not c.is_replacement]
         assert sorted(names) == sorted(good)
-        assert sum(crop.stands_in for crop in crops if crop.epoch == epoch) == 3
+        assert sum(crop.is_replacement for crop in crops if crop.epoch == epoch) == 3
     assert {Path(name).name for name in loader.dropped} == bad.keys()
     assert all("decode" in reason for reason in loader.dropped.values())
     told = capfd.readouterr().out
@@ -290,7 +290,7 @@ def test_a_file_that_vanishes_is_dropped_until_it_is_back(make, tmp_path):
     data = gone.read_bytes()
     gone.unlink()
     crops = [crop for batch in take(loader, 7) for crop in batch.crops if crop.epoch == 0]
-    assert sorted(crop.image for crop in crops if not crop.stands_in) == sorted(set(range(28)) - {5})
+    assert sorted(crop.image for crop in crops if not crop.is_replacement) == sorted(set(range(28)) - {5})
     assert [str(gone)] == list(loader.dropped)
     assert "No such file" in loader.dropped[str(gone)]
     gone.write_bytes(data)
