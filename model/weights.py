@@ -36,10 +36,9 @@ class LoadedGenerator:
     name: str  # the file's name without its extension
 
 
-def save(generator: Generator, path: Path, note: str = "", dtype: torch.dtype = torch.float32) -> None:
-    """Writes the weights in `dtype`, atomically. The file is a function of the weights, `dtype` and `note`. Raises
-    OSError."""
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in generator.state_dict().items()}
+def save(generator: Generator, path: Path, note: str = "") -> None:
+    """Writes the weights in float32, atomically. The file is a function of the weights and the note. Raises OSError."""
+    tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in generator.state_dict().items()}
     metadata = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(generator.config)), "note": note}
     header, rest = _parts(serialise(tensors, metadata))
     header["__metadata__"] = metadata  # safetensors does not keep its order

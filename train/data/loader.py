@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -72,9 +71,9 @@ class Loader:
     """
 
     def __init__(self, config: LoaderConfig) -> None:
-        """Indexes the images, or reads the index of an earlier run. Raises LoaderError without DALI or for an invalid
-        configuration, and SourceError if there are no images."""
-        _check(config)
+        """Indexes the images, or reads the index of an earlier run. Raises LoaderError without DALI, and
+        SourceError if there are no images."""
+        _require_dali()
         self.config = config
         self.index = open_index(config.paths, config.crop, _cache(config))
         self.step = 0
@@ -203,7 +202,7 @@ def _unreadable(request: _Request) -> dict[int, str]:
     return {crop.image: f"cannot be read: {error}" for crop, error in errors if error is not None}
 
 
-def _check(config: LoaderConfig) -> None:
+def _require_dali() -> None:
     try:
         import nvidia.dali  # noqa: F401, PLC0415
     except ImportError as error:
@@ -211,21 +210,6 @@ def _check(config: LoaderConfig) -> None:
             "the loader needs NVIDIA DALI, which is not installed: pip install nvidia-dali-cuda130 "
             "(Linux only; nvidia-dali-cuda120 for GPU drivers without CUDA 13)"
         ) from error
-    sizes = {"crop": config.crop, "batch": config.batch, "prefetch": config.prefetch}
-    sizes |= {"threads": config.threads, "readers": config.readers}
-    wrong = [f"{name} is {value}, expected 1 or more" for name, value in sizes.items() if value < 1]
-    if not 0 <= config.rank < config.world:
-        wrong.append(f"rank is {config.rank} of {config.world}")
-    if config.orientations not in (1, 2, 8):
-        wrong.append(f"orientations is {config.orientations}, expected 8, 2 or 1")
-    if not config.paths:
-        wrong.append("no paths are given")
-    if config.device.partition(":")[0] not in ("cpu", "cuda"):
-        wrong.append(f"device is {config.device}, expected cpu or cuda")
-    elif config.device.startswith("cuda") and not torch.cuda.is_available():
-        wrong.append(f"device is {config.device}, but PyTorch finds no GPU")
-    if wrong:
-        raise LoaderError("the loader's configuration: " + "; ".join(wrong))
 
 
 def _cache(config: LoaderConfig) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from train.checks import expect, expect_positive
 from train.data.index import Index
 
 _WORD = (1 << 64) - 1
@@ -19,9 +21,9 @@ class LoaderError(Exception):
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Images, crops and ranks of the DALI loader."""
+    """Images, crops and ranks of the DALI loader. Raises ConfigError for invalid values."""
 
-    paths: list[str] = field(default_factory=list)  # folders, tar shards, JPEG and PNG files
+    paths: list[str]  # folders, tar shards, JPEG and PNG files
     crop: int = 128  # height and width, pixels
     batch: int = 32  # crops per step on this rank
     orientations: int = 8  # random orientations: 8, 2 (mirrored or not, for images with a fixed upper side) or 1
@@ -33,6 +35,15 @@ class LoaderConfig:
     readers: int = 4  # threads that read files
     prefetch: int = 2  # batches that are decoded ahead, and as many that are read ahead
     cache: str = ""  # folder of the index; empty: jpeg-posterior in the user's cache folder
+
+    def __post_init__(self) -> None:
+        expect(self, "paths", bool(self.paths), "one path or more")
+        expect_positive(self, "crop", "batch", "prefetch", "threads", "readers")
+        expect(self, "rank", 0 <= self.rank < self.world, f"0 to {self.world - 1}")
+        expect(self, "orientations", self.orientations in (1, 2, 8), "1, 2 or 8")
+        kind = self.device.partition(":")[0]
+        usable = kind == "cpu" or (kind == "cuda" and torch.cuda.is_available())
+        expect(self, "device", usable, "cpu, or a GPU that PyTorch sees")
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ def plan(index: Index, config: LoaderConfig, step: int) -> list[Crop]:
     """This rank's crops of a step, at uniform positions in each image and in uniform orientations. A crop of a broken
     image is replaced by a second crop of the next sound image in the batch, cyclically.
 
-    Raises LoaderError if all images are broken."""
+    Raises LoaderError if all images of the batch are broken."""
     first = (step * config.world + config.rank) * config.batch
     crops = []
     for position in range(first, first + config.batch):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from train.checks import expect, expect_not_negative
 from train.degradation import Batch
-from train.objectives.forward import Terms, autocast, draw, projected
+from train.objectives.forward import Terms, autocast, check_regression_weight, draw, projected
 from train.objectives.frozen import LITE0, load_features
 from train.objectives.losses import first_moment, log_mse
 from train.objectives.scores import feature_energy, pixel_energy, spectral_energy
@@ -64,15 +64,10 @@ class EnergyConfig:
 
 def check_energy(config: Config) -> None:
     """Raises ConfigError for a model that does not fit the objective."""
-    energy, head = config.energy, config.model.has_noise_head
+    usable = config.model.has_noise_head or not config.energy.spectra
     expect(config, "model.noise", config.model.noise, "true: objective energy trains a sampler")
-    expect(config, "energy.spectra", head or not energy.spectra, "0 for a generator without a noise head")
-    expect(
-        config,
-        "energy.regression",
-        (energy.regression > 0) == head,
-        "more than 0 for a generator with a noise head, whose regression nothing else trains, and 0 for others",
-    )
+    expect(config, "energy.spectra", usable, "0 for a generator without a noise head")
+    check_regression_weight(config, "energy")
 
 
 class Energy:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kernels import Subsampling, encode, project
 from model.generator import Noise, Sampled
+from train.checks import expect
 from train.degradation import Batch
 from train.numerics import uses_bfloat16
 from train.state import State
@@ -32,6 +33,16 @@ class Objective(Protocol):
 
     def schedule(self, state: State) -> dict[str, float]:
         """Scheduled weights by name, for metrics.jsonl."""
+
+
+def check_regression_weight(config: Config, section: str) -> None:
+    """Raises ConfigError unless the weight `regression` is above 0 exactly for a generator with a noise head."""
+    expect(
+        config,
+        f"{section}.regression",
+        (getattr(config, section).regression > 0) == config.model.has_noise_head,
+        "more than 0 for a generator with a noise head, whose regression nothing else trains, and 0 for others",
+    )
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager[Any]:

@@ -25,7 +25,7 @@ from model.critic import Critic
 from train.checks import expect, expect_not_negative, expect_positive
 from train.degradation import Batch
 from train.distributed import Ranks
-from train.objectives.forward import Terms, autocast, draw, restore
+from train.objectives.forward import Terms, autocast, check_regression_weight, draw, restore
 from train.objectives.frozen import LITE0, load_features, load_regression
 from train.objectives.losses import consistency as consistency_of
 from train.objectives.losses import critic_loss, first_moment, generator_loss, log_mse, perceptual, r1, second_moment
@@ -77,12 +77,7 @@ def check_game(config: Config) -> None:
     """Raises ConfigError for a model or batch that does not fit the objective."""
     game, batch = config.game, config.data.batch
     expect(config, "model.noise", config.model.noise or not game.has_moments, "true: FM and SM are about samples")
-    expect(
-        config,
-        "game.regression",
-        (game.regression > 0) == config.model.has_noise_head,
-        "more than 0 for a generator with a noise head, whose regression nothing else trains, and 0 for others",
-    )
+    check_regression_weight(config, "game")
     expect(config, "game.moment_images", 1 <= game.moment_images <= batch, f"1 to data.batch, {batch}")
 
 

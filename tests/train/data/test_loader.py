@@ -16,6 +16,7 @@ from PIL import Image
 from shards import write_tar
 
 from pipeline.inputs.listing import SourceError
+from train.checks import ConfigError
 from train.data.index import open_index
 from train.data.loader import Loader
 from train.data.plan import LoaderConfig, LoaderError, plan
@@ -158,7 +159,7 @@ def test_pixels_are_those_that_pillow_decodes(make, paths, device):
 def test_crops_lie_anywhere_in_the_image_alike(tmp_path):
     files = {"a.jpg": encode(photograph(48, 80)), "b.png": png(photograph(33, 40)), "c.jpg": encode(photograph(99, 34))}
     index = open_index([write_shard(tmp_path / "a.tar", files)], CROP, tmp_path / "cache")
-    config = LoaderConfig(crop=CROP, batch=9000, seed=11)
+    config = LoaderConfig(["a.tar"], crop=CROP, batch=9000, seed=11)
     crops = plan(index, config, 0) + plan(index, config, 1)
     for image, (height, width) in enumerate(index.sizes.tolist()):
         for axis, room in (("top", height - CROP + 1), ("left", width - CROP + 1), ("orientation", 8)):
@@ -380,9 +381,9 @@ def test_nothing_to_train_on_is_an_error_that_says_why(make, tmp_path):
     with pytest.raises(SourceError, match="cache"):
         make([folder], cache=str(tmp_path / "file"))
     for options in ({"crop": 0}, {"rank": 1}, {"batch": 0}, {"device": "meta"}, {"device": "none"}):
-        with pytest.raises(LoaderError, match=next(iter(options))):
+        with pytest.raises(ConfigError, match=next(iter(options))):
             make([folder], **options)
-    with pytest.raises(LoaderError, match="no paths"):
+    with pytest.raises(ConfigError, match="paths"):
         make([])
 
 
