@@ -256,9 +256,22 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", required=True, metavar="W", help="shipped name or file of a sampler or a regression network")
     add("--mmse", metavar="W", help=MMSE_HELP)
     add("--data", type=Path, required=True, metavar="PATH", help="clean photographs: a tar, a folder or a JPEG file")
-    add("--quality", type=int, nargs="+", default=[5, 10, 20, 30], metavar="Q", help="1 to 100 [5 10 20 30]")
+    add(
+        "--quality",
+        type=int,
+        nargs="+",
+        default=[5, 10, 20, 30],
+        metavar="Q",
+        help="qualities, 1 to 100 [5 10 20 30]",
+    )
     add("--sampling", default="4:2:0", metavar="S", help="chroma sampling: 4:2:0, 4:2:2, 4:4:0, 4:4:4, gray [4:2:0]")
-    add("--modes", nargs="+", choices=list(MODES), metavar="MODE", help="[all that the weights support]")
+    add(
+        "--modes",
+        nargs="+",
+        choices=list(MODES),
+        metavar="MODE",
+        help="modes [all that the weights support]",
+    )
     add("--samples", type=int, default=16, metavar="K", help="samples per image; the paper's is 64 [16]")
     add("--seed", type=int, default=0, help="seed of the noise [0]")
     add("--limit", type=int, metavar="N", help="use only the first N images")
