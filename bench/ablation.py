@@ -23,10 +23,10 @@ import torch
 from bench.markdown import header, line
 from bench.photographs import command_line
 from kernels import Subsampling
-from model.weights import write_whole
+from model.atomic import write_atomically
 from train.config import load_config
-from train.evaluate import Photographs, Settings, load_networks, measure_originals, measure_quality
-from train.measures import load_extractors
+from train.evaluate import EvaluationSettings, Photographs, load_networks, measure_originals, measure_quality
+from train.frechet import load_extractors
 from train.table import Originals
 from train.trainer import train
 
@@ -77,7 +77,7 @@ COLUMNS = {"consistency": ".3f", "psnr": ".3f", "std": ".4f", "frechet": ".1f"}
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one run's samples, without projection; units as in train.table.Row. row: one of ROWS, or `mmse`, which has no
+    """Of one run's samples, without projection; units as in train.table.TableRow. row: of ROWS, or `mmse`, without
     STD."""
 
     row: str
@@ -101,7 +101,7 @@ class Judge:
         return measure_originals(self.photographs, Subsampling.S420, self.extractors)
 
     def figures(self, name: str, seed: int, weights: str, mode: str) -> Figures:
-        settings = Settings((QUALITY,), modes=(mode,), samples=self.samples, seed=seed)
+        settings = EvaluationSettings((QUALITY,), modes=(mode,), samples=self.samples, seed=seed)
         row, *_ = measure_quality(
             self.photographs,
             load_networks(weights),
@@ -126,7 +126,7 @@ def one_run(name: str, seed: int, judge: Judge, options: argparse.Namespace) -> 
     else:
         folder.mkdir(parents=True, exist_ok=True)
         figures = judge.figures(name, seed, name, "mmse")
-    write_whole(done, json.dumps(asdict(figures)).encode())
+    write_atomically(done, json.dumps(asdict(figures)).encode())
     return figures
 
 

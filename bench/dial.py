@@ -16,9 +16,9 @@ from bench.photographs import command_line
 from model.features import FeaturesError
 from pipeline.engine.options import SAMPLER
 from pipeline.inputs.listing import SourceError
-from train.evaluate import EvaluationError, Photographs, Settings, evaluate, load_networks
-from train.measures import CROP, load_extractors
-from train.table import Column, Row, heading, line
+from train.evaluate import EvaluationError, EvaluationSettings, Photographs, evaluate, load_networks
+from train.frechet import CROP, load_extractors
+from train.table import Column, TableRow, heading, line
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -36,7 +36,7 @@ COLUMNS: list[Column] = [
 
 
 @dataclass(frozen=True)
-class Point(Row):
+class Point(TableRow):
     """The figures at one strength."""
 
     strength: float
@@ -56,11 +56,11 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Prints the table. Raises EvaluationError, FeaturesError and SourceError."""
     networks = load_networks(options.weights, None, options.device, options.dtype)
-    if networks.sampler is None or not networks.sampler.generator.config.has_head:
+    if networks.sampler is None or not networks.sampler.generator.config.has_noise_head:
         raise EvaluationError(f"weights {options.weights!r}: expected a sampler with a noise head")
     extractors = load_extractors(None, networks.regression.device, hed=False)
     photographs = Photographs(options.data, options.limit)
-    settings = Settings(tuple(options.quality), modes=("projected",), samples=1)
+    settings = EvaluationSettings(tuple(options.quality), modes=("projected",), samples=1)
     points: list[Point] = []
     for strength in options.strengths:
         networks.sampler.options = replace(networks.sampler.options, strength=strength)

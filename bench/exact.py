@@ -27,7 +27,7 @@ from pipeline.engine.options import REGRESSION, SAMPLER
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.listing import SourceError
 from pipeline.jpeg.bitstream import read_bitstream
-from train.restorations import Drawer
+from train.restorations import FileSampler
 
 QUALITIES = (10, 50, 75, 85, 90, 92, 94, 95, 96, 97, 98, 99, 100)
 DAMAGE = 0.1
@@ -82,7 +82,7 @@ def restorations(
     for number, image in enumerate(images):
         data = to_jpeg(image, quality, sampling)
         c = read_bitstream(data, image.size).coefficients
-        yield data, c, Drawer(restorer, c).draw(number)
+        yield data, c, FileSampler(restorer, c).draw(number)
 
 
 def measure(images: list[Pixels], quality: int, sampling: str, restorer: Restorer, damage: bool) -> Sums:

@@ -26,10 +26,10 @@ from pipeline.inputs.listing import SourceError
 from train.evaluate import (
     MMSE_HELP,
     EvaluationError,
+    EvaluationSettings,
+    GridCollector,
     Photograph,
     Photographs,
-    Settings,
-    Sheet,
     load_networks,
     modes_of,
 )
@@ -75,8 +75,8 @@ def choose(options: argparse.Namespace) -> list[Photograph]:
 def samples(options: argparse.Namespace) -> Image.Image:
     """A row for each photograph. Raises EvaluationError and SourceError."""
     networks = load_networks(options.weights, options.mmse, options.device, options.dtype)
-    modes = modes_of(Settings((options.quality,), samples=options.samples, seed=options.seed), networks)
-    sheet = Sheet()
+    modes = modes_of(EvaluationSettings((options.quality,), samples=options.samples, seed=options.seed), networks)
+    sheet = GridCollector()
     for key, image in tqdm(choose(options), unit="img", leave=False):
         compressed = compress(key, image, options.quality, Subsampling.from_label(options.sampling))
         found = restorations(compressed, networks, modes & {"projected", "mean"}, options.samples, options.seed)

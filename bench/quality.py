@@ -27,10 +27,18 @@ from kernels import Subsampling
 from model.features import FeaturesError
 from pipeline.engine.options import SAMPLER
 from pipeline.inputs.listing import SourceError
-from train.evaluate import MMSE_HELP, EvaluationError, Photographs, Settings, evaluate, load_networks, modes_of
-from train.measures import CROP, CROPS_WANTED, Extractor, load_extractors
+from train.evaluate import (
+    MMSE_HELP,
+    EvaluationError,
+    EvaluationSettings,
+    Photographs,
+    evaluate,
+    load_networks,
+    modes_of,
+)
+from train.frechet import CROP, CROPS_WANTED, Extractor, load_extractors
 from train.restorations import MODES, Networks
-from train.table import Column, Report, Row, heading, line
+from train.table import Column, Report, TableRow, heading, line
 
 BEFORE_PROJECTION = "sample"
 """Samples without `project_exact`, which the command line never gives."""
@@ -59,7 +67,7 @@ COLUMNS: list[Column] = [
 
 
 @dataclass(frozen=True)
-class Compared(Row):
+class Compared(TableRow):
     """to_mmse: PSNR minus the regression's, dB. frechet_ratio, hed_ratio, swd_ratio: divided by the regression's.
     lattice_ratio, lattice_worst_ratio, flat_deviation_ratio: divided by the originals'."""
 
@@ -72,7 +80,7 @@ class Compared(Row):
     flat_deviation_ratio: float | None
 
 
-def compare(rows: list[Row]) -> list[Compared]:
+def compare(rows: list[TableRow]) -> list[Compared]:
     """rows: of one quality, with `mmse` among them."""
     (mmse,) = (row for row in rows if row.mode == "mmse")
     return [
@@ -124,7 +132,7 @@ class Tables:
 def measure(
     photographs: Photographs,
     networks: Networks,
-    settings: Settings,
+    settings: EvaluationSettings,
     extractors: Mapping[str, Extractor],
     decoders: Mapping[str, Decoder],
 ) -> Tables:
@@ -134,14 +142,14 @@ def measure(
     contest = Contest(decoders)
     chosen = columns(networks.sampler is not None, extractors)
 
-    def show(found: list[Row]) -> None:
+    def show(found: list[TableRow]) -> None:
         compared = compare(found)
         print(*(line(row, chosen) for row in compared), sep="\n", flush=True)
         rows.extend(compared)
         beside.extend(contest.finish(found[0].quality))
 
     print(heading(chosen), flush=True)
-    report = evaluate(photographs, networks, settings, extractors, show=show, look=contest.look)
+    report = evaluate(photographs, networks, settings, extractors, on_rows=show, on_image=contest.look)
     print(f"\n{footnote(report, networks.sampler is not None)}\n{legend(report.rows)}\n\n{heading(BESIDE)}")
     print(*(line(row, BESIDE) for row in beside), sep="\n", end="\n\n", flush=True)
     return Tables(report, rows, beside)
@@ -155,7 +163,7 @@ def footnote(report: Report, sampled: bool) -> str:
     return f"{text}; Fréchet distances over {report.crops} crops of {CROP}x{CROP}." if report.crops else f"{text}."
 
 
-def legend(rows: Iterable[Row]) -> str:
+def legend(rows: Iterable[TableRow]) -> str:
     """The meaning of the texture columns, and the originals' values at each quality."""
     found = []
     for row in {row.quality: row for row in rows}.values():
@@ -207,7 +215,9 @@ def run(options: argparse.Namespace) -> list[Tables]:
         raise EvaluationError(f"{options.json}: there is no folder {options.json.parent}")
     programs, absent = choose(options.programs)
     networks = load_networks(options.weights, options.mmse, options.device, options.dtype)
-    possible = modes_of(Settings(tuple(options.quality), samples=options.samples), networks) - {BEFORE_PROJECTION}
+    possible = modes_of(EvaluationSettings(tuple(options.quality), samples=options.samples), networks) - {
+        BEFORE_PROJECTION
+    }
     modes = tuple(mode for mode in MODES if mode in possible)
     extractors = {} if options.no_frechet else load_extractors(None, networks.regression.device, options.hed)
     decoders = {"ours, mmse": engine(networks.regression)}
@@ -218,7 +228,7 @@ def run(options: argparse.Namespace) -> list[Tables]:
         print(f"not on the PATH: {', '.join(absent)}\n")
     tables = []
     for label in options.sampling:
-        settings = Settings(tuple(options.quality), Subsampling.from_label(label), modes, options.samples)
+        settings = EvaluationSettings(tuple(options.quality), Subsampling.from_label(label), modes, options.samples)
         tables.append(measure(Photographs(options.data, options.limit), networks, settings, extractors, decoders))
     if extractors and tables[0].report.crops < CROPS_WANTED:
         say(

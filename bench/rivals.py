@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.engine.restorer import Restorer
 from train.measures import Compressed
 from train.restorations import Restoration
-from train.table import Column, Originals, Tally
+from train.table import Column, Originals, RowAccumulator
 
 MESSAGE = 500
 """How many characters of the end of a program's output an error message has."""
@@ -149,7 +149,7 @@ def choose(names: Iterable[str]) -> tuple[list[Program], list[str]]:
 
 @dataclass(frozen=True)
 class Figures:
-    """One decoder at one quality: columns of train.table.Row. speed: megapixels a second, over all files."""
+    """One decoder at one quality: columns of train.table.TableRow. speed: megapixels a second, over all files."""
 
     quality: int
     decoder: str
@@ -182,7 +182,7 @@ class Contest:
         self._start()
 
     def _start(self) -> None:
-        self.tallies = {name: Tally(name, {}) for name in self.decoders}
+        self.tallies = {name: RowAccumulator(name, {}) for name in self.decoders}
         self.seconds = dict.fromkeys(self.decoders, 0.0)
         self.pixels = 0
 

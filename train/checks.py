@@ -1,5 +1,5 @@
-"""Checks of configuration values. Each configuration dataclass checks its own fields when it is made; what concerns
-several of them is checked in train/config.py."""
+"""Helpers to check configuration values. Each configuration dataclass checks its own fields in __post_init__;
+train/config.py checks conditions on several sections."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key."""
+    """An invalid configuration; the message names the key."""
 
 
 def expect(config: Any, key: str, holds: bool, wanted: str) -> None:
-    """Raises ConfigError unless it holds. key: a field of `config`, or `section.field` of one of its sections."""
+    """Raises ConfigError unless `holds`. key: a field of `config`, or `section.field` of one of its sections. wanted:
+    the expected value, for the message."""
     if not holds:
         value = config
         for name in key.split("."):

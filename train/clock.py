@@ -1,4 +1,4 @@
-"""`run.seconds`: a run that ends by the clock, and whose schedules end when it does."""
+"""Time-limited training, `run.seconds`: the run stops by the clock, and its schedules end at that moment."""
 
 from __future__ import annotations
 
@@ -6,37 +6,39 @@ from time import monotonic
 
 from train.config import Config
 from train.distributed import Ranks
-from train.state import START, Mark, State, progress
+from train.state import START, ScheduleAnchor, State, progress
 
 PERIOD = 1.0
-"""Seconds between readings of the clock where ranks have to agree on them, as nearly as whole steps allow."""
+"""Seconds, about, between two readings of the clock if there are several ranks, which have to agree on the time."""
 
 MAX_STEPS = 64
-"""Between two readings."""
+"""Largest number of steps between two readings."""
 
 
-def first_mark(state: State, config: Config) -> Mark:
-    """Where the schedules go on in this process.
+def resume_anchor(state: State, config: Config) -> ScheduleAnchor:
+    """The schedules' anchor for this process.
 
-    With `run.seconds`, from the progress of the checkpoint, to 1 as the seconds pass. Without, a run that followed the
-    clock before goes on from its progress to 1 at `optimiser.steps`, in proportion to the steps.
+    With `run.seconds` the progress rises from the checkpoint's to 1 as the seconds pass. Without it, a run that was
+    time-limited before continues from its progress to 1 at `optimiser.steps`, in proportion to the steps.
 
-    A run that the clock had brought to its end is stretched, like one that gets more `optimiser.steps`: it goes on from
-    the share of its new length that is done. 120 seconds more after 120 begin in the middle."""
-    mark, seconds = state.mark, config.run.seconds
-    if mark.progress < 1:
-        return Mark(state.step, progress(config, state.step, mark), mark.seconds) if seconds else mark
-    return Mark(state.step, mark.seconds / (mark.seconds + seconds), mark.seconds) if seconds else START
+    The schedules of a run that had reached its time limit are stretched, as more `optimiser.steps` would: the progress
+    becomes the elapsed share of the new total time. 120 more seconds after 120 start at 0.5."""
+    anchor, seconds = state.anchor, config.run.seconds
+    if anchor.progress < 1:
+        return ScheduleAnchor(state.step, progress(config, state.step, anchor), anchor.seconds) if seconds else anchor
+    if not seconds:
+        return START
+    return ScheduleAnchor(state.step, anchor.seconds / (anchor.seconds + seconds), anchor.seconds)
 
 
 class Clock:
-    """Counts the seconds of the training loop: compilation, validation and saving included, the loading of data and
-    weights before it excluded. The first rank's clock decides for all, so that they stop after the same step. On a GPU
-    launches may be a few steps ahead of the device. Without `run.seconds` it never ends a run."""
+    """Measures the training loop in seconds, including compilation, validation and saving, without the loading of data
+    and weights before it. The first rank's clock is used on all ranks, so that they stop after the same step. On a GPU
+    the launches may be a few steps ahead of the device. Without `run.seconds` the clock never stops a run."""
 
     def __init__(self, state: State, config: Config, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.first = state.mark = first_mark(state, config)
+        self.first = state.anchor = resume_anchor(state, config)
         self.first_step = self.next = state.step
         self.began = monotonic()
 
@@ -46,15 +48,16 @@ class Clock:
         return monotonic() - self.began
 
     def is_over(self, state: State) -> bool:
-        """After each step: takes the schedules' mark to the time that has passed, and says whether all of it has."""
+        """To be called after each step: moves the schedules' anchor to the elapsed time and returns whether
+        `run.seconds` have passed."""
         seconds = self.config.run.seconds
         if not seconds or state.step < self.next:
             return False
         passed, steps = self.passed, max(1, state.step - self.first_step)
         pause = 1.0 if self.ranks.size == 1 else min(MAX_STEPS, max(1.0, PERIOD * steps / passed))
-        passed, pause = self.ranks.from_first([passed, pause])
+        passed, pause = self.ranks.broadcast([passed, pause])
         self.next = state.step + int(pause)
         by_time = self.first.progress + (1 - self.first.progress) * min(1.0, passed / seconds)
-        by_steps = progress(self.config, state.step, state.mark)
-        state.mark = Mark(state.step, max(by_time, by_steps), self.first.seconds + passed)
+        by_steps = progress(self.config, state.step, state.anchor)
+        state.anchor = ScheduleAnchor(state.step, max(by_time, by_steps), self.first.seconds + passed)
         return passed >= seconds

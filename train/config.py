@@ -1,7 +1,8 @@
-"""What a training run is made of: dataclasses filled from YAML; the command line overrides with `section.key=value`.
+"""The configuration of a training run: dataclasses filled from YAML, with `section.key=value` overrides.
 
-Each section lies beside what it configures, and checks its own values: model/generator.py, model/critic.py,
-train/data/batches.py, train/degradation.py, train/state.py (the optimiser), train/objectives/; that of the run is here.
+Each section is defined, documented and checked in the file of what it configures: `model` in model/generator.py,
+`critic` in model/critic.py, `data` in train/data/sources.py, `degradation` in train/degradation.py, `optimiser` in
+train/state.py, `regression`, `energy` and `game` in train/objectives/, `run` here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from model.critic import CriticConfig
 from model.generator import GeneratorConfig
 from pipeline.yaml_file import YamlError, parse_value, read_mapping
 from train.checks import ConfigError, expect, expect_not_negative, expect_positive
-from train.data.batches import DataConfig
+from train.data.sources import DataConfig
 from train.degradation import DegradationConfig
 from train.numerics import AUTO
 from train.objectives.energy import EnergyConfig, check_energy
@@ -28,31 +29,31 @@ from train.objectives.regression import RegressionConfig, check_regression
 from train.state import OptimiserConfig
 
 OBJECTIVES = {"regression": check_regression, "energy": check_energy, "game": check_game}
-"""What `objective` may be, each the name of its own section, with the check of its settings against the others."""
+"""Values of `objective`, which are also names of sections, with the checks of these sections against the others."""
 
 RECIPE = Path(__file__).parent / "configs" / "mmse.yaml"
-"""What `python -m train.main` trains without --config."""
+"""The recipe of `python -m train.main` without --config."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how."""
+    """Output, hardware and intervals."""
 
-    output: str = "runs/mmse"
-    start: str = ""  # weights to start from, by name or path; empty: random ones
+    output: str = "runs/mmse"  # folder for checkpoint, weights, metrics and grids
+    start: str = ""  # initial weights, by name or path; empty: random
     seed: int = 0
-    seconds: float = 0.0  # of training in this process, then it stops, its schedules at their end; 0: no limit
-    device: str = "cpu"  # cuda: each rank its own
+    seconds: float = 0.0  # time limit of this process, at which the schedules end, too; 0: none
+    device: str = "cpu"  # or cuda: one GPU for each rank
     bfloat16: bool | str = AUTO  # autocast; auto: on GPUs and on CPUs with AMX or AVX512-BF16. In float32, CUDA's
     # convolutions use TF32 and its matrix products do not (train/numerics.py)
     deterministic: bool = False  # on CUDA: the same weights every time; slower, and not yet run on a GPU
-    compile: bool = False  # by torch.compile, all but R1
-    threads: int = 0  # 0: as torch chooses
-    log_every: int = 50  # steps between lines of metrics.jsonl, and looks whether all is finite
-    validate_every: int = 1000
-    save_every: int = 500
-    grid_every: int = 0  # steps between pictures of the validation images; 0: none
-    tensorboard: bool = False
+    compile: bool = False  # torch.compile for all passes but R1
+    threads: int = 0  # CPU threads of PyTorch; 0: its default
+    log_every: int = 50  # steps between lines of metrics.jsonl and checks for non-finite losses
+    validate_every: int = 1000  # steps between validations on data.validation
+    save_every: int = 500  # steps between checkpoints
+    grid_every: int = 0  # steps between image grids of data.validation; 0: none
+    tensorboard: bool = False  # write to TensorBoard, too
     timeout: float = 600.0  # seconds that a rank waits for the others
 
     def __post_init__(self) -> None:
@@ -64,9 +65,9 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """objective: regression, energy or game; the section of that name holds its settings, the other two are unused."""
+    """A whole configuration. Of the sections `regression`, `energy` and `game` only that of the objective is used."""
 
-    objective: str = "regression"
+    objective: str = "regression"  # or energy, game
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
@@ -79,8 +80,8 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: list[str]) -> Config:
-    """Reads YAML and applies `section.key=value` overrides (values are YAML too). Raises ConfigError for unknown keys,
-    values of the wrong type, and values with which no run is possible."""
+    """Reads a YAML file and applies `section.key=value` overrides, whose values are YAML. Raises ConfigError for
+    unknown keys, values of the wrong type and invalid values."""
     return from_tree(merge(read_tree(path), overrides))
 
 
@@ -93,14 +94,14 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def from_tree(tree: Any) -> Config:
-    """A configuration from a mapping of sections, checked. Raises ConfigError."""
+    """Builds and checks a configuration from a mapping of sections. Raises ConfigError."""
     config: Config = build(Config, tree, "")
     check(config)
     return config
 
 
 def merge(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The tree of a YAML file with single values replaced; sections that hold nothing are left out."""
+    """Applies overrides to the content of a YAML file; empty sections are dropped. Raises ConfigError."""
     tree = {section: values for section, values in tree.items() if values is not None}
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -119,7 +120,8 @@ def merge(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def build(kind: type[Any], tree: Any, where: str) -> Any:
-    """A dataclass from a mapping, checked key by key."""
+    """Builds a dataclass from a mapping, with checked keys and types. where: prefix of the keys in error messages.
+    Raises ConfigError."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{where.rstrip('.')}: expected a mapping, got {tree!r}")
     hints = get_type_hints(kind)
@@ -129,18 +131,18 @@ def build(kind: type[Any], tree: Any, where: str) -> Any:
     values = {key: _value(value, hints[key], f"{where}{key}") for key, value in tree.items()}
     try:
         return kind(**values)
-    except ValueError as error:  # what the dataclass itself refuses, by the name of its field
+    except ValueError as error:  # from __post_init__; begins with the field's name
         raise ConfigError(f"{where}{error}") from error
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type that `hint` names, its elements included."""
+    """Converts `value` to the type `hint`, recursively. Raises ConfigError."""
     kind, arguments = get_origin(hint) or hint, get_args(hint)
     kind = hint if kind is UnionType else kind
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, f"{where}.")
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with suppress(ValueError):  # YAML takes 1e-3 for text
+        with suppress(ValueError):  # YAML parses 1e-3 as a string
             value = float(value)
     if kind is tuple and isinstance(value, list) and len(value) == len(arguments):
         return tuple(_value(item, argument, where) for item, argument in zip(value, arguments, strict=True))
@@ -158,7 +160,7 @@ def _name(hint: Any) -> str:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError, naming the key, for values of several sections with which no run is possible."""
+    """Checks conditions on several sections and on the machine. Raises ConfigError."""
     expect(config, "objective", config.objective in OBJECTIVES, " or ".join(OBJECTIVES))
     data, parts = config.data, config.optimiser.accumulate
     clean = "clean images: data.train=[PATH, ...], tar shards, folders or files of JPEGs"
@@ -166,7 +168,7 @@ def check(config: Config) -> None:
     expect(config, "data.batch", data.batch % parts == 0, f"a multiple of optimiser.accumulate, {parts}")
     expect(config, "run.device", _is_usable(config.run.device), "cpu, or a GPU that PyTorch sees")
     shown = not config.run.grid_every or bool(data.validation)
-    expect(config, "run.grid_every", shown, "0: there is no data.validation to show")
+    expect(config, "run.grid_every", shown, "0 without data.validation")
     OBJECTIVES[config.objective](config)
 
 
@@ -179,7 +181,7 @@ def _is_usable(device: str) -> bool:
 
 
 def as_tree(config: Config) -> dict[str, Any]:
-    """Plain dictionaries and lists, for YAML and checkpoints."""
+    """The configuration as dictionaries and lists, for YAML and checkpoints."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

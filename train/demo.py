@@ -1,4 +1,5 @@
-"""`python -m train.main` without data: two minutes of training on the photographs of the sample shard."""
+"""The demonstration that `python -m train.main` runs without data: two minutes on the photographs of the sample
+shard."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 from pathlib import Path
 
 import pipeline
-from model.weights import write_whole
+from model.atomic import write_atomically
 from pipeline.inputs.listing import SourceError, list_sources
 from pipeline.inputs.source import Item, read
 from train.checks import ConfigError
@@ -27,22 +28,23 @@ SETTINGS = (
     "run.validate_every=50",
     "run.save_every=50",
 )
-"""What differs from the default recipe, so that two minutes on a CPU show progress."""
+"""Overrides of the default recipe, so that two minutes on a CPU show progress."""
 
 SECONDS = 120.0
+"""Length of the demonstration."""
 
 NOTICE = """\
 No data.train was given: this is a demonstration, {length} on the small photographs of the sample shard. It only shows
-that training works; its weights are of no use. Another run in the same folder goes on from there. To train on
-photographs of your own, in tar shards or folders:
+that training works; its weights are not usable. Another run in the same folder resumes it. To train on your own
+photographs, in tar shards or folders:
 
     python -m train.main data.train=[PATH] run.output=runs/mine
 """
 
 
 def default_config(overrides: list[str]) -> tuple[Config, str]:
-    """The default recipe with these overrides. Without data it is the demonstration: then the photographs are written
-    into `run.output`, and a notice comes with it. Raises ConfigError, SourceError, OSError."""
+    """The default recipe with these overrides, and an empty notice. Without data it is the demonstration, with a notice
+    for the user, and its photographs are written into `run.output`. Raises ConfigError, SourceError, OSError."""
     tree = merge(read_tree(RECIPE), overrides)
     if "train" in tree.get("data", {}):
         return from_tree(tree), ""
@@ -63,8 +65,8 @@ def default_config(overrides: list[str]) -> tuple[Config, str]:
 
 
 def write_photographs(train: Path, held_out: Path) -> None:
-    """The last photograph of the sample shard, the least compressed one, is held out; other versions of it are left
-    out. Raises OSError, SourceError."""
+    """Writes the photographs of the sample shard into two folders. The last one, the least compressed, is held out;
+    other versions of it are left out. Raises OSError, SourceError."""
     items = [item for item in read(list_sources(SAMPLE)) if isinstance(item, Item) and item.data is not None]
     if not items:
         raise SourceError(f"{SAMPLE}: no photographs in it; reinstall the package")
@@ -75,9 +77,9 @@ def write_photographs(train: Path, held_out: Path) -> None:
         path = (held_out if scene else train) / f"{item.key}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         assert item.data is not None
-        write_whole(path, item.data)
+        write_atomically(path, item.data)
 
 
 def _scene(item: Item) -> str:
-    """`stream` of stream-q75-420."""
+    """The photograph's name: `stream` of stream-q75-420."""
     return Path(item.key).name.partition("-")[0]

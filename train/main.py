@@ -1,4 +1,4 @@
-"""The command line of training: `python -m train.main [--config FILE.yaml] [section.key=value ...]`, or
+"""Command line of training: `python -m train.main [--config FILE.yaml] [section.key=value ...]`, or
 `torchrun --nproc-per-node 8 -m train.main ...` for one process on each of eight GPUs."""
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Train a generator on clean photographs: JPEGs in folders or tar shards.
 
 Without --config it trains the regression network `mmse`, by the recipe
 {RECIPE}.
-Without data it is a demonstration of two minutes on the sample photographs.
+Without data it runs a demonstration of two minutes on the sample photographs.
 
-A run that was stopped goes on from its last checkpoint when the same command
-is given again, on any number of devices."""
+An interrupted run resumes from its last checkpoint when the same command is
+given again, on any number of devices."""
 
 EXAMPLES = f"""\
 examples:
-  two minutes, to see it work        python -m train.main
-  photographs of your own            python -m train.main data.train=[photos,more.tar] run.output=runs/mine
-  with figures on held-out ones      ... data.validation=held_out.tar
-  for ten minutes, schedules fitted  ... run.seconds=600
+  a demonstration of two minutes     python -m train.main
+  your own photographs               python -m train.main data.train=[photos,more.tar] run.output=runs/mine
+  with validation                    ... data.validation=held_out.tar
+  ten minutes, schedules included    ... run.seconds=600
   the sampler                        ... --config train/configs/posterior.yaml
   on eight GPUs                      torchrun --nproc-per-node 8 -m train.main ... run.device=cuda
 
 The recipes are in {RECIPE.parent};
-train/config.py explains every key."""
+train/config.py names the files that document every key."""
 
 
 def parser(prog: str = "python -m train.main") -> argparse.ArgumentParser:
@@ -46,13 +46,15 @@ def parser(prog: str = "python -m train.main") -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--config", metavar="FILE.yaml", help="a recipe [the default one]; it needs data.train")
-    result.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace single values, as YAML")
+    result.add_argument("--config", metavar="FILE.yaml", help="a recipe [the default one]; requires data.train")
+    result.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override a value of the recipe, in YAML"
+    )
     return result
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m train.main") -> int:
-    """Exit code 0, or 2 with a message when the run cannot start or go on."""
+    """Returns the exit code: 0, or 2 with a message if the run cannot start or continue."""
     options = parser(prog).parse_args(arguments)
     try:
         if options.config is None:
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m train.main")
 
 
 def usage(config: Config, weights: Path) -> str:
-    """The command that restores with these weights."""
+    """The command that restores images with these weights."""
     mode = "sample" if config.model.noise else "mmse"
     name = shlex.quote(str(weights))
     return f"python -m pipeline.restore --weights {name} --mode {mode} --input-dir PHOTOS --output-dir restored"

@@ -1,4 +1,4 @@
-"""How numbers are computed in training: bfloat16, TF32, and the same sums every time."""
+"""Numerical settings of training: bfloat16 autocast, TF32 and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from train.config import RunConfig
 
 AUTO = "auto"
-"""`run.bfloat16` where the hardware decides."""
+"""Value of `run.bfloat16` that uses bfloat16 where the hardware is fast at it."""
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable; cuBLAS is deterministic with a fixed workspace."""
 
 
 def uses_bfloat16(run: RunConfig, device: torch.device) -> bool:
-    """Whether networks run under autocast."""
+    """Whether forward passes use bfloat16 autocast."""
     return _is_fast(device) if run.bfloat16 == AUTO else bool(run.bfloat16)
 
 
@@ -34,6 +35,7 @@ def _is_fast(device: torch.device) -> bool:
 
 
 def warn_of_slow_bfloat16(run: RunConfig, device: torch.device) -> None:
+    """Warns on stderr if bfloat16 is requested on a CPU without instructions for it."""
     if uses_bfloat16(run, device) and not _is_fast(device):
         tqdm.write(
             "run.bfloat16: this CPU has no instructions for it (AMX, AVX512-BF16); float32 is faster here",
@@ -43,7 +45,7 @@ def warn_of_slow_bfloat16(run: RunConfig, device: torch.device) -> None:
 
 @contextmanager
 def numerics(run: RunConfig) -> Iterator[None]:
-    """To be entered before CUDA computes anything; leaves PyTorch's settings as they were."""
+    """Applies the settings of `run` and restores PyTorch's on exit. To be entered before the first CUDA operation."""
     with ExitStack() as settings:
         if torch.device(run.device).type == "cuda":
             settings.enter_context(_float32_on_cuda())
@@ -54,9 +56,9 @@ def numerics(run: RunConfig) -> Iterator[None]:
 
 @contextmanager
 def _float32_on_cuda() -> Iterator[None]:
-    """Convolutions, nearly all of the work, in TF32 (ten bits of mantissa, sums in float32); matrix products, a few
-    small linear layers, in full. These are PyTorch's defaults, said through `fp32_precision` as PyTorch 2.9 and later
-    want it; mixed with the older `allow_tf32`, that raises. TF32 for matrix products, said in this way, breaks
+    """Convolutions, nearly all of the work, use TF32 (10 bits of mantissa, sums in float32); matrix products, a few
+    small linear layers, use full float32. These are PyTorch's defaults, set through `fp32_precision`, the interface
+    since PyTorch 2.9; mixing it with the older `allow_tf32` raises. TF32 for matrix products, set in this way, breaks
     torch.compile in some releases (PyTorch issue 166387)."""
     products: Any = torch.backends.cuda.matmul
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
@@ -70,22 +72,20 @@ def _float32_on_cuda() -> Iterator[None]:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """PyTorch's operators give the same bits every time on CUDA, or raise RuntimeError where they cannot. By the
-    documentation of torch.use_deterministic_algorithms (2.13), of what training uses
+    """On CUDA, PyTorch's operators give the same bits every time, or raise RuntimeError if they cannot. According to
+    the documentation of torch.use_deterministic_algorithms (2.13), of the operators that training uses
 
     - convolutions and the backward pass of indexing by tensors become deterministic, at a cost;
-    - the backward pass of adaptive average pooling raises: the critic pools so where its halvings do not take a crop to
-      4x4 places (5 halvings: all crops but those of 128 pixels);
-    - reflection padding raised, too; train/objectives/scores.py reflects by slices instead;
+    - the backward pass of bilinear interpolation (of the noise head's amplitudes) is computed by indexing and products;
+    - the backward passes of adaptive average pooling and reflection padding would raise: the critic and
+      train/objectives/scores.py use slices instead.
 
-    - the backward pass of bilinear interpolation (of the noise head's amplitudes) is computed by slices and products.
-
-    Not used: replication padding with a gradient, float cumsum, scattered sums. Our Triton
-    kernels have no atomic additions in what training runs, and one launch configuration. Sums over ranks are NCCL's:
-    the same only on the same machines. None of this has run on a GPU."""
+    Not used: replication padding with a gradient, float cumsum, scattered sums. The Triton kernels that training runs
+    have no atomic additions, and one launch configuration. Sums over ranks are NCCL's: the same only on the same
+    machines. None of this has run on a GPU."""
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(WORKSPACE)
-    os.environ.setdefault(WORKSPACE, ":4096:8")  # cuBLAS reads it before its first product
+    os.environ.setdefault(WORKSPACE, ":4096:8")  # read before the first product
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:

@@ -1,7 +1,8 @@
-"""What training changes: the networks, their averages and their optimisers; and the schedules."""
+"""The training state: networks, averaged weights and optimisers; and the schedules."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
@@ -10,29 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from model.critic import Critic
-from model.generator import Generator, inherit
+from model.generator import Generator, initialise_from
 from model.weights import WeightsError, load
 from train.checks import ConfigError, expect, expect_not_negative, expect_positive
-from train.distributed import Network, Ranks, shared
+from train.distributed import Network, Ranks, wrap_ddp
 
 if TYPE_CHECKING:
     from train.config import Config
+    from train.degradation import Batch
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam with warm-up and cosine decay, for each network."""
+    """Adam with linear warm-up and cosine decay, for each network."""
 
-    steps: int = 20_000
-    learning_rate: float = 1e-3
+    steps: int = 20_000  # length of the run and its schedules; run.seconds may end both earlier
+    learning_rate: float = 1e-3  # after the warm-up
     final_learning_rate: float = 1e-6
     warmup: int = 200  # steps
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float = 1.0  # largest norm of the gradient; .inf: any
-    trunk_rate: float = 0.2  # of a generator with a noise head: the others' learning rate, as a share of the head's
-    trunk_clip: float = 0.05  # and the largest norm of their gradient; `clip` is then the head's
-    accumulate: int = 1  # parts of a rank's batch that go through the networks one after another: less memory
-    ema: float = 0.999  # decay of the averaged weights, which are what is shipped
+    betas: tuple[float, float] = (0.9, 0.99)  # Adam's
+    clip: float = 1.0  # maximum gradient norm; .inf: no clipping
+    trunk_rate: float = 0.2  # learning rate of the trunk of a generator with a noise head, relative to the head's
+    trunk_clip: float = 0.05  # maximum gradient norm of that trunk; `clip` is then the head's
+    accumulate: int = 1  # micro-batches per step and rank (gradient accumulation), to save memory
+    ema: float = 0.999  # decay of the averaged weights, which are the result of training
 
     def __post_init__(self) -> None:
         expect_positive(self, "steps", "learning_rate", "clip", "trunk_rate", "trunk_clip", "accumulate")
@@ -42,62 +44,67 @@ class OptimiserConfig:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and what was kept."""
+    """Training cannot continue; the message says at which step and what was saved."""
 
 
-class Group(NamedTuple):
-    """Parameters that are updated alike. rate: a share of the learning rate. clip: their gradient's largest norm."""
+class ParameterGroup(NamedTuple):
+    """Parameters with a common learning rate and gradient clipping."""
 
     parameters: list[nn.Parameter]
-    rate: float
-    clip: float
+    rate: float  # relative to the learning rate
+    clip: float  # maximum gradient norm
 
 
 @dataclass(frozen=True)
 class Learner(Generic[Network]):
-    """A network that is trained. shared: the same one, as train.distributed.shared has it, for the last backward pass
-    before an update. groups: the optimiser's."""
+    """A network under training with its optimiser."""
 
     network: Network
-    shared: nn.Module
+    ddp: nn.Module  # the network as `wrap_ddp` returns it
     optimiser: torch.optim.Optimizer
-    groups: list[Group]
+    groups: list[ParameterGroup]  # the optimiser's
+
+    def passes(self, micro_batches: Sequence[Batch]) -> Iterator[tuple[Batch, nn.Module]]:
+        """Each micro-batch of a step with the module to pass it through. The last goes through DDP, which averages the
+        accumulated gradients over ranks; the others save that communication."""
+        for number, batch in enumerate(micro_batches, 1):
+            yield batch, self.ddp if number == len(micro_batches) else self.network
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A point of the schedules: their progress, 0..1, after so many steps. From there it rises linearly with the steps,
-    to 1 at `optimiser.steps`. The first mark makes it a function of the step alone; `run.seconds` moves the mark with
-    the clock (train/clock.py). seconds: what the clock had counted, in this process and those before."""
+class ScheduleAnchor:
+    """A point from which the progress of all schedules, 0..1, rises linearly with the steps, to 1 at `optimiser.steps`.
+
+    The default anchor makes the progress a function of the step alone; `run.seconds` moves the anchor with the clock
+    (train/clock.py)."""
 
     step: int = 0
-    progress: float = 0.0
-    seconds: float = 0.0
+    progress: float = 0.0  # at `step`
+    seconds: float = 0.0  # of training until then, in this process and earlier ones
 
-    def rise(self, step: int, first: int, last: int) -> float:
-        """The progress after `step` steps of a schedule that begins after `first` and ends after `last`."""
+    def progress_at(self, step: int, first: int, last: int) -> float:
+        """The progress after `step` steps of a schedule that begins after `first` and ends after `last` steps."""
         begin = max(first, self.step)
         share = (step - begin) / max(1, last - begin)
         return self.progress + (1 - self.progress) * min(1.0, max(0.0, share))
 
 
-START = Mark()
+START = ScheduleAnchor()
 
 
 @dataclass
 class State:
-    """All that a checkpoint holds, besides the configuration. `average`: the generator's averaged weights, which are
-    what is shipped. `critic`: None in a regression. `step`: how many are done. `mark`: the schedules'."""
+    """The content of a checkpoint, without the configuration and the position of the crop source."""
 
     generator: Learner[Generator]
-    average: Generator
-    critic: Learner[Critic] | None = None
-    step: int = 0
-    mark: Mark = START
+    average: Generator  # exponential moving average of the generator's weights, the result of training
+    critic: Learner[Critic] | None = None  # None without `objective: game`
+    step: int = 0  # steps done
+    anchor: ScheduleAnchor = START
 
 
 def new_state(config: Config, ranks: Ranks) -> State:
-    """Random weights, a function of the seed alone."""
+    """A state with random weights, a function of `run.seed`."""
     torch.manual_seed(config.run.seed)
     place: dict[str, Any] = {"device": ranks.device, "memory_format": torch.channels_last}
     generator, average = Generator(config.model).to(**place), Generator(config.model).to(**place)
@@ -114,40 +121,44 @@ def _learner(network: Network, config: Config, ranks: Ranks) -> Learner[Network]
     groups = parameter_groups(network, config)
     parameters = [{"params": group.parameters} for group in groups]
     optimiser = torch.optim.Adam(parameters, lr=0.0, betas=config.optimiser.betas, fused=True)
-    return Learner(network, shared(network, ranks), optimiser, groups)
+    return Learner(network, wrap_ddp(network, ranks), optimiser, groups)
 
 
-def parameter_groups(network: nn.Module, config: Config) -> list[Group]:
-    """Of a generator with a noise head, the head and all else; of other networks everything."""
+def parameter_groups(network: nn.Module, config: Config) -> list[ParameterGroup]:
+    """The trunk and the noise head of a generator with one; a single group of other networks."""
     optimiser = config.optimiser
-    if not (isinstance(network, Generator) and network.config.has_head):
-        return [Group(list(network.parameters()), 1.0, optimiser.clip)]
+    if not (isinstance(network, Generator) and network.config.has_noise_head):
+        return [ParameterGroup(list(network.parameters()), 1.0, optimiser.clip)]
     head = list(network.noise_head.parameters())
-    own = {id(parameter) for parameter in head}
-    others = [parameter for parameter in network.parameters() if id(parameter) not in own]
-    return [Group(others, optimiser.trunk_rate, optimiser.trunk_clip), Group(head, 1.0, optimiser.clip)]
+    in_head = {id(parameter) for parameter in head}
+    trunk = [parameter for parameter in network.parameters() if id(parameter) not in in_head]
+    return [
+        ParameterGroup(trunk, optimiser.trunk_rate, optimiser.trunk_clip),
+        ParameterGroup(head, 1.0, optimiser.clip),
+    ]
 
 
 def start_from(state: State, weights: str) -> None:
-    """Takes over a trained generator, by name or path. Raises ConfigError for one that does not fit."""
+    """Initialises the generator with trained weights, by name or path. Raises ConfigError for weights that do not
+    fit."""
     try:
         trained = load(weights).generator
         for network in (state.generator.network, state.average):
-            inherit(network, trained)
+            initialise_from(network, trained)
     except (WeightsError, ValueError) as error:
         raise ConfigError(f"run.start: {error}") from error
 
 
-def progress(config: Config, step: int, mark: Mark = START) -> float:
-    """How far the learning rate is on its way from first to last, 0..1: 0 until the warm-up is over."""
-    return mark.rise(step, config.optimiser.warmup, config.optimiser.steps)
+def progress(config: Config, step: int, anchor: ScheduleAnchor = START) -> float:
+    """The progress of the learning rate's decay, 0..1: 0 until the end of the warm-up."""
+    return anchor.progress_at(step, config.optimiser.warmup, config.optimiser.steps)
 
 
-def learning_rate(config: Config, step: int, mark: Mark = START) -> float:
-    """Linear warm-up, in steps, and a cosine from the first rate to the last."""
+def learning_rate(config: Config, step: int, anchor: ScheduleAnchor = START) -> float:
+    """Linear warm-up by the step, then cosine decay by the progress."""
     optimiser = config.optimiser
     span = optimiser.learning_rate - optimiser.final_learning_rate
-    rate = optimiser.final_learning_rate + span * (1 + cos(pi * progress(config, step, mark))) / 2
+    rate = optimiser.final_learning_rate + span * (1 + cos(pi * progress(config, step, anchor))) / 2
     if step < optimiser.warmup:
         return min(rate, optimiser.learning_rate * (step + 1) / optimiser.warmup)
     return rate
@@ -155,7 +166,8 @@ def learning_rate(config: Config, step: int, mark: Mark = START) -> float:
 
 @torch.no_grad()
 def update_average(state: State, decay: float, failed: Tensor) -> None:
-    """Exponential moving average, faster in the first steps; none once a step has failed."""
+    """Updates the exponential moving average, with a smaller decay in the first steps. failed: float32 scalar, 1 to
+    skip the update."""
     decay = min(decay, (1 + state.step) / (10 + state.step))
     averages: list[Tensor] = list(state.average.parameters())
     changes = torch._foreach_sub(list(state.generator.network.parameters()), averages)

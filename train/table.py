@@ -1,4 +1,4 @@
-"""Rows of the paper's Table 1 (arXiv 2211.11827): summed up over images, and printed."""
+"""Rows of the paper's Table 1 (arXiv 2211.11827): accumulated over images, and printed as Markdown."""
 
 from __future__ import annotations
 
@@ -7,83 +7,71 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from train.measures import CROP, Compressed, Correlation, Extractor, Halves, add_crops, consistency, psnr
+from train.frechet import CROP, Extractor, SplitMoments
+from train.measures import Compressed, Correlation, consistency, psnr
 from train.restorations import Restoration
-from train.texture import Residual
-from train.wasserstein import Patches
+from train.texture import FlatTexture
+from train.wasserstein import PatchSet
 
 
 @dataclass(frozen=True)
-class Row:
-    """One mode (see MODES) at one quality: means of the images' values, each image's first sample standing for all but
-    `std` and `correlation`.
+class TableRow:
+    """One mode (see MODES) at one quality. Figures are means over images of the first sample, except `std` and
+    `correlation`, which are over all samples. None: undefined for this mode, or not requested."""
 
-    psnr: dB, 8 bits. gain: over plain decode, dB. consistency: the RMSE, gray levels per pixel, between what Pillow
-    makes of the original and of the output, compressed alike. mismatches: quantised coefficients that differ, of
-    `coefficients`, all images together, counted on the output compressed again. disputed: images of which the
-    certificate says another number than was counted. std: over the samples, image range 0..1, mean over pixels and
-    channels. correlation: of that deviation with |X - mmse|, over all pixels of all images; the error of one X being
-    one draw, a perfect sampler too stays well below 1. frechet: distance to the originals, of all crops of both.
-    frechet_halves: the same between one half's originals and the other half's outputs, to be compared with the
-    report's floor. fid, hed: as `frechet`, with the features of Inception and of HED. swd: the sliced Wasserstein
-    distance to the originals, see train/wasserstein.py.
-
-    In flat areas, of the luma of output - mmse, see train/texture.py: lattice, the mean over frequencies, and
-    lattice_worst; flat_deviation, gray levels. original_...: the same of original - mmse. flat_windows: how many both
-    are over. None: does not exist for this mode, or was not asked for."""
-
-    quality: int
+    quality: int  # libjpeg's scale, 1..100
     mode: str
-    psnr: float
-    gain: float
-    consistency: float
-    mismatches: int
-    coefficients: int
-    disputed: int | None
-    std: float | None
-    correlation: float | None
-    frechet: float | None
-    frechet_halves: float | None
-    fid: float | None
-    hed: float | None
-    swd: float | None
-    lattice: float | None
-    lattice_worst: float | None
-    flat_deviation: float | None
-    original_lattice: float | None
+    psnr: float  # dB, 8 bits
+    gain: float  # dB, PSNR above that of plain decode
+    consistency: float  # RMSE between the decoded JPEGs of original and output, gray levels
+    mismatches: int  # quantised coefficients of the recompressed output that differ, in all images
+    coefficients: int  # quantised coefficients in all images
+    disputed: int | None  # images whose certificate states another number of mismatches than was counted
+    std: float | None  # deviation over the samples, range 0..1, mean over pixels and channels
+    correlation: float | None  # of that deviation with |X - mmse|, over all pixels. X is a single draw, so that it
+    # stays well below 1 for a perfect sampler, too
+    frechet: float | None  # Fréchet distance to the originals, over all crops of both
+    frechet_halves: float | None  # between halves of different images; compare it with the report's floor
+    fid: float | None  # as `frechet`, with Inception's features
+    hed: float | None  # as `frechet`, with HED's features
+    swd: float | None  # sliced Wasserstein distance to the originals (train/wasserstein.py)
+    # Texture of the luma of output - mmse in flat areas (train/texture.py):
+    lattice: float | None  # mean over the frequencies
+    lattice_worst: float | None  # maximum over the frequencies
+    flat_deviation: float | None  # gray levels
+    original_lattice: float | None  # the same of original - mmse
     original_lattice_worst: float | None
     original_flat_deviation: float | None
-    flat_windows: int
+    flat_windows: int  # number of windows of both
 
 
 @dataclass(frozen=True)
 class Report:
-    """regression, sampler: the weights' digests. crops: how many the Fréchet distances are over, on either side; floor:
-    the distance between two halves of the originals, the images at even and those at odd places."""
+    """The result of an evaluation."""
 
-    sampling: str
-    samples: int
+    sampling: str  # label of the chroma sampling
+    samples: int  # per image
     seed: int
-    regression: str
-    sampler: str | None
+    regression: str  # digest of the regression network's weights
+    sampler: str | None  # digest of the sampler's weights
     images: int
-    crops: int
-    floor: float | None
-    rows: list[Row]
+    crops: int  # on either side of the Fréchet distances
+    floor: float | None  # Fréchet distance between the originals at even and at odd positions
+    rows: list[TableRow]
 
 
 @dataclass
 class Originals:
-    """Of the clean images: how many there are, their crops' features by extractor, and their patches."""
+    """Statistics of the clean images: their number, their crops' features by extractor, and their patches."""
 
     images: int = 0
-    features: dict[str, Halves] = field(default_factory=dict)
-    patches: Patches = field(default_factory=Patches)
+    features: dict[str, SplitMoments] = field(default_factory=dict)
+    patches: PatchSet = field(default_factory=PatchSet)
 
 
-class Tally:
-    """Sums of one mode's figures over the images of one quality. Outputs of any other program will do too: no more than
-    `Restoration(image)` is needed of them, and without `mmse` texture is not measured."""
+class RowAccumulator:
+    """Sums of one mode's figures over the images of one quality. It also takes outputs of other programs, as
+    `Restoration(image)`; without `mmse` texture and SWD are not measured."""
 
     def __init__(self, mode: str, extractors: Mapping[str, Extractor]) -> None:
         self.mode = mode
@@ -93,12 +81,12 @@ class Tally:
         self.disputed: int | None = None
         self.std: float | None = None
         self.correlation = Correlation()
-        self.features = {name: Halves() for name in extractors}
-        self.patches, self.residual = Patches(), Residual()
+        self.features = {name: SplitMoments() for name in extractors}
+        self.patches, self.texture = PatchSet(), FlatTexture()
 
     def add(self, compressed: Compressed, restoration: Restoration, mmse: Tensor | None = None) -> None:
-        """The next image; `mmse` [C, H, W] uint8 is the regression's, which the deviation is to tell the error of, and
-        from which texture is measured."""
+        """Adds the next image. mmse: the regression's image [C, H, W] uint8, the reference of correlation and
+        texture."""
         output, truth = restoration.image, compressed.truth
         found = consistency(output, compressed)
         self.psnr += psnr(output, truth)
@@ -113,17 +101,18 @@ class Tally:
             if mmse is not None:
                 self.correlation.add(restoration.deviation, (truth.float() - mmse.float()).abs())
         for name, extract in self.extractors.items():
-            add_crops(self.features[name], self.images, output, extract)
+            self.features[name].add_image(self.images, output, extract)
         if mmse is not None:
             self.patches.add(self.images, output)
-            self.residual.add(output, mmse)
+            self.texture.add(output, mmse)
         self.images += 1
 
-    def row(self, quality: int, originals: Originals, truth: Residual | None = None) -> Row:
-        """truth: the originals' residual at this quality. Raises ZeroDivisionError without any image."""
-        reference, own, n = originals.features, self.features, self.images
-        truth = truth or Residual()
-        return Row(
+    def row(self, quality: int, originals: Originals, truth: FlatTexture | None = None) -> TableRow:
+        """The means. truth: texture of the originals at this quality. Raises ZeroDivisionError without any image."""
+        n, truth = self.images, truth or FlatTexture()
+        distances = {name: originals.features[name].distance(own) for name, own in self.features.items()}
+        halves = {name: originals.features[name].cross_distance(own) for name, own in self.features.items()}
+        return TableRow(
             quality=quality,
             mode=self.mode,
             psnr=self.psnr / n,
@@ -134,23 +123,23 @@ class Tally:
             disputed=self.disputed,
             std=None if self.std is None else self.std / n,
             correlation=self.correlation.value,
-            frechet=reference["frechet"].distance(own["frechet"]) if "frechet" in own else None,
-            frechet_halves=reference["frechet"].crossed(own["frechet"]) if "frechet" in own else None,
-            fid=reference["fid"].distance(own["fid"]) if "fid" in own else None,
-            hed=reference["hed"].distance(own["hed"]) if "hed" in own else None,
+            frechet=distances.get("frechet"),
+            frechet_halves=halves.get("frechet"),
+            fid=distances.get("fid"),
+            hed=distances.get("hed"),
             swd=originals.patches.distance(self.patches),
-            lattice=self.residual.lattice,
-            lattice_worst=self.residual.lattice_worst,
-            flat_deviation=self.residual.deviation,
+            lattice=self.texture.lattice,
+            lattice_worst=self.texture.lattice_worst,
+            flat_deviation=self.texture.deviation,
             original_lattice=truth.lattice,
             original_lattice_worst=truth.lattice_worst,
             original_flat_deviation=truth.deviation,
-            flat_windows=self.residual.windows,
+            flat_windows=self.texture.windows,
         )
 
 
 Column = tuple[str, str, str]
-"""Heading, field of a Row and format."""
+"""Heading, field of TableRow, format specification."""
 
 COLUMNS: tuple[Column, ...] = (
     ("quality", "quality", ""),
@@ -168,28 +157,28 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def columns(sampled: bool, fid: bool) -> list[Column]:
-    """Those that can hold something: with samples, and with Inception's weights."""
+    """The columns that can hold values. sampled, fid: whether there are samples and Inception weights."""
     missing = (() if sampled else ("std", "correlation")) + (() if fid else ("fid",))
     return [column for column in COLUMNS if column[1] not in missing]
 
 
 def heading(chosen: list[Column]) -> str:
-    """The first two lines of the table, in Markdown."""
+    """The first two lines of the table in Markdown."""
     return f"| {' | '.join(title for title, _, _ in chosen)} |\n|{' --- |' * len(chosen)}"
 
 
 def line(row: object, chosen: list[Column]) -> str:
-    """A row of the table, of anything that has the columns' fields; what does not exist is a dash."""
+    """One line of the table in Markdown, of any object with the columns' fields; a dash stands for None."""
     values = ((getattr(row, name), form) for _, name, form in chosen)
     return f"| {' | '.join('-' if value is None else format(value, form) for value, form in values)} |"
 
 
 def footnote(report: Report) -> str:
-    """What the table's distances are over, and their floor."""
+    """States the numbers of images and crops, and the floor of the Fréchet distances."""
     text = f"{report.images} images, {report.sampling}; Fréchet distances over {report.crops} crops of {CROP}x{CROP}. "
     if report.floor is None:
-        return f"{text}Halves need two crops or more at even and at odd places each."
+        return f"{text}Halves need two crops or more at even and at odd positions each."
     return (
-        f"{text}The floor of `halves`, the distance between the originals at even and those at odd places: "
+        f"{text}The floor of `halves`, the distance between the originals at even and at odd positions: "
         f"{report.floor:.3f}."
     )

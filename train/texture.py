@@ -1,10 +1,10 @@
-"""The detail of flat areas, where it is most visible: how strong it is, and whether it repeats every 4 pixels, as noise
-does that a network draws on a coarser grid, smooths and enlarges.
+"""Texture in flat areas, where it is most visible: its strength, and whether it repeats every 4 pixels, as noise does
+that a network draws on a coarser grid and upsamples.
 
-The residual of an image x is r = Y(x) - Y(m), m being the regression's image and Y the luma. Only windows of 32x32
+The residual of an image x is r = Y(x) - Y(m), with m the regression's image and Y the luma. Only windows of 32x32
 pixels in which Y(m) is flat count. P is the mean of their periodograms |FFT(w r)|², w a Hann window. The lattice at a
-frequency (i/4, j/4) cycles per pixel is P there over the median of P at 2 to 3 bins from there: about 1 for noise of
-any smooth spectrum, more for a pattern of 4x4 pixels. The originals' own residual shows what is natural.
+frequency (i/4, j/4) cycles per pixel is P there over the median of P at a distance of 2 to 3 bins: about 1 for noise
+with any smooth spectrum, more for a pattern of 4x4 pixels. Compare it with that of the originals' own residual.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 WINDOW, STRIDE = 32, 16
-"""Pixels a side of the windows, and from one to the next."""
+"""Height and width of the windows, and the step from one to the next, in pixels."""
 
 FLAT = 4.0
-"""Gray levels: a window is flat where the luma of the regression's image deviates by less."""
+"""Gray levels. A window is flat if the luma of the regression's image has a smaller standard deviation."""
 
 PERIOD = 4
 """Pixels."""
 
 RING = [(y, x) for y in range(-3, 4) for x in range(-3, 4) if 4 <= y * y + x * x <= 9]
-"""The bins at a distance of 2 to 3."""
+"""Offsets of the bins at a distance of 2 to 3."""
 
 BATCH = 512
-"""Windows at once in memory."""
+"""Windows per FFT, which bounds the memory."""
 
 
-class Residual:
-    """Sums over the flat windows of a set of images, in float64 on the CPU. windows: how many."""
+class FlatTexture:
+    """Sums over the flat windows of a set of images, float64 on the CPU. windows: their number."""
 
     def __init__(self) -> None:
         self.windows = 0
@@ -39,40 +39,40 @@ class Residual:
         self._variance = 0.0
 
     def add(self, image: Tensor, mmse: Tensor) -> None:
-        """The next image and the regression's, [C, H, W], 0..255, of any dtype."""
+        """The next image and the regression's image, [C, H, W] of any dtype, 0..255."""
         smooth = luma(mmse)
         if min(smooth.shape) < WINDOW:
             return
         residuals = _windows(luma(image) - smooth)
         flat = _windows(smooth).std((2, 3), correction=0) < FLAT
         hann = torch.hann_window(WINDOW, dtype=torch.float64)
-        for places in flat.nonzero().split(BATCH) if flat.any() else ():
-            r = residuals[places[:, 0], places[:, 1]]
+        for index in flat.nonzero().split(BATCH) if flat.any() else ():
+            r = residuals[index[:, 0], index[:, 1]]
             self._power += torch.fft.fft2(r * hann * hann[:, None]).abs().square().sum(0)
             self._variance += float(r.var((1, 2), correction=0).sum())
             self.windows += len(r)
 
     @property
     def deviation(self) -> float | None:
-        """Gray levels: the root of the windows' mean variance, each about its own mean; None without windows."""
+        """Gray levels: the root of the mean variance within a window; None without windows."""
         return sqrt(self._variance / self.windows) if self.windows else None
 
     @property
     def lattice(self) -> float | None:
-        """The mean over the 15 frequencies other than (0, 0); None where `spectrum` is."""
+        """The mean of `spectrum`; None where that is None."""
         spectrum = self.spectrum
         return None if spectrum is None else float(spectrum.mean())
 
     @property
     def lattice_worst(self) -> float | None:
-        """The largest over the same frequencies."""
+        """The maximum of `spectrum`; None where that is None."""
         spectrum = self.spectrum
         return None if spectrum is None else float(spectrum.max())
 
     @property
     def spectrum(self) -> Tensor | None:
-        """[15]: the lattice at (0, 1/4), (0, 2/4), … (3/4, 3/4), vertical first. None without windows, and where
-        nothing surrounds a frequency, as for the regression's image itself."""
+        """[15]: the lattice at (0, 1/4), (0, 2/4), … (3/4, 3/4), vertical frequency first. None without windows, and
+        where the surrounding power is 0, as for the regression's image itself."""
         around = torch.stack([self._power.roll((-y, -x), (0, 1)) for y, x in RING]).quantile(0.5, 0)
         step = WINDOW // PERIOD
         power, around = (p[::step, ::step].flatten()[1:] for p in (self._power, around))
@@ -80,7 +80,7 @@ class Residual:
 
 
 def luma(image: Tensor) -> Tensor:
-    """RGB or gray [C, H, W] → [H, W] float64 on the CPU, JFIF's weights, without rounding."""
+    """RGB or gray [C, H, W] → JFIF luma [H, W] float64 on the CPU, not rounded."""
     x = image.cpu().double()
     weights = torch.tensor([0.299, 0.587, 0.114] if len(x) == 3 else [1.0], dtype=torch.float64)
     return torch.einsum("c,chw->hw", weights, x)

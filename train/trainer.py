@@ -1,8 +1,9 @@
-"""The training loop: one step after another, averaged weights, atomic checkpoints, resume, on one device or many.
+"""The training loop. A step: crops (train/data/) → JPEGs (degradation.py) → losses and updates (objectives/) → averaged
+weights. In between the loop logs, validates and saves.
 
-Everything random in a step is drawn from (seed, step) for all its crops, and each rank takes its own: so it does not
-matter how many ranks there are, nor how often a run was interrupted. train/checkpoint.py says how far a resumed run
-equals an uninterrupted one."""
+All random numbers of a step are a function of (seed, step) and are drawn for all its crops, of which each rank takes
+its own. The result therefore depends neither on the number of ranks nor on interruptions; train/checkpoint.py states
+how closely a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,126 +16,131 @@ from tqdm import tqdm
 
 from model.generator import Generator
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
-from train.clock import Clock, first_mark
+from train.clock import Clock, resume_anchor
 from train.config import Config
-from train.data.batches import Source, open_source
 from train.data.crops import load_images, step_generator
+from train.data.sources import CropSource, open_source
 from train.degradation import degrade
-from train.distributed import Ranks, join, leave
+from train.distributed import Ranks, close_ranks, init_ranks
+from train.logger import Logger, MeanMeter
 from train.numerics import numerics, warn_of_slow_bfloat16
 from train.objectives.energy import Energy
-from train.objectives.forward import Objective, Terms, load_regression
+from train.objectives.forward import Objective, Terms
+from train.objectives.frozen import load_regression
 from train.objectives.game import Game
 from train.objectives.regression import Regression
 from train.state import State, learning_rate, new_state, progress, start_from, update_average
 from train.update import Guard
 from train.validate import picture, validate
-from train.watch import Meter, Watch
 
-DEGRADATION = 1
-"""The stream of random numbers that decides JPEGs and noise; 0 is that of the crops."""
+DEGRADATION_STREAM = 1
+"""Stream of random numbers for JPEGs and noise; the crops have stream 0."""
+
+MIN_VALIDATION_SIDE = 128
+"""Pixels. Smaller validation images are left out."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run holds besides its state. held_out: [3, H, W] uint8 each, on the first rank alone. mmse: the regression
-    that a sampler is compared with on them if it has none of its own."""
+class TrainingRun:
+    """The constant parts of a run; what training changes is in State."""
 
     config: Config
     ranks: Ranks
     folder: Path
-    source: Source
+    source: CropSource
     objective: Objective
     guard: Guard
-    watch: Watch
-    held_out: list[Tensor] = field(default_factory=list)
-    mmse: Generator | None = None
+    logger: Logger
+    held_out: list[Tensor] = field(default_factory=list)  # [3, H, W] uint8 each; on the first rank only
+    mmse: Generator | None = None  # regression to validate a sampler against that has no regression output
 
 
 def train(config: Config) -> Path:
-    """Trains to the end, going on from a checkpoint in `run.output` when there is one. Returns the weights' path."""
+    """Trains to the end, resuming from a checkpoint in `run.output` if there is one. Returns the path of the weights.
+
+    Raises ConfigError, SourceError, LoaderError for what cannot start, and TrainingError for what cannot continue."""
     with numerics(config.run):
         return _train(config)
 
 
 def _train(config: Config) -> Path:
-    ranks = join(config.run)
+    ranks = init_ranks(config.run)
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    if ranks.first:
+    if ranks.is_first:
         warn_of_slow_bfloat16(config.run, ranks.device)
-    state, loaded = new_state(config, ranks), {}
+    state, source_state = new_state(config, ranks), {}
     if (folder / CHECKPOINT).exists():
-        loaded = load_checkpoint(state, config, folder, ranks.device)
-        if ranks.first:
-            done = progress(config, state.step, first_mark(state, config))
-            tqdm.write(f"going on from step {state.step} (schedules at {done:.0%})")
+        source_state = load_checkpoint(state, config, folder, ranks.device)
+        if ranks.is_first:
+            done = progress(config, state.step, resume_anchor(state, config))
+            tqdm.write(f"resuming from step {state.step} (schedules at {done:.0%})")
     elif config.run.start:
         start_from(state, config.run.start)
-    held_out = [config.data.validation] if config.data.validation and ranks.first else []
-    compared = held_out and not config.model.regresses
-    run = Run(
+    validates = bool(config.data.validation) and ranks.is_first
+    needs_mmse = validates and not config.model.has_regression
+    run = TrainingRun(
         config,
         ranks,
         folder,
-        open_source(config, ranks),
-        open_objective(config, ranks.device),
-        Guard(ranks),
-        Watch(config, ranks, folder, state.step),
-        load_images(held_out, 128) if held_out else [],
-        load_regression(config.game.mmse, "game.mmse", ranks.device) if compared else None,
+        source=open_source(config, ranks),
+        objective=open_objective(config, ranks.device),
+        guard=Guard(ranks),
+        logger=Logger(config, ranks, folder, state.step),
+        held_out=load_images([config.data.validation], MIN_VALIDATION_SIDE) if validates else [],
+        mmse=load_regression(config.game.mmse, "game.mmse", ranks.device) if needs_mmse else None,
     )
-    if loaded:
-        run.source.load_state_dict(loaded)
+    if source_state:
+        run.source.load_state_dict(source_state)
     try:
         _loop(state, run)
     finally:
-        run.watch.close()
+        run.logger.close()
         run.source.close()
-    leave(ranks)
+    close_ranks(ranks)
     return folder / WEIGHTS
 
 
 def open_objective(config: Config, device: torch.device) -> Objective:
-    """The one that `objective` names. Raises ConfigError for frozen networks that cannot be loaded."""
+    """The objective that `objective` names. Raises ConfigError for frozen networks that cannot be loaded."""
     if config.objective == "regression":
         return Regression(config)
     return Energy(config, device) if config.objective == "energy" else Game(config, device)
 
 
-def _loop(state: State, run: Run) -> None:
-    """Synchronises with the device only where it logs or saves."""
-    config, meter = run.config, Meter()
+def _loop(state: State, run: TrainingRun) -> None:
+    """Synchronises with the device only when it logs, validates or saves."""
+    config, meter = run.config, MeanMeter()
     clock, over = Clock(state, config, run.ranks), False
     while state.step < config.optimiser.steps and not over:
         try:
             meter.add(train_step(state, run))
             over = clock.is_over(state)
-        except RuntimeError as error:  # memory, a kernel, another rank that is gone: it keeps its type and its trace
+        except RuntimeError as error:  # out of memory, a kernel, a lost rank: keep its type and traceback
             error.add_note(f"at step {state.step} of rank {run.ranks.rank}")
             raise
-        run.watch.advance(state.step, clock.passed)
+        run.logger.advance(state.step, clock.passed)
         due = _due(config, state.step, over)
         if due:
             stop_if_failed(run.guard, state, run.source, config, run.folder)
-            _tell(state, run, meter, due)
-        if "save" in due and run.ranks.first:
+            _log(state, run, meter, due)
+        if "save" in due and run.ranks.is_first:
             save_checkpoint(state, run.source, config, run.folder)
 
 
 def _due(config: Config, step: int, over: bool) -> set[str]:
-    """What is to be done after so many steps: log, validate, save, grid. over: whether the time is."""
+    """The actions due after `step` steps: log, validate, save, grid. over: whether `run.seconds` have passed."""
     every = {name: getattr(config.run, f"{name}_every") for name in ("log", "validate", "save", "grid")}
     last = over or step == config.optimiser.steps
     return {name for name, steps in every.items() if steps and (last or step % steps == 0)}
 
 
-def train_step(state: State, run: Run) -> Terms:
-    """One update of each network."""
+def train_step(state: State, run: TrainingRun) -> Terms:
+    """One update of each network and of the averaged weights. Returns the step's losses and gradient norms."""
     config = run.config
-    random = step_generator(config.run.seed, state.step, DEGRADATION)
+    random = step_generator(config.run.seed, state.step, DEGRADATION_STREAM)
     batch = degrade(run.source.batch(state.step), config.degradation, random, run.ranks, run.objective.seeds)
     terms = run.objective.step(state, batch.split(config.optimiser.accumulate), run.guard)
     update_average(state, config.optimiser.ema, run.guard.failed)
@@ -142,16 +148,15 @@ def train_step(state: State, run: Run) -> Terms:
     return terms
 
 
-def _tell(state: State, run: Run, meter: Meter, due: set[str]) -> None:
-    """A line of figures, and a picture."""
+def _log(state: State, run: TrainingRun, meter: MeanMeter, due: set[str]) -> None:
     config, device = run.config, run.ranks.device
-    line: dict[str, float] = {}
+    figures: dict[str, float] = {}
     if "log" in due:
-        line = meter.means(run.ranks)
+        figures = meter.means(run.ranks)
     if "validate" in due and run.held_out:
-        line |= validate(state.average, run.held_out, config, device, run.mmse)
-    if line:
-        rates = {"lr": learning_rate(config, state.step, state.mark), **run.objective.schedule(state)}
-        run.watch.line(state.step, rates | line)
+        figures |= validate(state.average, run.held_out, config, device, run.mmse)
+    if figures:
+        schedules = {"lr": learning_rate(config, state.step, state.anchor), **run.objective.schedule(state)}
+        run.logger.log(state.step, schedules | figures)
     if "grid" in due and run.held_out:
-        run.watch.grid(state.step, picture(state.average, run.held_out, config, device))
+        run.logger.log_image(state.step, picture(state.average, run.held_out, config, device))

@@ -1,4 +1,4 @@
-"""One update of a network, once its gradients are there; and the guard that lets none pass that is not finite."""
+"""The optimiser step of one network, and the check that skips steps with non-finite losses or gradients."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """Finds the first step with a loss or gradient that is not finite, without waiting for the device: from then on no
-    network changes any more, and whoever looks at `failure`, however late, finds all as it was when that happened.
+    """Detects the first step with a non-finite loss or gradient without synchronising with the device. From that step
+    on no update is applied, so that the networks are unchanged when the host reads `failure` some steps later.
 
-    `failed`: 0 or 1, float32 on the device, the same on all ranks."""
+    failed: float32 scalar on the device, 0 or 1, the same on all ranks."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -28,8 +28,8 @@ class Guard:
         self._values: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def look(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """At this rank's losses of a step, and at the norm of the gradients."""
+    def check(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Checks this rank's losses and gradient norm of a step: scalars by name, on the device."""
         sound = self.failed == 0
         for name, value in values.items():
             self._values[name] = torch.where(sound, value, self._values.get(name, value))
@@ -39,22 +39,23 @@ class Guard:
         self.failed = torch.maximum(self.failed, found.float())
 
     def failure(self) -> tuple[int, dict[str, float]] | None:
-        """The step, counted from 0, and the last value of each term on this rank, those of that step included; None
-        when all is well. Waits for the device."""
+        """The failed step, counted from 0, and this rank's last value of each loss and norm up to it; None if no step
+        has failed. Synchronises with the device."""
         if not self.failed.item():
             return None
         return int(self._step), {name: value.item() for name, value in self._values.items()}
 
 
 def update(learner: Learner[Any], losses: Mapping[str, Tensor], state: State, config: Config, guard: Guard) -> Tensor:
-    """Clips the gradients of one of the state's networks, takes Adam's step if they and the losses are finite, and
-    forgets them. Returns their norm before clipping. losses: by name, this rank's, for the guard."""
+    """Clips the accumulated gradients of a network, applies Adam unless a loss or gradient is not finite, and clears
+    the gradients. losses: this rank's scalars by name, for the guard. Returns the gradient norm before clipping, a
+    scalar."""
     norms = [torch.nn.utils.clip_grad_norm_(group.parameters, group.clip) for group in learner.groups]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    guard.look(state.step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
+    guard.check(state.step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
     for values, group in zip(learner.optimiser.param_groups, learner.groups, strict=True):
-        values["lr"] = group.rate * learning_rate(config, state.step, state.mark)
-    learner.optimiser.found_inf = guard.failed  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it to skip
+        values["lr"] = group.rate * learning_rate(config, state.step, state.anchor)
+    learner.optimiser.found_inf = guard.failed  # type: ignore[attr-defined]  # skips the step, as torch.amp.GradScaler does
     learner.optimiser.step()
     learner.optimiser.zero_grad(set_to_none=True)
     return norm

@@ -1,4 +1,5 @@
-"""Figures and pictures of the averaged generator on held-out images, on the way; train/evaluate.py measures in full."""
+"""Validation during training: figures and an image grid of the averaged generator on held-out images, before
+projection. train/evaluate.py measures in full."""
 
 from __future__ import annotations
 
@@ -14,42 +15,50 @@ from train.config import Config
 from train.degradation import Batch, as_batch, compress
 from train.grid import deviation_picture, grid
 from train.objectives.forward import draw, restore
-from train.texture import Residual
+from train.texture import FlatTexture
 
 QUALITIES = (10, 20, 40)
+"""Qualities of `validate`, libjpeg's scale."""
+
 SAMPLES = 4
+"""Samples per image of `validate`."""
+
 SIDE = 160
-AT_ONCE = 16
+"""Largest height and width of a validation image, pixels."""
 
-SHOWN, PICTURE_QUALITY, PICTURE_SAMPLES = 8, 10, 16
+BATCH = 16
+"""Images per forward pass."""
+
+GRID_IMAGES, GRID_QUALITY, GRID_SAMPLES = 8, 10, 16
+"""Images, quality and samples per image of `picture`."""
 
 
-def middles(images: list[Tensor]) -> Tensor:
-    """[n, 3, s, s] uint8: of each image, as large as the smallest allows."""
+def centre_crops(images: list[Tensor]) -> Tensor:
+    """[3, H, W] uint8 each → [n, 3, s, s] uint8: square centre crops, as large as the smallest image allows, at most
+    SIDE, in multiples of 16."""
     side = min(SIDE, *(min(image.shape[1:]) // 16 * 16 for image in images))
-    places = [((i.shape[1] - side) // 2, (i.shape[2] - side) // 2) for i in images]
-    return torch.stack([i[:, y : y + side, x : x + side] for i, (y, x) in zip(images, places, strict=True)])
+    corners = [((i.shape[1] - side) // 2, (i.shape[2] - side) // 2) for i in images]
+    return torch.stack([i[:, y : y + side, x : x + side] for i, (y, x) in zip(images, corners, strict=True)])
 
 
 def compressed(clean: Tensor, quality: int, device: torch.device) -> Batch:
-    """[n, 3, h, w] uint8 → their JPEGs of 4:2:0, with noise seeds for `PICTURE_SAMPLES` samples."""
+    """[n, 3, h, w] uint8 → a batch of 4:2:0 JPEGs at `quality`, with noise seeds for GRID_SAMPLES samples."""
     tables = quality_to_tables(quality, 3).expand(len(clean), -1, -1, -1).to(device)
-    seeds = torch.arange(len(clean) * PICTURE_SAMPLES, device=device).reshape(len(clean), PICTURE_SAMPLES)
+    seeds = torch.arange(len(clean) * GRID_SAMPLES, device=device).reshape(len(clean), GRID_SAMPLES)
     return as_batch(compress(clean.to(device).float(), tables, Subsampling.S420), seeds)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Within 0..1, float32. expected: the regression's output [n, 3, h, w], where there is one. samples: those of a
-    generator with noise, [n, K, 3, h, w]."""
+    """A generator's outputs, float32, clamped to 0..1."""
 
-    expected: Tensor | None
-    samples: Tensor | None = None
+    expected: Tensor | None  # [n, 3, h, w], the regression's output; None if the generator has none
+    samples: Tensor | None = None  # [n, K, 3, h, w]; None of a generator without noise
 
 
 @torch.no_grad()
 def outputs(generator: Generator, batch: Batch, config: Config, samples: int) -> Outputs:
-    """All that a generator makes of a batch."""
+    """The regression's output and `samples` samples of each image, as far as the generator has them."""
     if not generator.config.noise:
         return Outputs(restore(generator, batch, config).clamp(0, 1))
     drawn = draw(generator, batch, config, batch.seeds[:, :samples])
@@ -59,41 +68,40 @@ def outputs(generator: Generator, batch: Batch, config: Config, samples: int) ->
 def validate(
     generator: Generator, images: list[Tensor], config: Config, device: torch.device, mmse: Generator | None = None
 ) -> dict[str, float]:
-    """On the middle of each image, 4:2:0, at three qualities, before projection: `gain`, the regression's PSNR gain
-    over plain decode in dB. Of a sampler: `sample_gain`, that of one sample, `mean_gain`, that of the mean of a few,
-    `std`, their deviation by pixel (range 0..1), and `consistency`, the RMSE in gray levels between the JPEGs of truth
-    and sample; also train/texture.py's figures of one sample less the regression's output, its own or that of the
-    network `mmse`, where images are flat: `lattice`, `lattice_worst` and `flat_deviation`."""
+    """Figures on centre crops of the images [3, H, W] uint8, as 4:2:0 JPEGs of three qualities; names end in _QUALITY.
+
+    gain: dB, the regression's PSNR above that of plain decode. Of a sampler also
+    sample_gain: dB, that of one sample; mean_gain: dB, that of the mean of SAMPLES samples;
+    std: standard deviation of a pixel over the samples, range 0..1;
+    consistency: gray levels, RMSE between the JPEGs of the clean image and of a sample (`roundtrip`);
+    lattice, lattice_worst, flat_deviation: texture of one sample in flat areas (train/texture.py), relative to the
+    regression's output: `mmse`'s if given, else the generator's own.
+    """
     figures = {}
     for quality in QUALITIES:
-        found, residual = [], Residual()
-        for clean in middles(images).split(AT_ONCE):
+        found, texture = [], FlatTexture()
+        for clean in centre_crops(images).split(BATCH):
             batch = compressed(clean, quality, device)
             made = outputs(generator, batch, config, SAMPLES)
             found.append(_figures(made, batch))
             expected = made.expected if mmse is None else outputs(mmse, batch, config, 1).expected
             if made.samples is not None and expected is not None:
-                _add_texture(residual, made.samples[:, 0], expected)
+                for sample, mean in zip(255 * made.samples[:, 0], 255 * expected, strict=True):
+                    texture.add(sample, mean)
         for name in found[0]:
             value = float(torch.cat([one[name] for one in found]).mean())
             figures[f"{name}_{quality}"] = round(value**0.5 if name == "consistency" else value, 4)
-        texture = {
-            "lattice": residual.lattice,
-            "lattice_worst": residual.lattice_worst,
-            "flat_deviation": residual.deviation,
+        in_flat_areas = {
+            "lattice": texture.lattice,
+            "lattice_worst": texture.lattice_worst,
+            "flat_deviation": texture.deviation,
         }
-        figures |= {f"{name}_{quality}": round(value, 4) for name, value in texture.items() if value is not None}
+        figures |= {f"{name}_{quality}": round(value, 4) for name, value in in_flat_areas.items() if value is not None}
     return figures
 
 
-def _add_texture(residual: Residual, samples: Tensor, expected: Tensor) -> None:
-    """[n, 3, h, w] both, 0..1."""
-    for sample, mean in zip(255 * samples, 255 * expected, strict=True):
-        residual.add(sample, mean)
-
-
 def _figures(made: Outputs, batch: Batch) -> dict[str, Tensor]:
-    """Each [n]; the consistency's square."""
+    """[n] each: the figures of each image; of the consistency the mean squared error."""
     figures, samples = {}, made.samples
     if made.expected is not None:
         figures["gain"] = _gain(made.expected, batch)
@@ -107,26 +115,29 @@ def _figures(made: Outputs, batch: Batch) -> dict[str, Tensor]:
 
 
 def _gain(restored: Tensor, batch: Batch) -> Tensor:
+    """[n] dB."""
     errors = (255**2 * (x - batch.clean).square().flatten(1).mean(1) for x in (batch.decoded, restored))
-    before, after = (error.clamp_min(1e-4) for error in errors)  # flat images are decoded without any
+    before, after = (error.clamp_min(1e-4) for error in errors)  # the error of a flat image is 0
     return 10 * torch.log10(before / after)
 
 
 def picture(generator: Generator, images: list[Tensor], config: Config, device: torch.device) -> Image.Image:
-    """A row for each of a few images: the input at quality 10, the regression's output, where there is one, two
-    samples, the mean of 16 and their standard deviation, of a generator with noise, and the truth."""
-    batch = compressed(middles(images)[:SHOWN], PICTURE_QUALITY, device)
-    made = outputs(generator, batch, config, PICTURE_SAMPLES)
-    columns = {"input": eight_bits(batch.decoded)}
+    """An image grid with a row for each of the first images [3, H, W] uint8: the input at quality 10, the regression's
+    output if there is one, of a sampler two samples, the mean of 16 and their standard deviation, and the clean
+    image."""
+    batch = compressed(centre_crops(images)[:GRID_IMAGES], GRID_QUALITY, device)
+    made = outputs(generator, batch, config, GRID_SAMPLES)
+    columns = {"input": to_uint8(batch.decoded)}
     if made.expected is not None:
-        columns["regression"] = eight_bits(made.expected)
+        columns["regression"] = to_uint8(made.expected)
     if made.samples is not None:
-        columns |= {f"sample {k + 1}": eight_bits(made.samples[:, k]) for k in range(2)}
-        columns["mean"] = eight_bits(made.samples.mean(1))
+        columns |= {f"sample {k + 1}": to_uint8(made.samples[:, k]) for k in range(2)}
+        columns["mean"] = to_uint8(made.samples.mean(1))
         columns["deviation"] = torch.stack([deviation_picture(255 * one.std(0)) for one in made.samples]).cpu()
-    columns["truth"] = eight_bits(batch.clean)
+    columns["truth"] = to_uint8(batch.clean)
     return grid([("", [(name, column[row]) for name, column in columns.items()]) for row in range(len(batch))])
 
 
-def eight_bits(x: Tensor) -> Tensor:
+def to_uint8(x: Tensor) -> Tensor:
+    """[...] float, 0..1 → [...] uint8, 0..255, on the CPU."""
     return (255 * x).round().clamp(0, 255).byte().cpu()

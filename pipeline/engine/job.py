@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.generator import NOISE
+from model.generator import NOISE_VERSION
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.filters import ALL_FILES, Filters
 from pipeline.inputs.rank_share import ALL, Share
@@ -48,7 +48,7 @@ class Job:
             shards=self.shards,
             input="\n".join(str(one.resolve()) for one in self.inputs),
             frontend=options.frontend,
-            noise=1 if restorer.mode == "mmse" else NOISE,
+            noise=1 if restorer.mode == "mmse" else NOISE_VERSION,
             dtype=self.dtype,
             tile=options.tile,
             batch=options.batch,

@@ -60,7 +60,7 @@ def check_mode(generator: Generator, name: str, options: Options) -> None:
         raise ModeError(f"bits {options.bits}: expected 8 or 16")
     if options.samples < 1:
         raise ModeError(f"samples {options.samples}: expected at least 1")
-    if options.mode == "mmse" and not generator.config.regresses:
+    if options.mode == "mmse" and not generator.config.has_regression:
         raise ModeError(f"weights {name!r} only draw samples: mode mmse wants others, such as {REGRESSION!r}")
     if options.mode in ("sample", "mean") and not generator.config.noise:
         raise ModeError(
@@ -80,7 +80,7 @@ def check_strength(generator: Generator, name: str, options: Options) -> None:
         return
     if options.mode in ("mean", "mmse") or not generator.config.noise:
         raise ModeError(f"strength {options.strength}: only samples have one; use mode sample and weights that draw")
-    if not generator.config.has_head:
+    if not generator.config.has_noise_head:
         raise ModeError(
             f"strength {options.strength}: weights {name!r} have no regression beside their samples; "
             f"use weights with a noise head, such as {SAMPLER!r}"

@@ -56,7 +56,7 @@ class Tile:
 def halo_of(generator: Generator) -> int:
     """Pixels of context on each side of a core: as many as the network sees, up to LARGEST_HALO, so that its images are
     the same, bit for bit, in tiles and whole."""
-    return min(LARGEST_HALO, aligned(generator.reach + CHROMA_REACH))
+    return min(LARGEST_HALO, aligned(generator.receptive_radius + CHROMA_REACH))
 
 
 def plan(size: tuple[int, int], tile: int, halo: int, whole: bool = True) -> list[Tile]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from model.weights import write_whole
+from model.atomic import write_atomically
 from pipeline.inputs.remote import Address, AddressError, Remote, RemoteError, address
 from pipeline.outputs.history import RunSummary, read_history
 from pipeline.outputs.manifest import read_records, read_run
@@ -164,4 +164,4 @@ def _put(place: Address, data: bytes) -> None:
     if isinstance(place, Remote):
         place.write_bytes(data)
     else:
-        write_whole(place, data)
+        write_atomically(place, data)

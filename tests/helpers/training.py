@@ -19,12 +19,12 @@ from model.generator import Generator
 from model.weights import save
 from train.checkpoint import CHECKPOINT, WEIGHTS
 from train.config import Config, RunConfig, as_tree
-from train.data.batches import DataConfig
+from train.data.sources import DataConfig
 from train.degradation import DegradationConfig
+from train.logger import METRICS
 from train.objectives.energy import EnergyConfig
 from train.objectives.game import GameConfig
 from train.state import OptimiserConfig
-from train.watch import METRICS
 
 STEPS = 24
 

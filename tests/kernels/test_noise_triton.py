@@ -26,8 +26,8 @@ from kernels.triton_ops.noise import (
 )
 from kernels.triton_ops.noise import gaussian as gaussian_in_triton
 from kernels.triton_ops.noise import uniform as uniform_in_triton
-from model.generator import EXTREME, Generator, GeneratorConfig, Noise
-from model.noise import UNIFORM, gaussian, philox, uniform
+from model.generator import NOISE_LIMIT, Generator, GeneratorConfig, Noise
+from model.noise import UNIFORM_CHANNELS, gaussian, philox, uniform
 
 LOW = 0xFFFFFFFF
 OPTIONS = CONSTANTS | noise_kernel.configuration.options
@@ -102,18 +102,18 @@ def test_values_are_the_cpus_at_any_layers(size, first, count, device, poisoned)
 
 def test_values_are_clipped_and_then_scaled(device):
     amplitude = torch.tensor([1, 0, 0.25, 0.7]).reshape(-1, 1, 1, 1)
-    arguments = {"limit": EXTREME, "amplitude": amplitude}
+    arguments = {"limit": NOISE_LIMIT, "amplitude": amplitude}
     expected = gaussian(SEEDS, 1, 3, ORIGINS, (30, 40), **arguments)
     arguments["amplitude"] = amplitude.to(device)
     found = gaussian_in_triton(SEEDS.to(device), 1, 3, ORIGINS.to(device), (30, 40), **arguments)
     assert close(found, expected)
-    assert found.abs().amax((1, 2, 3)).tolist() == (EXTREME * amplitude).flatten().tolist()
+    assert found.abs().amax((1, 2, 3)).tolist() == (NOISE_LIMIT * amplitude).flatten().tolist()
 
 
 @pytest.mark.parametrize("size", [(3, 5), (20, 27), (1, 513), (2, 256)])
 def test_uniform_noise_is_the_cpus_bit_for_bit(size, device, poisoned):
     found = uniform_in_triton(SEEDS.to(device), ORIGINS.to(device), size)
-    assert found.shape == (len(SEEDS), UNIFORM, *size)
+    assert found.shape == (len(SEEDS), UNIFORM_CHANNELS, *size)
     assert torch.equal(found.cpu(), uniform(SEEDS, ORIGINS, size))
     assert found.stride() == uniform(SEEDS, ORIGINS, size).stride()
     assert torch.equal(uniform_in_triton(~SEEDS.to(device), ORIGINS.to(device), size), -found)

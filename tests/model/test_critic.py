@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.critic import Critic, CriticConfig
+from model.critic import Critic, CriticConfig, pool_to_grid
 
 TINY = CriticConfig(features=4, most_features=12, halvings=2)
 
@@ -47,6 +47,12 @@ def test_pooling_changes_nothing_at_the_size_it_is_built_for():
     assert torch.equal(torch.nn.functional.leaky_relu(seen[0], 0.2).flatten(1), seen[1])
 
 
+@pytest.mark.parametrize("size", [(8, 8), (16, 12), (3, 5), (2, 2), (7, 9), (1, 6)])
+def test_pooling_is_adaptive_average_pooling(size):
+    x = torch.randn(2, 5, *size)
+    assert torch.allclose(pool_to_grid(x), torch.nn.functional.adaptive_avg_pool2d(x, 4), atol=1e-6)
+
+
 def test_an_images_logit_does_not_depend_on_the_others():
     critic, x = critic_of(), images(16, 24)
     with torch.no_grad():
@@ -88,6 +94,6 @@ def test_other_shapes_and_sizes_of_nothing_are_refused():
     for shape in ((3, 16, 16), (1, 1, 16, 16)):
         with pytest.raises(ValueError, match="N, 3, H, W"):
             critic_of()(torch.zeros(shape))
-    for config in (CriticConfig(features=0), CriticConfig(most_features=0), CriticConfig(halvings=-1)):
-        with pytest.raises(ValueError, match="features"):
-            Critic(config)
+    for key in ("features", "most_features", "halvings"):
+        with pytest.raises(ValueError, match="expected"):
+            CriticConfig(**{key: -1})

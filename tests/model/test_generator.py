@@ -9,22 +9,22 @@ import torch.nn.functional as F
 
 from kernels import Subsampling, quality_to_tables
 from model.generator import (
-    EXTREME,
-    PAPER,
-    Drawn,
+    NOISE_LIMIT,
     Generator,
     GeneratorConfig,
-    Layers,
+    InjectedNoise,
     Noise,
-    inherit,
+    Sampled,
+    initialise_from,
     noise_amplitude,
     three_tables,
 )
 from model.noise import gaussian
-from model.rrdb import DenseBlock, JoinedConv2d, Upsampler
+from model.rrdb import DenseBlock, NoiseConv2d, Upsampler
 from model.weights import load, save
 
 PLAIN = GeneratorConfig(features=8, blocks=3, embedding=8)
+PAPER = GeneratorConfig(trunk="rrdb", blocks=23, features=64, growth=32, noise=True)
 DEEP = GeneratorConfig(features=8, blocks=2, inner_features=12, inner_blocks=2, embedding=8, noise=True)
 RRDB = GeneratorConfig(trunk="rrdb", features=8, blocks=1, growth=4, embedding=8, noise=True)
 GRAY, S420 = (torch.tensor([list(Subsampling).index(s)]) for s in (Subsampling.GRAY, Subsampling.S420))
@@ -54,11 +54,11 @@ def noise_at(y, x, *seeds):
 
 def first_of(output):
     """The first sample of what is drawn, or a regression's output: [N, 3, H, W]."""
-    return output.samples[:, 0] if isinstance(output, Drawn) else output
+    return output.samples[:, 0] if isinstance(output, Sampled) else output
 
 
 def cut_off(noise):
-    return noise.clamp(-EXTREME, EXTREME)
+    return noise.clamp(-NOISE_LIMIT, NOISE_LIMIT)
 
 
 def run(generator, image, quality=20, sampling=S420, noise=None):
@@ -85,7 +85,7 @@ def test_a_shift_by_one_mcu_shifts_the_output(config, reach):
     noise = noise_at(160, 320) if config.noise else None
     moved = noise_at(176, 336) if config.noise else None
     whole, part = run(generator, image, noise=noise), run(generator, image[:, :, 16:, 16:], noise=moved)
-    assert generator.reach == reach
+    assert generator.receptive_radius == reach
     assert part.shape == (1, 3, 128, 144)
     assert torch.allclose(part[:, :, reach:, reach:], whole[:, :, 16 + reach :, 16 + reach :], atol=1e-5)
     if config.noise:
@@ -104,7 +104,7 @@ def test_its_reach_is_no_shorter_and_no_longer_than_pixels_are_felt(config, grid
         felt = gradient.abs().amax((0, 1, 2)).nonzero().flatten()
         first, last = int(felt.min()), int(felt.max())
         distances += [column - (first // grid + 1) * grid, last // grid * grid - 1 - column]
-    assert generator.reach - grid <= max(distances) < generator.reach
+    assert generator.receptive_radius - grid <= max(distances) < generator.receptive_radius
 
 
 def test_it_sees_where_in_the_mcu_a_pixel_lies():
@@ -158,7 +158,7 @@ def test_images_of_a_batch_do_not_touch_each_other(config):
 def test_gradients_reach_every_parameter(config):
     generator = generator_of(config)
     output = generator(picture(32, 32), tables_of(20), S420, noise_at(0, 0) if config.noise else None)
-    parts = output if isinstance(output, Drawn) else [output]
+    parts = output if isinstance(output, Sampled) else [output]
     sum(part.square().sum() for part in parts if part is not None).backward()
     assert [name for name, p in generator.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -192,7 +192,7 @@ def test_the_papers_size():
     plain = [c.weight.numel() + c.bias.numel() for c in convolutions]
     assert sum(plain) == 16_697_987 - 3 * 64 * 9 + 3 * 16 * 64 * 9  # its x4 network, whose head sees 3 channels
     assert len(plain) == 23 * 15 + 6
-    noisy = [c for c in convolutions if isinstance(c, JoinedConv2d)]
+    noisy = [c for c in convolutions if isinstance(c, NoiseConv2d)]
     assert len(noisy) == 23 * 15 + 2
     assert all(c.noise_kernel.shape == (c.out_channels, 1, 3, 3) and c.noise_weight.shape == (1,) for c in noisy)
     assert sum(p.numel() for p in generator.parameters()) < 1.03 * sum(plain)
@@ -210,14 +210,14 @@ def test_the_papers_size_restores_draws_and_repeats():
 
 def test_joined_noise_is_one_more_channel_of_the_convolution():
     torch.manual_seed(0)
-    convolution = JoinedConv2d(7, 5, noise=True)
+    convolution = NoiseConv2d(7, 5, noise=True)
     with torch.no_grad():
         convolution.noise_weight.fill_(0.7)
         parts, z = [torch.randn(2, 3, 6, 8), torch.randn(2, 4, 6, 8)], torch.randn(2, 1, 6, 8)
         kernel = torch.cat((convolution.weight, convolution.noise_kernel), 1)
         expected = F.conv2d(torch.cat((*parts, 0.7 * z), 1), kernel, convolution.bias, padding=1)
-        assert torch.allclose(convolution.joined(parts, z), expected, atol=1e-6)
-        assert torch.equal(convolution.joined(parts, None), convolution(torch.cat(parts, 1)))
+        assert torch.allclose(convolution.with_noise(parts, z), expected, atol=1e-6)
+        assert torch.equal(convolution.with_noise(parts, None), convolution(torch.cat(parts, 1)))
 
 
 def test_a_dense_block_and_the_upsampler_are_esrgans():
@@ -232,29 +232,29 @@ def test_a_dense_block_and_the_upsampler_are_esrgans():
     with torch.no_grad():
         seen = x
         for n, convolution in enumerate(block.convolutions):
-            out = convolution.joined([seen], z[:, n : n + 1])
+            out = convolution.with_noise([seen], z[:, n : n + 1])
             seen = torch.cat((seen, act(out)), 1)
         assert torch.allclose(block(x, z), x + 0.2 * out, atol=1e-6)
         z_half, z_full = torch.randn(1, 1, 10, 8), torch.randn(1, 1, 20, 16)
-        y = act(upsampler.to_half.joined([x.repeat_interleave(2, 2).repeat_interleave(2, 3)], z_half))
-        y = act(upsampler.to_full.joined([y.repeat_interleave(2, 2).repeat_interleave(2, 3)], z_full))
+        y = act(upsampler.to_half.with_noise([x.repeat_interleave(2, 2).repeat_interleave(2, 3)], z_half))
+        y = act(upsampler.to_full.with_noise([y.repeat_interleave(2, 2).repeat_interleave(2, 3)], z_full))
         y = upsampler.tail(act(upsampler.fine(y)))
         assert torch.allclose(upsampler(x, z_half, z_full), y, atol=1e-6)
 
 
 def test_every_layer_draws_noise_of_its_own_at_absolute_places():
     amplitude = torch.tensor([1.0, 0.5]).reshape(2, 1, 1, 1)
-    layers = Layers(torch.tensor([7, 8]), torch.tensor([[32, 64], [0, 16]]), amplitude)
+    layers = InjectedNoise(torch.tensor([7, 8]), torch.tensor([[32, 64], [0, 16]]), amplitude)
     several = layers.draw(3, 4, 2, (5, 6))
     for n in range(4):
         alone = gaussian(layers.seeds, 3 + n, 1, layers.origins // 2, (5, 6))
         assert torch.equal(several[:, n : n + 1], cut_off(alone) * amplitude)
-    assert layers.draw(0, 8, 1, (64, 64)).abs().max() == EXTREME
+    assert layers.draw(0, 8, 1, (64, 64)).abs().max() == NOISE_LIMIT
     drawn = []
     generator = generator_of(RRDB)
     for module in generator.modules():
-        if isinstance(module, JoinedConv2d):
-            module.joined = lambda parts, z, joined=module.joined: drawn.append(z) or joined(parts, z)
+        if isinstance(module, NoiseConv2d):
+            module.with_noise = lambda x, z, call=module.with_noise: drawn.append(z) or call(x, z)
     run(generator, picture(16, 16), noise=noise_at(16, 32))
     assert len(drawn) == 17
     for layer, (z, scale) in enumerate(zip(drawn, [4] * 15 + [2, 1], strict=True)):
@@ -273,9 +273,9 @@ def test_a_sampler_starts_from_a_regression_network(config):
     """Its regression's output is the network's, or, of rrdb, what it draws where its noise is silent."""
     trained = generator_of(replace(config, noise=False), seed=1)
     sampler, image = generator_of(config, seed=2), picture(32, 32)
-    inherit(sampler, trained)
+    initialise_from(sampler, trained)
     assert not torch.allclose(run(sampler, image), run(trained, image), atol=1e-3)
-    if config.regresses:
+    if config.has_regression:
         assert torch.equal(sampler(image, tables_of(20), S420), trained(image, tables_of(20), S420))
     else:
         with torch.no_grad():
@@ -285,11 +285,11 @@ def test_a_sampler_starts_from_a_regression_network(config):
                     parameter.zero_()
         assert torch.allclose(run(sampler, image), run(trained, image), atol=1e-5)
     copied = generator_of(config, seed=3)
-    inherit(copied, sampler)
+    initialise_from(copied, sampler)
     assert torch.equal(run(copied, image), run(sampler, image))
     for other in (trained, generator_of(replace(config, blocks=3)), generator_of(replace(config, embedding=4))):
-        with pytest.raises(ValueError, match="cannot take over"):
-            inherit(other, sampler)
+        with pytest.raises(ValueError, match="cannot be initialised"):
+            initialise_from(other, sampler)
 
 
 @pytest.mark.parametrize("blocks", [4, 7])
@@ -297,10 +297,10 @@ def test_a_sampler_starts_from_a_regression_network(config):
 def test_a_deeper_generator_starts_as_the_one_it_grew_from(blocks, noise):
     trained, image = generator_of(replace(PLAIN, noise=noise), seed=1), picture(32, 32)
     deeper = generator_of(replace(PLAIN, blocks=blocks, noise=noise), seed=2)
-    inherit(deeper, trained)
+    initialise_from(deeper, trained)
     assert torch.allclose(run(deeper, image), run(trained, image), atol=1e-6)
-    with pytest.raises(ValueError, match="cannot take over"):
-        inherit(trained, deeper)
+    with pytest.raises(ValueError, match="cannot be initialised"):
+        initialise_from(trained, deeper)
 
 
 @pytest.mark.parametrize("config", [PLAIN, DEEP, RRDB])

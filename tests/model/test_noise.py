@@ -4,7 +4,7 @@ import pytest
 import torch
 from philox import KNOWN_ANSWERS
 
-from model.noise import UNIFORM, derive_pairs, derive_seed, gaussian, philox, uniform
+from model.noise import UNIFORM_CHANNELS, derive_pairs, derive_seed, gaussian, philox, uniform
 
 SEEDS = torch.tensor([0, 1, -3, 2**62 + 12345, -(2**63)])
 
@@ -90,7 +90,7 @@ def test_uniform_noise_is_the_halves_of_philoxs_words():
 
 def test_uniform_noise_is_uniform_and_white():
     noise = uniform(SEEDS, torch.zeros(5, 2, dtype=torch.int64), (200, 200)).double()
-    assert noise.shape == (5, UNIFORM, 200, 200)
+    assert noise.shape == (5, UNIFORM_CHANNELS, 200, 200)
     n, bound = noise.numel(), 3**0.5
     for power, moment, variance in ((1, 0, 1), (2, 1, 4 / 5), (3, 0, 27 / 7), (4, 9 / 5, 81 / 9 - 81 / 25)):
         assert abs(float((noise**power).mean()) - moment) < 5 * (variance / n) ** 0.5

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kernels import Subsampling, quality_to_tables
 from model.generator import Generator, GeneratorConfig, Noise, noise_amplitude
 from model.noise import uniform
-from model.noise_head import BLOCK, FILTERS, MARGIN, NoiseHead
+from model.noise_head import FILTERS_PER_CHANNEL, HALO, TILE, NoiseHead
 from model.weights import load
 
 CONFIG = GeneratorConfig(features=8, blocks=3, embedding=8, noise=True)
@@ -80,9 +80,9 @@ def test_where_noise_is_silent_a_sample_is_the_regression(shipped):
 def test_in_blocks_of_a_cpu_and_whole_the_head_makes_the_same(monkeypatch):
     """Bit for bit; two images at places of their own, three blocks down and two across."""
     generator, noise = generator_of(), Noise(torch.tensor([[3, 5], [-8, 9]]), torch.tensor([[0, 0], [16, 2**33]]))
-    image = inputs(2 * BLOCK + 16, BLOCK + 32, 20, 30)
+    image = inputs(2 * TILE + 16, TILE + 32, 20, 30)
     in_blocks = generator(*image, noise).samples
-    monkeypatch.setattr("model.noise_head.BLOCK", 1 << 20)
+    monkeypatch.setattr("model.noise_head.TILE", 1 << 20)
     assert torch.equal(generator(*image, noise).samples, in_blocks)
 
 
@@ -95,14 +95,14 @@ def test_a_margin_is_no_wider_than_pixels_are_felt():
     corner[:, 1] = 16
     part = head(features[..., 4:], *images[..., 16:], torch.tensor([[1]]), corner)
     differing = ((part - whole[..., 16:]).abs().amax((0, 1, 2, 3)) > 1e-6).nonzero().flatten()
-    assert differing.tolist() == list(range(MARGIN))
+    assert differing.tolist() == list(range(HALO))
 
 
 @torch.no_grad()
 def test_a_tile_has_the_samples_of_the_whole_image():
     generator, (image, tables, sampling) = generator_of(), inputs(160, 176, 20)
     whole = generator(image, tables, sampling, noise_of((7, -9), origin=(32, 64))).samples
-    reach = generator.reach
+    reach = generator.receptive_radius
     tile = generator(image[..., 16:, 32:], tables, sampling, noise_of((7, -9), origin=(48, 96))).samples
     assert torch.allclose(tile[..., reach:, reach:], whole[..., 16 + reach :, 32 + reach :], atol=1e-5)
     moved = generator(image[..., 16:, 32:], tables, sampling, noise_of((7, -9), origin=(32, 64))).samples
@@ -115,7 +115,7 @@ def test_the_head_is_what_its_docstring_says():
     torch.manual_seed(0)
     head, features, (decoded, change) = NoiseHead(6), torch.randn(2, 6, 4, 8), torch.rand(2, 2, 3, 16, 32)
     seeds, origins, w = torch.tensor([[3], [-4]]), torch.tensor([[0, 16], [32, 0]]), head.state_dict()
-    z = uniform(seeds[:, 0], origins, (16, 32)).contiguous().repeat(1, FILTERS, 1, 1)
+    z = uniform(seeds[:, 0], origins, (16, 32)).contiguous().repeat(1, FILTERS_PER_CHANNEL, 1, 1)
     amplitudes = torch.einsum("of,nfhw->nohw", w["amplitudes.weight"][..., 0, 0], F.leaky_relu(features, 0.2))
     amplitudes = amplitudes + w["amplitudes.bias"][:, None, None]
     amplitudes = F.interpolate(amplitudes, scale_factor=4, mode="bilinear")

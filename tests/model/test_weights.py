@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import os
-import resource
 import signal
 import time
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.generator import Generator, GeneratorConfig
-from model.weights import FORMAT, SHIPPED, WeightsError, load, resolve, save, write_whole
+from model.weights import FORMAT, SHIPPED, WeightsError, load, resolve, save
 
 CONFIG = GeneratorConfig(features=8, blocks=3, inner_features=4, inner_blocks=1, embedding=6, noise=True)
 FORK = multiprocessing.get_context("fork")
@@ -22,6 +22,10 @@ FORK = multiprocessing.get_context("fork")
 def generator_of(seed=0, config=CONFIG):
     torch.manual_seed(seed)
     return Generator(config)
+
+
+def metadata():
+    return {"format": FORMAT, "config": json.dumps(dataclasses.asdict(CONFIG))}
 
 
 def assert_equal(one, other):
@@ -46,12 +50,10 @@ def test_float32_comes_back_bit_for_bit_with_its_configuration(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_shorter_numbers_are_loaded_as_float32(tmp_path, dtype):
     generator, path = generator_of(), tmp_path / "short.safetensors"
-    save(generator, path, dtype=dtype)
+    save_file({key: tensor.to(dtype) for key, tensor in generator.state_dict().items()}, path, metadata())
     for key, tensor in load(str(path)).generator.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, generator.state_dict()[key].to(dtype).float())
-    save(generator, tmp_path / "long.safetensors")
-    assert path.stat().st_size < 0.75 * (tmp_path / "long.safetensors").stat().st_size
 
 
 def test_the_digest_changes_with_any_weight(tmp_path):
@@ -120,8 +122,7 @@ def test_samplers_with_noise_in_their_blocks_are_refused_with_what_replaced_them
     path, config = tmp_path / "old.safetensors", dataclasses.replace(CONFIG, noise=False)
     tensors = generator_of(config=config).state_dict()
     tensors |= {f"{name}.noise_weight": torch.zeros(8, 1, 1) for name in ("before.0", "after.0", "after.1")}
-    text = str(dataclasses.asdict(CONFIG)).replace("'", '"').replace("True", "true")
-    save_file(tensors, path, {"format": FORMAT, "config": text})
+    save_file(tensors, path, metadata())
     with pytest.raises(WeightsError, match=r"old\.safetensors.*noise head.*posterior\.yaml"):
         load(str(path))
 
@@ -145,20 +146,3 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         assert load(str(path)).digest in digests
-
-
-def test_a_write_that_fails_midway_keeps_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-
-    def work():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        with pytest.raises(OSError, match="too large"):
-            write_whole(path, bytes(5000))
-
-    child = FORK.Process(target=work)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
-    assert path.read_bytes() == b"old"
-    assert [found.name for found in tmp_path.iterdir()] == ["file"]

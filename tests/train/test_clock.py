@@ -151,7 +151,7 @@ def test_ranks_stop_at_the_same_step(photos, tmp_path):
     def work(rank):
         def loop(state, run):
             sound(state, run)
-            (tmp_path / f"rank{rank}").write_text(f"{state.step} {state.mark}")
+            (tmp_path / f"rank{rank}").write_text(f"{state.step} {state.anchor}")
 
         trainer_module._loop = loop
         if rank == 1:

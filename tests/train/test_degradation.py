@@ -15,7 +15,7 @@ from kernels import Subsampling, quality_to_tables
 from pipeline.jpeg.bitstream import read_bitstream
 from train.config import DegradationConfig
 from train.data.crops import step_generator
-from train.degradation import SAMPLINGS, as_batch, compress, degrade, perturbed, random_qualities, random_tables
+from train.degradation import SAMPLINGS, as_batch, compress, degrade, perturb, random_qualities, random_tables
 from train.distributed import Ranks
 
 DRAWN = DegradationConfig(quality=(5, 95), quality_mean=30.0)
@@ -55,7 +55,7 @@ def test_the_given_share_of_tables_is_perturbed_around_annex_k():
     assert abs(changed - 100) < 5 * (400 * 0.25 * 0.75) ** 0.5
     base = quality_to_tables(50, 3)
     normal = torch.randn(400, 3 + 3 * 64, generator=step_generator(0, 3))
-    ratios = (perturbed(base.expand(400, -1, -1, -1), normal) / base).log()
+    ratios = (perturb(base.expand(400, -1, -1, -1), normal) / base).log()
     assert abs(float(ratios.mean())) < 0.05
     assert 0.1 < float(ratios.std()) < 0.6
     tilts = ratios[:, 0, -1].mean(1) - ratios[:, 0, 0].mean(1)  # highest against lowest vertical frequency
@@ -101,9 +101,11 @@ def test_ranks_share_out_what_one_would_have_drawn():
         wanted = whole.split(3)[rank]
         assert (wanted.first, wanted.total) == (4 * rank, 12)
         assert_same(share, wanted, atol=1e-5)
-        assert [4 * rank + place for place in share.spread(5)] == [n for n in whole.spread(5) if n // 4 == rank]
-    assert whole.spread(5) == [0, 2, 4, 7, 9]
-    assert_same(whole.take([3, 3, 8]), whole.take([0, 3, 8, 3]).take([1, 3, 2]))
+        assert [4 * rank + place for place in share.evenly_spaced(5)] == [
+            n for n in whole.evenly_spaced(5) if n // 4 == rank
+        ]
+    assert whole.evenly_spaced(5) == [0, 2, 4, 7, 9]
+    assert_same(whole.select([3, 3, 8]), whole.select([0, 3, 8, 3]).select([1, 3, 2]))
 
 
 def test_a_batch_is_its_crops_before_and_after_in_their_order():

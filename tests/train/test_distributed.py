@@ -77,9 +77,9 @@ def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path
 
 
 def test_ranks_must_share_the_batch_evenly():
-    assert Ranks(1, 4).share(8) == 2
+    assert Ranks(1, 4).local_batch(8) == 2
     with pytest.raises(ConfigError, match=r"data\.batch.*3 ranks"):
-        Ranks(1, 3).share(8)
+        Ranks(1, 3).local_batch(8)
 
 
 def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp_path):

@@ -20,24 +20,19 @@ from pipeline.engine.restorer import Restorer
 from pipeline.inputs.listing import SourceError
 from train.evaluate import (
     EvaluationError,
+    EvaluationSettings,
     Photographs,
-    Settings,
     evaluate,
     load_networks,
     main,
     modes_of,
 )
+from train.frechet import load_extractors, load_inception
 from train.grid import grid
-from train.measures import (
-    compress,
-    consistency,
-    load_extractors,
-    load_inception,
-    psnr,
-)
-from train.restorations import MODES, Drawer, Networks, restorations, white_noise
-from train.texture import Residual
-from train.wasserstein import Patches
+from train.measures import compress, consistency, psnr
+from train.restorations import MODES, FileSampler, Networks, restorations, white_noise
+from train.texture import FlatTexture
+from train.wasserstein import PatchSet
 
 __all__ = ["weights"]
 S420 = Subsampling.S420
@@ -111,7 +106,7 @@ def test_a_sampler_is_compared_with_its_own_regression_or_another(weights):
 def test_noise_is_as_strong_as_the_samples_vary(networks):
     compressed = compress("key", image(128, 128), 10, S420)
     found = restorations(compressed, networks, ALL, samples=3, seed=0)
-    drawer = Drawer(networks.regression, compressed.bitstream.coefficients)
+    drawer = FileSampler(networks.regression, compressed.bitstream.coefficients)
     expected = drawer.draw()[0]
     added = torch.zeros_like(expected)
     noise = white_noise(3, added)
@@ -126,7 +121,7 @@ def test_noise_is_as_strong_as_the_samples_vary(networks):
 
 
 def report_of(shard, networks, **changes):
-    return evaluate(Photographs(shard), networks, Settings(qualities=(40,), samples=3, **changes), {})
+    return evaluate(Photographs(shard), networks, EvaluationSettings(qualities=(40,), samples=3, **changes), {})
 
 
 def test_rows_are_means_over_the_images(shard, networks):
@@ -157,17 +152,17 @@ def test_texture_and_patches_are_those_of_the_images_that_rows_show(networks):
     grainy = torch.from_numpy(random.normal(128, 3, (3, 80, 96)).round().astype(np.uint8))
     photographs = [("grainy", grainy), ("photo", image()), ("small", image(24, 24))]
     modes = ("plain", "mmse", "projected")
-    rows = evaluate(photographs, networks, Settings((20,), modes=modes, samples=1), {}).rows
+    rows = evaluate(photographs, networks, EvaluationSettings((20,), modes=modes, samples=1), {}).rows
     assert [row.mode for row in rows] == list(modes)
     pictures = [compress(key, clean, 20, S420) for key, clean in photographs]
     found = [restorations(picture, networks, frozenset(modes), 1, 0) for picture in pictures]
-    truth, originals = Residual(), Patches()
+    truth, originals = FlatTexture(), PatchSet()
     for place, (picture, one) in enumerate(zip(pictures, found, strict=True)):
         truth.add(picture.truth, one["mmse"].image)
         originals.add(place, picture.truth)
     assert truth.windows >= 4 * 5
     for row in rows:
-        residual, patches = Residual(), Patches()
+        residual, patches = FlatTexture(), PatchSet()
         for place, one in enumerate(found):
             residual.add(one[row.mode].image, one["mmse"].image)
             patches.add(place, one[row.mode].image)
@@ -188,15 +183,15 @@ def test_figures_come_again_and_follow_the_seed(shard, networks):
 
 def test_modes_follow_the_networks(networks):
     regression = Networks(networks.regression)
-    assert modes_of(Settings(), networks) == ALL
-    assert modes_of(Settings(), regression) == {"plain", "mmse"}
-    assert modes_of(Settings(samples=1), networks) == ALL - {"noise"}
+    assert modes_of(EvaluationSettings(), networks) == ALL
+    assert modes_of(EvaluationSettings(), regression) == {"plain", "mmse"}
+    assert modes_of(EvaluationSettings(samples=1), networks) == ALL - {"noise"}
     for settings, which, message in (
-        (Settings(modes=("sample", "plain")), regression, "sample: these weights are deterministic"),
-        (Settings(modes=("noise",), samples=1), networks, "2 samples or more"),
-        (Settings(modes=("best",)), networks, "best: expected some of plain"),
-        (Settings(qualities=(10, 0)), networks, "quality 0: expected 1..100"),
-        (Settings(samples=0), networks, "at least 1"),
+        (EvaluationSettings(modes=("sample", "plain")), regression, "sample: these are weights of a deterministic"),
+        (EvaluationSettings(modes=("noise",), samples=1), networks, "2 samples or more"),
+        (EvaluationSettings(modes=("best",)), networks, "best: expected some of plain"),
+        (EvaluationSettings(qualities=(10, 0)), networks, "quality 0: expected 1..100"),
+        (EvaluationSettings(samples=0), networks, "at least 1"),
     ):
         with pytest.raises(EvaluationError, match=message):
             modes_of(settings, which)
@@ -211,7 +206,7 @@ def test_command_line(tmp_path, shard, weights, capsys):
     assert len(table) == 2 + 2 * len(MODES)
     assert {line.count("|") for line in table} == {11}
     assert "3 images, 4:2:0; Fréchet distances over 4 crops of 128x128" in output.out
-    assert "fewer than the 2000" in output.err
+    assert "2000 are recommended" in output.err
     report = json.loads((tmp_path / "all.json").read_text())
     assert [(row["quality"], row["mode"]) for row in report["rows"]] == [(q, mode) for q in (10, 40) for mode in MODES]
     assert report["weights"] == weights[1]
@@ -244,11 +239,11 @@ def test_errors_name_the_file_and_the_way_out(tmp_path, shard, weights, capsys):
     regression, _ = weights
     for arguments, *messages in (
         (["--weights", "nothing", "--data", shard], "'nothing'", "those shipped"),
-        (["--weights", regression, "--mmse", "mmse", "--data", shard], "tiny.safetensors", "without --mmse"),
+        (["--weights", regression, "--mmse", "mmse", "--data", shard], "tiny.safetensors", "omit --mmse"),
         (["--weights", regression, "--data", tmp_path / "none.tar"], "none.tar", "expected a folder"),
-        (["--weights", regression, "--data", tmp_path / "broken"], "bad.jpg", "take it out"),
+        (["--weights", regression, "--data", tmp_path / "broken"], "bad.jpg", "remove it from the set"),
         (["--weights", regression, "--data", tmp_path / "empty.tar"], "empty.tar", "give a tar"),
-        (["--weights", regression, "--data", shard, "--modes", "mean"], "mean", "weights that take noise"),
+        (["--weights", regression, "--data", shard, "--modes", "mean"], "mean", "give a sampler's weights"),
         (["--weights", regression, "--data", shard, "--sampling", "4:1:1"], "4:1:1", "4:2:0"),
         (["--weights", regression, "--data", shard, "--limit", "0"], "limit 0", "at least 1"),
         (["--weights", regression, "--data", shard, "--device", "tpu"], "tpu", "cuda:N"),
@@ -301,7 +296,9 @@ def test_inception_comes_from_the_file(tmp_path, monkeypatch, shard, networks):
     assert torch.allclose(load_inception(path)(crop)[0], layer(crop).mean((2, 3), keepdim=True), atol=1e-6)
     extractors = load_extractors(path, torch.device("cpu"))
     assert extractors["fid"](torch.zeros(2, 3, 128, 128, dtype=torch.uint8)).shape == (2, 5)
-    report = evaluate(Photographs(shard), networks, Settings((10,), modes=("plain",)), {"fid": extractors["fid"]})
+    report = evaluate(
+        Photographs(shard), networks, EvaluationSettings((10,), modes=("plain",)), {"fid": extractors["fid"]}
+    )
     assert report.rows[0].fid > 0
     torch.save({"other": layer.bias}, path)
     with pytest.raises(FeaturesError, match=r"weights\.pth"):

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from model.features import FeaturesError
+from train.frechet import load_extractors
 from train.hed import HED
-from train.measures import load_extractors
 
 WIDTHS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512)
 MEAN_BGR = (104.00699, 116.66877, 122.67892)

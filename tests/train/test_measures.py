@@ -10,17 +10,13 @@ from runs import mismatches
 from scenes import image, scene, tensor_of
 
 from kernels import Subsampling
-from train.frechet import frechet_distance
+from train.frechet import FeatureMoments, SplitMoments, crops, load_extractors
 from train.measures import (
     PSNR_LIMIT,
     Correlation,
-    Halves,
-    Spread,
-    add_crops,
+    PixelMoments,
     compress,
     consistency,
-    crops,
-    load_extractors,
     psnr,
 )
 
@@ -64,14 +60,14 @@ def test_psnr_is_numpys():
     assert psnr(a, a) == PSNR_LIMIT
 
 
-def test_spread_and_correlation_are_torchs():
+def test_deviation_and_correlation_are_torchs():
     samples = torch.randn(7, 3, 20, 30) * 9 + 120
-    spread = Spread()
-    assert spread.deviation is None
+    moments = PixelMoments()
+    assert moments.deviation is None
     for sample in samples:
-        spread.add(sample)
-    assert torch.allclose(spread.deviation, samples.std(0), rtol=1e-4)
-    assert torch.allclose(spread.mean, samples.mean(0), rtol=1e-5)
+        moments.add(sample)
+    assert torch.allclose(moments.deviation, samples.std(0), rtol=1e-4)
+    assert torch.allclose(moments.mean, samples.mean(0), rtol=1e-5)
     x, y = torch.randn(2, 5, 100)
     y += x
     correlation = Correlation()
@@ -94,24 +90,28 @@ def test_crops_every_64_pixels():
 
 
 def test_frechet_distance_of_crops_grows_with_blur():
-    """On the real features; of a set equal to its originals it is 0, and the halves' are what frechet_distance says."""
+    """On the real features; of a set equal to its originals it is 0, and the halves' distance is that of their
+    moments."""
     extract = load_extractors(None, torch.device("cpu"))["frechet"]
     clean = [scene(192, 192, seed) for seed in range(4)]
     distances, crossed = [], []
     originals = None
     for radius in (0, 1, 2):
-        halves = Halves()
+        halves = SplitMoments()
         for place, pixels in enumerate(clean):
             blurred = np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
-            add_crops(halves, place, tensor_of(blurred)[0], extract)
+            halves.add_image(place, tensor_of(blurred)[0], extract)
         originals = originals or halves
         distances.append(originals.distance(halves))
-        crossed.append(originals.crossed(halves))
+        crossed.append(originals.cross_distance(halves))
     assert originals.count == 16
     assert distances[0] < 1e-3 * distances[1]
     assert distances[1] < distances[2]
     assert crossed[0] == pytest.approx(originals.floor)
     even, odd = (torch.cat([extract(crops(tensor_of(p)[0])) for p in clean[first::2]]) for first in (0, 1))
     assert even.shape == (8, 320)
-    assert originals.floor == pytest.approx(frechet_distance(even, odd), rel=1e-6)
-    assert Halves().floor is Halves().distance(originals) is None
+    moments = [FeatureMoments(), FeatureMoments()]
+    moments[0].add(even)
+    moments[1].add(odd)
+    assert originals.floor == pytest.approx(moments[0].distance(moments[1]), rel=1e-6)
+    assert SplitMoments().floor is SplitMoments().distance(originals) is None

@@ -141,13 +141,12 @@ def test_more_steps_go_on_from_a_finished_run(photos, tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 9]
 
 
-def test_a_checkpoint_of_before_the_game_goes_on(photos, tmp_path):
-    """It holds neither a loader's state nor a mark of the schedules, nor the keys that the configuration has got since,
-    which had their defaults."""
+def test_a_checkpoint_without_later_configuration_keys_goes_on(photos, tmp_path):
+    """Keys that the configuration has got since count as their defaults."""
     for folder in ("new", "old"):
         train(config_of(photos, tmp_path / folder, optimiser={"steps": 4}))
     content = checkpoint(tmp_path / "old")
-    del content["data"], content["mark"], content["config"]["game"], content["config"]["critic"]
+    del content["config"]["game"], content["config"]["critic"]
     for section, key in (("model", "trunk"), ("model", "growth"), ("data", "loader"), ("run", "compile")):
         del content["config"][section][key]
     torch.save(content, tmp_path / "old" / "checkpoint.pt")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.texture import Residual
+from train.texture import FlatTexture
 
 
 def noise(height, width, deviation=3.0, seed=0):
@@ -20,7 +20,7 @@ def filtered(plane, kernel):
 
 
 def residual_of(*pairs):
-    residual = Residual()
+    residual = FlatTexture()
     for image, mmse in pairs:
         residual.add(image, mmse)
     return residual

@@ -24,11 +24,11 @@ from model.weights import load
 from train.checkpoint import CHECKPOINT, WEIGHTS
 from train.config import RECIPE
 from train.data.crops import load_images
+from train.logger import METRICS
 from train.main import main
 from train.state import TrainingError, learning_rate
 from train.trainer import train
 from train.validate import validate
-from train.watch import METRICS
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from training import config_of, game_of, lines, write_photos
 from model.weights import load
 from train.checks import ConfigError
 from train.config import Config
-from train.texture import Residual
+from train.texture import FlatTexture
 from train.trainer import train
 from train.validate import QUALITIES, SAMPLES, compressed, outputs, validate
 
@@ -39,16 +39,16 @@ def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks
     images = [grainy(0), grainy(1)]
     figures = validate(sampler, images, Config(), CPU, None if own else mmse)
     for quality in QUALITIES:
-        batch, residual = compressed(torch.stack(images), quality, CPU), Residual()
+        batch, texture = compressed(torch.stack(images), quality, CPU), FlatTexture()
         made = outputs(sampler, batch, Config(), SAMPLES)
         expected = made.expected if own else outputs(mmse, batch, Config(), 1).expected
         for sample, restored in zip(255 * made.samples[:, 0], 255 * expected, strict=True):
-            residual.add(sample, restored)
-        assert residual.windows == 2 * 9 * 9
-        assert figures[f"lattice_{quality}"] == pytest.approx(residual.lattice, abs=1e-3)
-        assert figures[f"lattice_worst_{quality}"] == pytest.approx(residual.lattice_worst, abs=1e-3)
-        assert figures[f"flat_deviation_{quality}"] == pytest.approx(residual.deviation, abs=1e-3)
-        assert residual.deviation > 0
+            texture.add(sample, restored)
+        assert texture.windows == 2 * 9 * 9
+        assert figures[f"lattice_{quality}"] == pytest.approx(texture.lattice, abs=1e-3)
+        assert figures[f"lattice_worst_{quality}"] == pytest.approx(texture.lattice_worst, abs=1e-3)
+        assert figures[f"flat_deviation_{quality}"] == pytest.approx(texture.deviation, abs=1e-3)
+        assert texture.deviation > 0
     assert not set(NAMES) & set(validate(mmse, images, Config(), CPU))
 
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 from scenes import scene, tensor_of
 
 from train import wasserstein
-from train.wasserstein import LEVELS, MOST, PATCHES, Patches, pyramid, sliced_wasserstein
+from train.wasserstein import LEVELS, MAX_PATCHES, PATCHES, PatchSet, pyramid, sliced_wasserstein
 
 SIZES = ((60, 91), (48, 50), (25, 40))
 
@@ -18,7 +18,7 @@ def scenes():
 
 
 def patches_of(images):
-    patches = Patches()
+    patches = PatchSet()
     for place, image in enumerate(images):
         patches.add(place, image)
     return patches
@@ -112,9 +112,9 @@ def test_brightness_and_scale_do_not_count(scenes):
 
 def test_a_large_set_keeps_a_bounded_number_of_patches(scenes, monkeypatch):
     """The same ones of each image as a small set, but fewer."""
-    assert PATCHES <= MOST
+    assert PATCHES <= MAX_PATCHES
     monkeypatch.setattr(wasserstein, "PATCHES", 64)
-    monkeypatch.setattr(wasserstein, "MOST", 200)
+    monkeypatch.setattr(wasserstein, "MAX_PATCHES", 200)
     images = [image for image in tensors(scenes) for _ in range(3)]
     counts = [sum(map(len, patches_of(images[:count])._levels[0])) for count in range(10)]
     assert counts == [0, 64, 128, 192, 128, 160, 192, 112, 128, 144]

@@ -1,5 +1,5 @@
-"""Clean images held in memory, and random crops of them: those of a step are a pure function of (seed, step), so that a
-resumed run sees the very crops that an uninterrupted one would."""
+"""Clean images in memory, and random crops of them: a pure function of (seed, step), so that a resumed run has the same
+crops as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipeline.jpeg.fallback import for_pillow
 
 
 def load_images(paths: Sequence[str], smallest: int) -> list[Tensor]:
-    """Every JPEG under `paths` (tar shards, folders, files) that is at least `smallest` pixels each way, as
-    [3, H, W] uint8. Raises SourceError when there is none, and for one that cannot be decoded, naming it."""
+    """Decodes all JPEGs under `paths` (tar shards, folders, files) that are at least `smallest` pixels high and wide,
+    to [3, H, W] uint8. Raises SourceError if there are none, and for a file that cannot be decoded."""
     images = []
     for path in paths:
         for item in tqdm(read(list_sources(Path(path))), desc=f"loading {Path(path).name}", unit="img", leave=False):
@@ -43,14 +43,15 @@ def _decode(item: Item, path: str) -> Tensor:
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
-    """The random generator of one training step, the same on every rank; what is drawn from one stream does not change
-    another. It heeds 32 bits of what it is given, so the seed is mixed into these. The golden ratio's multiples keep
-    the steps of one seed away from another's."""
+    """The random generator of one training step, the same on all ranks. Streams are independent of each other.
+
+    PyTorch's CPU generator uses 32 bits of its seed, into which seed, stream and step are mixed; multiples of the
+    golden ratio keep the steps of different seeds apart."""
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + stream * 0x85EBCA6B + step) & 0xFFFFFFFF)
 
 
 def areas_of(images: Sequence[Tensor]) -> Tensor:
-    """[n] float64: the pixels of each image."""
+    """Numbers of pixels of the images, [n] float64."""
     return torch.tensor([image.shape[1] * image.shape[2] for image in images], dtype=torch.float64)
 
 
@@ -64,19 +65,21 @@ def random_crops(
     own: slice = slice(None),
     orientations: int = 8,
 ) -> Tensor:
-    """[count, 3, crop, crop] uint8: places uniform over all pixels of all images, in random orientations: 8, 2
-    (mirrored or not) or 1. All are drawn, and those of `own` are cut: ranks share out what one would have seen. areas:
-    `areas_of` these images, if the caller keeps them."""
+    """Crops [n, 3, crop, crop] uint8 of images [3, H, W], chosen in proportion to their areas, at uniform positions and
+    in random orientations: 8, 2 (mirrored or not) or 1.
+
+    Random numbers are drawn for `count` crops, of which those of the slice `own` are cut, so that the crops of all
+    ranks do not depend on the number of ranks. areas: `areas_of(images)`, to avoid computing them again."""
     areas = areas_of(images) if areas is None else areas
     chosen = torch.multinomial(areas, count, replacement=True, generator=random).tolist()
-    places = torch.rand(count, 3, generator=random).tolist()
+    numbers = torch.rand(count, 3, generator=random).tolist()
     crops = []
-    for index, place in zip(chosen[own], places[own], strict=True):
+    for index, (y, x, z) in zip(chosen[own], numbers[own], strict=True):
         image = images[index]
-        top, left = (int(p * (size - crop + 1)) for p, size in zip(place, image.shape[1:], strict=False))
+        top, left = (int(share * (size - crop + 1)) for share, size in zip((y, x), image.shape[1:], strict=True))
         patch = image[:, top : top + crop, left : left + crop]
-        turn = int(place[2] * orientations)
+        orientation = int(z * orientations)
         if orientations == 8:
-            patch = patch.rot90(turn % 4, (1, 2))
-        crops.append(patch.flip(2) if turn >= orientations / 2 and orientations > 1 else patch)
+            patch = patch.rot90(orientation % 4, (1, 2))
+        crops.append(patch.flip(2) if orientation >= orientations / 2 and orientations > 1 else patch)
     return torch.stack(crops)

@@ -1,4 +1,4 @@
-"""DALI's part of the loader: the pipeline that decodes crops, and which files it is that it cannot decode."""
+"""The DALI pipeline that decodes crops, and the search for the files that it cannot decode."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from torch import Tensor
 from pipeline.jpeg.fallback import for_pillow
 from train.data.plan import Crop, LoaderConfig
 
-TOUCHSTONE = -1
-"""The number of the image that `touchstone` makes."""
+SOUND_IMAGE = -1
+"""Image number of `sound_image`."""
 
 
 def graph_inputs(encoded: list[NDArray[np.uint8]], crops: list[Crop]) -> list[Any]:
-    """In the order of the graph's external source."""
+    """Encoded files and their crops → the outputs of the graph's external source."""
     orientation = np.array([crop.orientation for crop in crops], np.int32)
     start = np.array([(crop.top, crop.left) for crop in crops], np.int32)
     return [encoded, start, (orientation & 4) > 0, orientation >> 1 & 1, orientation & 1]
 
 
 def build_pipeline(config: LoaderConfig, source: Callable[[], list[Any]], batch: int, prefetch: int) -> Any:
-    """DALI's pipeline: encoded files → [batch, 3, crop, crop] uint8 on the device."""
-    from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - only where it is needed: it exists for Linux alone
+    """A DALI pipeline: encoded files → [batch, 3, crop, crop] uint8 on the device. source: returns `graph_inputs` of
+    the next batch. prefetch: depth of DALI's queue, in batches."""
+    from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - an optional dependency, for Linux only
 
     device = torch.device(config.device)
     gpu = device.type == "cuda"
@@ -48,7 +49,7 @@ def build_pipeline(config: LoaderConfig, source: Callable[[], list[Any]], batch:
             axes=[0, 1],
             device="mixed" if gpu else "cpu",
             output_type=types.RGB,
-            adjust_orientation=False,  # Pillow decodes what is stored
+            adjust_orientation=False,  # as Pillow: pixels as stored
             jpeg_fancy_upsampling=True,  # as libjpeg-turbo does, on the GPU too
         )
         if transposed:
@@ -70,7 +71,8 @@ def build_pipeline(config: LoaderConfig, source: Callable[[], list[Any]], batch:
 
 
 def run_pipeline(pipeline: Any, config: LoaderConfig) -> Tensor:
-    """[batch, 3, crop, crop] uint8: copied, on the device, out of the buffers that DALI uses again."""
+    """Runs the pipeline: [batch, 3, crop, crop] uint8 on the device, copied because DALI reuses its buffers. Raises
+    RuntimeError if an image cannot be decoded."""
     from nvidia.dali.plugin.pytorch import feed_ndarray  # noqa: PLC0415
 
     device = torch.device(config.device)
@@ -84,10 +86,10 @@ def run_pipeline(pipeline: Any, config: LoaderConfig) -> Tensor:
 def find_undecodable(
     config: LoaderConfig, samples: Iterable[tuple[Crop, NDArray[np.uint8]]]
 ) -> Iterator[tuple[int, str]]:
-    """(image, reason) of those that DALI cannot decode."""
+    """(image, reason) for each sample that DALI cannot decode, tried one by one."""
     waiting: list[Any] = []
 
-    def next_sample() -> Any:  # DALI cannot call a built-in function
+    def next_sample() -> Any:  # DALI does not accept a bound built-in method
         return waiting.pop()
 
     pipeline = None
@@ -97,16 +99,16 @@ def find_undecodable(
             pipeline = build_pipeline(config, next_sample, 1, 1)
         try:
             run_pipeline(pipeline, config)
-        except RuntimeError:  # which does not say why
+        except RuntimeError:  # without the reason
             pipeline = None
             yield crop.image, f"DALI cannot decode it, {_pillow_says(encoded)}"
 
 
-def touchstone(side: int) -> tuple[Crop, NDArray[np.uint8]]:
-    """An image that is known to be sound, to tell a fault of the images from one of the device or of DALI."""
+def sound_image(side: int) -> tuple[Crop, NDArray[np.uint8]]:
+    """A valid image, to distinguish broken images from a failure of the device or of DALI."""
     file = BytesIO()
     Image.new("RGB", (side, side)).save(file, "JPEG")
-    return Crop(TOUCHSTONE, 0, 0, 0, 0), np.frombuffer(file.getvalue(), np.uint8)
+    return Crop(SOUND_IMAGE, 0, 0, 0, 0), np.frombuffer(file.getvalue(), np.uint8)
 
 
 def _pillow_says(encoded: NDArray[np.uint8]) -> str:
@@ -118,6 +120,6 @@ def _pillow_says(encoded: NDArray[np.uint8]) -> str:
 
 
 def reason_of(error: RuntimeError) -> str:
-    """The cause in DALI's error of many lines."""
+    """The cause in DALI's multi-line error message."""
     cause = str(error).rpartition("encountered:")[2].strip()
     return cause.partition("\n")[0] or type(error).__name__

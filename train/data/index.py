@@ -1,10 +1,11 @@
-"""Which images of some folders, files and tar shards can be trained on, and where their bytes lie: by headers alone.
+"""The index of training images in folders, files and tar shards: which are usable, and the offsets of their bytes.
+Built from headers alone.
 
     index = open_index(["photos", "shards/000.tar"], smallest=128, cache=Path("cache"))
-    index.read(7), index.sizes[7]       # or index.skipped: what is left out, and why
+    index.read(7), index.sizes[7]       # index.skipped: the images that are left out, with reasons
 
-A catalogue in the cache folder, one line of JSON for each file, keeps what a pass over the headers found; a file of the
-same size and time of change is not opened again.
+A catalogue in the cache folder, one line of JSON for each file, stores the result; a file whose size and modification
+time have not changed is not opened again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model.weights import write_whole
+from model.atomic import write_atomically
 from pipeline.inputs.listing import SourceError
 from pipeline.inputs.names import JPEG_SUFFIXES, digest, is_shard
 from pipeline.inputs.source import SIZE_LIMIT
@@ -47,64 +48,58 @@ Reader = Callable[[int, int], bytes]
 
 @dataclass
 class Index:
-    """The usable images of some paths, numbered in a fixed order.
+    """The usable images of some paths, numbered in a fixed order."""
 
-    files: paths of the image files and shards.
-    members: each image's name inside its shard; empty for a file of its own.
-    places: [images, 3], the number of the image's file, and the offset and length of its bytes in it.
-    sizes: [images, 2], height and width in pixels.
-    skipped: name → reason of all that was left out.
-    broken: image → reason of those that have failed since, in this run or an earlier one. They keep their numbers.
-    """
-
-    files: list[str]
-    members: list[str]
-    places: NDArray[np.int64]
-    sizes: NDArray[np.int32]
-    skipped: dict[str, str] = field(default_factory=dict)
-    broken: dict[int, str] = field(default_factory=dict)
+    files: list[str]  # paths of the image files and shards
+    members: list[str]  # the name of each image inside its shard; empty for a file of its own
+    extents: NDArray[np.int64]  # [images, 3]: number of the file, offset and length in bytes
+    sizes: NDArray[np.int32]  # [images, 2]: height and width in pixels
+    skipped: dict[str, str] = field(default_factory=dict)  # name → reason of the images left out
+    broken: dict[int, str] = field(default_factory=dict)  # image → reason of those that failed to decode, in this run
+    # or an earlier one; they keep their numbers
 
     def __len__(self) -> int:
         return len(self.members)
 
     def name(self, image: int) -> str:
-        """The path of the image's file; in a shard, the shard counts as a folder."""
-        return _name(self.files[self.places[image, 0]], self.members[image])
+        """The path of the image; a shard counts as a folder."""
+        return _name(self.files[self.extents[image, 0]], self.members[image])
 
     def read(self, image: int) -> bytes:
-        """The image's file, still encoded. Raises OSError when it cannot be read to its end."""
-        number, offset, length = map(int, self.places[image])
+        """The encoded image. Raises OSError if it cannot be read completely."""
+        number, offset, length = map(int, self.extents[image])
         with Path(self.files[number]).open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), length, offset)
         if len(data) < length:
-            raise OSError(f"{len(data)} bytes are left of {length}: the file has changed")
+            raise OSError(f"expected {length} bytes, got {len(data)}: the file has changed")
         return data
 
     def fingerprint(self) -> str:
-        """Equal for equal images in equal order, wherever their folder lies."""
-        hashed = blake2b(self.places.tobytes(), digest_size=12)
+        """A hash of sizes, offsets and order of the images, independent of the location of their folder."""
+        hashed = blake2b(self.extents.tobytes(), digest_size=12)
         hashed.update(self.sizes.tobytes())
         return hashed.hexdigest()
 
 
 def open_index(paths: Sequence[str], smallest: int, cache: Path) -> Index:
-    """All images below `paths` (folders, tar shards, JPEG and PNG files) of at least `smallest` pixels each way that
-    Pillow and DALI decode alike.
+    """Indexes all images below `paths` (folders, tar shards, JPEG and PNG files) that are at least `smallest` pixels
+    high and wide and that Pillow and DALI decode equally.
 
-    Left out and named: broken headers, truncated files, CMYK, RGB-coded, arithmetic, lossless and 12-bit JPEGs, 16-bit
-    PNGs, compressed tars, which cannot be read at random. Transparency is ignored and of an animation the first image
-    is taken, as Pillow's `convert("RGB")` does. The processes of a machine that share a cache folder take turns.
+    Left out, and listed in `skipped`: broken headers, truncated files, CMYK, RGB-coded, arithmetic-coded, lossless and
+    12-bit JPEGs, 16-bit PNGs, and compressed tars, which have no random access. Transparency is ignored, and of an
+    animation the first image is taken, as by Pillow's `convert("RGB")`. A lock serialises processes that share a cache
+    folder.
 
-    Raises SourceError when nothing is left, a path is missing, or the cache folder cannot be written.
+    Raises SourceError if no image is usable, a path is missing, or the cache folder cannot be written.
     """
-    rows = _Rows(smallest)
+    builder = _IndexBuilder(smallest)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / "lock"):
             for path in paths:
                 for name, record in _catalogued(Path(path), cache):
-                    rows.add(name, record)
-            index = rows.index()
+                    builder.add(name, record)
+            index = builder.index()
             index.broken = _read_broken(index, cache)
     except OSError as error:
         raise SourceError(f"cannot index {', '.join(paths)} in the cache folder {cache}: {error}") from error
@@ -113,20 +108,21 @@ def open_index(paths: Sequence[str], smallest: int, cache: Path) -> Index:
     return index
 
 
-def note_broken(index: Index, image: int, reason: str, cache: Path) -> None:
-    """Remembers, for later runs too, that an image with a sound header cannot be decoded; until its file changes."""
+def record_broken(index: Index, image: int, reason: str, cache: Path) -> None:
+    """Records in the index and in the cache, for later runs, that an image with a sound header cannot be decoded. The
+    record is valid until the file changes."""
     index.broken[image] = reason
-    path = index.files[index.places[image, 0]]
+    path = index.files[index.extents[image, 0]]
     line = json.dumps([path, index.members[image], *_stamp(path), reason])
-    with suppress(OSError), (cache / _BROKEN).open("a") as file:  # a later run finds out for itself
+    with suppress(OSError), (cache / _BROKEN).open("a") as file:  # without the record a later run detects it again
         file.write(line + "\n")
 
 
 def image_size(read: Reader, length: int) -> tuple[int, int]:
-    """(height, width) in pixels of a JPEG or PNG image of `length` bytes.
+    """(height, width) in pixels of a JPEG or PNG image of `length` bytes, from its header.
 
-    Raises JpegError, with the reason, for one that is broken as far as its header and its end show, or is of a kind
-    that Pillow and DALI do not decode alike."""
+    Raises JpegError, with the reason, if its header or end is broken, or if it is of a kind that Pillow and DALI decode
+    differently."""
     if length > SIZE_LIMIT:
         raise UnsupportedJpeg(f"{length} bytes are more than the limit of {SIZE_LIMIT}")
     head = read(0, min(_HEAD, length))
@@ -172,14 +168,14 @@ def _png_size(head: bytes) -> tuple[int, int]:
     return height, width
 
 
-class _Rows:
-    """An index while it grows: numbers in arrays, so that millions of images fit."""
+class _IndexBuilder:
+    """An index under construction, in compact arrays for millions of images."""
 
     def __init__(self, smallest: int) -> None:
         self._smallest = smallest
         self._files: list[str] = []
         self._members: list[str] = []
-        self._places, self._sizes = array("q"), array("i")
+        self._extents, self._sizes = array("q"), array("i")
         self._skipped: dict[str, str] = {}
 
     def add(self, path: str, record: dict[str, Any]) -> None:
@@ -190,7 +186,7 @@ class _Rows:
                 self._skipped[_name(path, member)] = small
                 continue
             self._members.append(member)
-            self._places.extend((len(self._files), offset, length))
+            self._extents.extend((len(self._files), offset, length))
             self._sizes.extend((height, width))
         for member, reason in record["skipped"].items():
             self._skipped[_name(path, member)] = reason
@@ -198,13 +194,14 @@ class _Rows:
             self._files.append(path)
 
     def index(self) -> Index:
-        places = np.array(self._places, np.int64).reshape(-1, 3)
+        extents = np.array(self._extents, np.int64).reshape(-1, 3)
         sizes = np.array(self._sizes, np.int32).reshape(-1, 2)
-        return Index(self._files, self._members, places, sizes, self._skipped)
+        return Index(self._files, self._members, extents, sizes, self._skipped)
 
 
 def _catalogued(root: Path, cache: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, record) of each file below `root`, from its catalogue or else from the file; the catalogue is renewed."""
+    """(path, record) of each file below `root`, from the catalogue, or for new and changed files from their headers.
+    Updates the catalogue."""
     catalogue = cache / f"{root.name}-{digest(str(root.resolve())).hex()}.v1.jsonl"
     known = _read_catalogue(catalogue)
     lines: list[str] = []
@@ -220,11 +217,11 @@ def _catalogued(root: Path, cache: Path) -> Iterator[tuple[str, dict[str, Any]]]
             lines.append(line)
             yield path, record
     if fresh or known:
-        write_whole(catalogue, "".join(line + "\n" for line in lines).encode())
+        write_atomically(catalogue, "".join(line + "\n" for line in lines).encode())
 
 
 def _read_catalogue(path: Path) -> dict[str, str]:
-    """Line of each file. One that cannot be understood is as good as none."""
+    """File → its line. Invalid lines are ignored."""
     lines = {}
     for line in _lines(path):
         try:
@@ -249,7 +246,7 @@ def _read_broken(index: Index, cache: Path) -> dict[int, str]:
     current = {path: _stamp(path) for path in {path for path, _ in found} & set(index.files)}
     broken = {}
     for image, member in enumerate(index.members):
-        path = index.files[index.places[image, 0]]
+        path = index.files[index.extents[image, 0]]
         if path in current and (path, member) in found:
             stamp, reason = found[path, member]
             if stamp == current[path]:
@@ -266,19 +263,19 @@ def _lines(path: Path) -> Iterable[str]:
 
 
 def _files(root: Path) -> Iterator[tuple[str, list[int]]]:
-    """(path, size and time of change) of the images and shards at `root` or below, in the order of their names."""
+    """(path, stamp) of the images and shards at `root` or below, in the order of their names."""
     if root.is_dir():
         os.scandir(root).close()
         yield from _walk(root, frozenset())
         return
     root.stat()
     if not (is_shard(root.name) or is_image(root.name)):
-        raise SourceError(f"{root}: not a kind of file to train on; expected a folder, a tar, a JPEG or a PNG file")
+        raise SourceError(f"{root}: unsupported kind of file; expected a folder, a tar, a JPEG or a PNG file")
     yield str(root.absolute()), _stamp(root)
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, list[int]]]:
-    """Linked folders are entered, except into a folder that the walk is already inside of."""
+    """Follows links to folders, except to the folders in `above`, which are being walked."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -299,27 +296,27 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str
 
 
 def is_image(name: str) -> bool:
-    """Whether the extension says JPEG or PNG, in either case."""
+    """Whether the file name has an extension of JPEG or PNG, in any case."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _stamp(path: str | Path) -> list[int]:
-    """Size and time of change; of a link to nowhere, impossible ones."""
+    """Size in bytes and modification time in nanoseconds; [-1, -1] for a broken link."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - a million times
+        status = os.stat(path)  # noqa: PTH116 - faster, for millions of files
     except OSError:
         return [-1, -1]
     return [status.st_size, status.st_mtime_ns]
 
 
 def _inspect(path: str, progress: tqdm[Any]) -> dict[str, Any]:
-    """`images`: [member, offset, length, height, width] each; `skipped`: member → reason. A file that cannot be opened
-    or read has no stamp, so that it is tried again the next time."""
+    """The record of a file. `images`: a list of [member, offset, length, height, width]; `skipped`: member → reason. A
+    file that cannot be read has the stamp None, so that it is tried again next time."""
     images: list[list[Any]] = []
     skipped: dict[str, str] = {}
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(mode):  # opening a pipe would block
             raise OSError("a folder that cannot be listed" if stat.S_ISDIR(mode) else "not a regular file")
         with Path(path).open("rb") as file:
             if is_shard(path):
@@ -355,8 +352,9 @@ def _inspect_shard(file: IO[bytes], images: list[list[Any]], skipped: dict[str, 
         skipped[""] = damage if count else f"not an uncompressed tar archive: {what}"
 
 
-def _measure(descriptor: int, place: tuple[str, int, int], images: list[list[Any]], skipped: dict[str, str]) -> None:
-    name, start, length = place
+def _measure(descriptor: int, extent: tuple[str, int, int], images: list[list[Any]], skipped: dict[str, str]) -> None:
+    """Adds an image (name, offset, length) of an open file to `images`, or to `skipped`."""
+    name, start, length = extent
     try:
         size = image_size(lambda offset, count: os.pread(descriptor, count, start + offset), length)
     except JpegError as error:
@@ -366,7 +364,7 @@ def _measure(descriptor: int, place: tuple[str, int, int], images: list[list[Any
 
 
 def _name(path: str, member: str) -> str:
-    """Printable, whatever bytes the names are made of."""
+    """A printable name; bytes that are not UTF-8 are escaped."""
     name = f"{path}/{member}" if member else path
     return name.encode("utf-8", "backslashreplace").decode()
 

@@ -1,14 +1,14 @@
-"""Random crops of clean images for training, decoded by NVIDIA DALI: only the crop itself, on the GPU by nvJPEG.
+"""Random crops of clean images, decoded by NVIDIA DALI, on the GPU by nvJPEG; only the crop itself is decoded.
 
     loader = Loader(LoaderConfig(paths=["photos", "shards/000.tar"], crop=128, batch=32, device="cuda:0"))
-    for batch in loader:                       # without end
+    for batch in loader:                       # endless
         batch.images                           # [32, 3, 128, 128] uint8 on the device
         checkpoint["loader"] = loader.state_dict()
 
-The bytes are read here, at the places that the index knows, and not by DALI's readers. Those shuffle within a window
-and give up the pipeline over a file that breaks; and as their checkpoint counts places in an index, other images are
-silently lost from the epoch, and repeated, once the file is taken out of it. Here what a step shows is a pure function
-of (seed, step, index), so a checkpoint is a number, and DALI holds no state to save.
+Files are read here, at the offsets of the index, not by DALI's readers. Those shuffle only within a window, and a
+broken file stops their pipeline; their checkpoints count positions, so that removing the file loses some other images
+from the epoch and repeats others. Here the crops of a step are a pure function of (seed, step, index): a checkpoint is
+a number, and DALI has no state to save.
 """
 
 from __future__ import annotations
@@ -22,36 +22,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from train.data.dali_crops import (
-    TOUCHSTONE,
+    SOUND_IMAGE,
     build_pipeline,
     find_undecodable,
     graph_inputs,
     reason_of,
     run_pipeline,
-    touchstone,
+    sound_image,
 )
-from train.data.index import note_broken, open_index
+from train.data.index import open_index, record_broken
 from train.data.plan import Crop, LoaderConfig, LoaderError, plan
 
 
 @dataclass(frozen=True)
-class Batch:
-    """images: [batch, 3, crop, crop] uint8, RGB. crops: one for each. step: counted from 0."""
+class CropBatch:
+    """This rank's crops of a step."""
 
-    images: Tensor
-    crops: list[Crop]
-    step: int
+    images: Tensor  # [batch, 3, crop, crop] uint8, RGB, on the device
+    crops: list[Crop]  # the position of each
+    step: int  # counted from 0
 
 
 @dataclass
 class _Request:
-    """A batch under way: first its files are read, then DALI has them."""
+    """A batch whose files are being read or decoded."""
 
     step: int
     crops: list[Crop]
@@ -62,18 +61,19 @@ class _Request:
 
 
 class Loader:
-    """Batches without end. Every image comes once in an epoch, over all ranks, in an order and with crops that the seed
-    decides. The ranks' batches together are a step; how it is divided among them changes nothing in it.
+    """An endless iterator of batches. Each epoch has every image once, on all ranks together, in an order and with
+    crops determined by the seed. The ranks' batches together are the step, whose crops do not depend on the number of
+    ranks.
 
-    An image that cannot be decoded is dropped, named in `dropped`, and not tried again until its file changes; a second
-    crop of an image of the same batch stands in for it, so that all ranks stay in step and no other image is lost.
-    Damage that libjpeg decodes with a mere warning, as Pillow does, goes unnoticed.
+    An image that cannot be decoded is dropped, listed in `dropped`, and not tried again until its file changes. A
+    second crop of an image of the same batch replaces it, so that ranks stay in step and no other image is lost. Damage
+    that libjpeg only warns about is not detected, as in Pillow.
     """
 
     def __init__(self, config: LoaderConfig) -> None:
-        """Reads the headers, or the index that an earlier run has kept. Raises LoaderError without DALI or for a
-        configuration that makes no sense, SourceError when there is nothing to train on."""
-        _check(config)
+        """Indexes the images, or reads the index of an earlier run. Raises LoaderError without DALI, and
+        SourceError if there are no images."""
+        _require_dali()
         self.config = config
         self.index = open_index(config.paths, config.crop, _cache(config))
         self.step = 0
@@ -87,24 +87,24 @@ class Loader:
 
     @property
     def epoch(self) -> int:
-        """In which pass over all images the next batch begins."""
+        """The pass over all images in which the next batch begins."""
         return self._position() // len(self.index)
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Name → reason of the images that were left out by their headers or size."""
+        """Name → reason of the images that are left out because of their header or size."""
         return self.index.skipped
 
     @property
     def dropped(self) -> dict[str, str]:
-        """Name → reason of the images that turned out to be broken when they were read or decoded."""
+        """Name → reason of the images that could not be read or decoded."""
         return {self.index.name(image): reason for image, reason in self.index.broken.items()}
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[CropBatch]:
         return self
 
-    def __next__(self) -> Batch:
-        """Raises LoaderError when a whole batch is broken, or DALI fails for another reason than a broken image."""
+    def __next__(self) -> CropBatch:
+        """Raises LoaderError if all images of a batch are broken, or DALI fails for another reason."""
         while True:
             if self._pipeline is None:
                 self._pipeline = build_pipeline(self.config, self._feed, self.config.batch, self.config.prefetch)
@@ -115,17 +115,17 @@ class Loader:
                 continue
             request = self._decoding.popleft()
             self.step += 1
-            return Batch(images, request.crops, request.step)
+            return CropBatch(images, request.crops, request.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next batch depends on, in plain types: the same on each rank, but for the images that this rank
-        alone has found to be broken."""
+        """The state that the next batch depends on, in plain types. The same on all ranks, except for images that only
+        this rank has found to be broken."""
         broken = sorted(self.index.broken.items())
         return {"position": self._position(), **self._identity(), "broken": [[image, why] for image, why in broken]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken, with any division of the same step among ranks. Raises LoaderError when
-        images, crop, seed or the size of a step are others."""
+        """Continues where `state` was saved, on any number of ranks. Raises LoaderError if images, crop size, seed or
+        the size of a step differ."""
         differing = [key for key, value in self._identity().items() if state.get(key) != value]
         if differing:
             raise LoaderError(
@@ -136,7 +136,7 @@ class Loader:
         self._restart()
 
     def close(self) -> None:
-        """Ends the threads, and frees what DALI holds."""
+        """Stops the threads and releases DALI's pipeline."""
         self._restart()
         self._readers.shutdown()
 
@@ -163,13 +163,13 @@ class Loader:
         self._decoding.clear()
 
     def _feed(self) -> list[Any]:
-        """DALI's next input; while it decodes, files of `prefetch` more batches are read."""
+        """The pipeline's next input. The files of `prefetch` more batches are being read meanwhile."""
         step = self._decoding[-1].step + 1 if self._decoding else self.step
         while len(self._reading) <= self.config.prefetch:
             self._reading.append(self._request(step + len(self._reading)))
         request = self._reading.popleft()
         while unreadable := _unreadable(request):
-            self.index.broken.update(unreadable)  # for this run: the disk may be at fault, not the file
+            self.index.broken.update(unreadable)  # for this run only: the cause may be the disk, not the file
             self._report(unreadable)
             request = self._request(step)
         self._decoding.append(request)
@@ -180,14 +180,15 @@ class Loader:
         return _Request(step, crops, [self._readers.submit(self.index.read, crop.image) for crop in crops])
 
     def _drop_broken(self, error: RuntimeError) -> None:
-        """DALI does not say which of the batches in its queue failed, so each image in it is tried alone."""
+        """Drops the broken images. DALI does not report which image of its queue failed, so each is tried alone. Raises
+        LoaderError if it is not an image that is broken."""
         samples = [sample for one in self._decoding for sample in zip(one.crops, one.encoded(), strict=True)]
-        broken = dict(find_undecodable(self.config, [*samples, touchstone(self.config.crop)]))
-        if not broken or TOUCHSTONE in broken:
-            how = "with a sound image, too" if broken else "though it decodes each image alone"
+        broken = dict(find_undecodable(self.config, [*samples, sound_image(self.config.crop)]))
+        if not broken or SOUND_IMAGE in broken:
+            how = "even with a sound image" if broken else "though it decodes each image alone"
             raise LoaderError(f"DALI fails at step {self.step}, {how}: {reason_of(error)}") from error
         for image, reason in broken.items():
-            note_broken(self.index, image, reason, _cache(self.config))
+            record_broken(self.index, image, reason, _cache(self.config))
         self._report(broken)
         self._restart()
 
@@ -201,29 +202,14 @@ def _unreadable(request: _Request) -> dict[int, str]:
     return {crop.image: f"cannot be read: {error}" for crop, error in errors if error is not None}
 
 
-def _check(config: LoaderConfig) -> None:
+def _require_dali() -> None:
     try:
         import nvidia.dali  # noqa: F401, PLC0415
     except ImportError as error:
         raise LoaderError(
-            "training images are decoded by NVIDIA DALI, which is not installed: pip install nvidia-dali-cuda130 "
-            "(Linux only; nvidia-dali-cuda120 where the GPU's driver knows no CUDA 13)"
+            "the loader needs NVIDIA DALI, which is not installed: pip install nvidia-dali-cuda130 "
+            "(Linux only; nvidia-dali-cuda120 for GPU drivers without CUDA 13)"
         ) from error
-    sizes = {"crop": config.crop, "batch": config.batch, "prefetch": config.prefetch}
-    sizes |= {"threads": config.threads, "readers": config.readers}
-    wrong = [f"{name} is {value}, expected 1 or more" for name, value in sizes.items() if value < 1]
-    if not 0 <= config.rank < config.world:
-        wrong.append(f"rank is {config.rank} of {config.world}")
-    if config.orientations not in (1, 2, 8):
-        wrong.append(f"orientations is {config.orientations}, expected 8, 2 or 1")
-    if not config.paths:
-        wrong.append("no paths are given")
-    if config.device.partition(":")[0] not in ("cpu", "cuda"):
-        wrong.append(f"device is {config.device}, expected cpu or cuda")
-    elif config.device.startswith("cuda") and not torch.cuda.is_available():
-        wrong.append(f"device is {config.device}, but PyTorch finds no GPU")
-    if wrong:
-        raise LoaderError("the loader's configuration: " + "; ".join(wrong))
 
 
 def _cache(config: LoaderConfig) -> Path:

@@ -1,4 +1,4 @@
-"""The regression: one step towards E[X | Y], the paper's "Ours-MSE", and X̄ of equation 7."""
+"""The regression objective: E[X | Y], the paper's "Ours-MSE" and X̄ of equation 7 (arXiv 2211.11827)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """For `objective: regression`."""
+    """Settings of `objective: regression`."""
 
     loss: str = "log_mse"  # or mse: see train/objectives/losses.py
 
@@ -29,7 +29,7 @@ class RegressionConfig:
 
 
 class Regression:
-    """An objective (forward.py)."""
+    """An Objective (forward.py)."""
 
     seeds = 0
 
@@ -37,11 +37,11 @@ class Regression:
         self.config = config
         self.loss = REGRESSION_LOSSES[config.regression.loss]
 
-    def step(self, state: State, parts: list[Batch], guard: Guard) -> Terms:
+    def step(self, state: State, micro_batches: list[Batch], guard: Guard) -> Terms:
+        """One update of the generator. Returns the loss and the gradient norm."""
         learner, total = state.generator, torch.zeros((), device=guard.failed.device)
-        for part in parts:
-            network = learner.shared if part is parts[-1] else learner.network
-            loss = self.loss(restore(network, part, self.config), part.clean) / len(parts)
+        for batch, network in learner.passes(micro_batches):
+            loss = self.loss(restore(network, batch, self.config), batch.clean) / len(micro_batches)
             torch.autograd.backward(loss)
             total += loss.detach()
         norm = update(learner, {"loss": total}, state, self.config, guard)
@@ -52,5 +52,5 @@ class Regression:
 
 
 def check_regression(config: Config) -> None:
-    """Raises ConfigError for settings of several sections that do not go together."""
+    """Raises ConfigError for a model that does not fit the objective."""
     expect(config, "model.noise", not config.model.noise, "false: a regression trains a deterministic generator")

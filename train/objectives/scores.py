@@ -1,12 +1,12 @@
-"""The energy score: what a sampler alone can minimise, without a critic.
+"""Energy scores, which train a sampler without a critic.
 
-For X and independent draws G, G' of the same file, E‖X - G‖ - ½ E‖G - G'‖ is least exactly where G follows the
+For X and independent samples G, G' of the same file, E‖X - G‖ - ½ E‖G - G'‖ is minimal exactly where G follows the
 posterior of X: a strictly proper score (Gneiting and Raftery, "Strictly proper scoring rules, prediction, and
-estimation", 2007). The first part calls for closeness, the second for variety, and neither has a weight to tune. Of a
-whole image it would be blunt; here it is the mean over many small vectors: patches of pixels, patches of frequency
-bands, and single features.
+estimation", 2007). The first term rewards accuracy, the second diversity, without a weight to tune. On whole images it
+discriminates poorly; here it is the mean over many small vectors: patches of pixels, patches of frequency bands, and
+single features.
 
-Samples are [n, K, c, h, w], K at least 2, and clean images [n, c, h, w], both in 0..1; all is computed in float32.
+Samples are [n, K, c, h, w] with K at least 2, and clean images [n, c, h, w], both float32 in 0..1.
 """
 
 from __future__ import annotations
@@ -22,40 +22,43 @@ from kernels.colour import rgb_to_ycc
 from model.features import Features
 
 PIXELS = (1, 4, 8)
-"""Sides of the patches of which each is one vector."""
+"""Heights and widths of the patches, in pixels; each patch is one vector."""
 
-FEATURE_PLACES = 4
-"""Side of the squares over which features are averaged."""
+FEATURE_WINDOW = 4
+"""Height and width of the windows over which features are averaged, in positions of the feature map."""
 
 BANDS, BAND_PIXELS = 3, (1, 4)
-"""How many band-passes, each an octave below the one before, and the sides of their patches."""
+"""Number of band-passes, each an octave below the one before, and the heights and widths of their patches."""
 
 
 def energy_score(samples: Tensor, clean: Tensor, patch: int = 1) -> Tensor:
-    """[n]: the mean over all patches, half overlapping, of `patch` places a side with all their channels; divided by
-    that side, so that sizes compare. Raises ValueError for a single sample."""
+    """[n]: the energy score of each image, the mean over patches of `patch` x `patch` positions with all their
+    channels, at a stride of half a patch. Distances are divided by `patch` to make sizes comparable.
+
+    Raises ValueError for a single sample."""
     count = samples.shape[1]
     if count < 2:
-        raise ValueError(f"an energy score takes 2 samples or more for each image, got {list(samples.shape)}")
+        raise ValueError(f"the energy score needs 2 samples or more for each image, got {list(samples.shape)}")
     return _score(samples.unbind(1), clean, lambda a, b: _distance(a, b, patch))
 
 
 def _score(draws: Sequence[Tensor], truth: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The mean distance of the draws from the truth, less half of that between two of them."""
-    near = torch.stack([distance(draw, truth) for draw in draws]).mean(0)
-    apart = torch.stack([distance(a, b) for a, b in combinations(draws, 2)]).mean(0)
-    return near - apart / 2
+    """The mean distance of the samples to the truth minus half the mean distance between two samples."""
+    to_truth = torch.stack([distance(draw, truth) for draw in draws]).mean(0)
+    between = torch.stack([distance(a, b) for a, b in combinations(draws, 2)]).mean(0)
+    return to_truth - between / 2
 
 
 def _distance(a: Tensor, b: Tensor, patch: int) -> Tensor:
+    """[n, c, h, w] twice → the mean Euclidean distance of patches [n]."""
     squares = (a - b).square().sum(1, keepdim=True)
     if patch > 1:
         squares = F.avg_pool2d(squares, patch, patch // 2) * patch**2
-    return (squares + 1e-8).sqrt().mean((1, 2, 3)) / patch  # the root's slope at 0 is infinite
+    return (squares + 1e-8).sqrt().mean((1, 2, 3)) / patch  # the gradient of the root is infinite at 0
 
 
 def pixel_energy(samples: Tensor, clean: Tensor) -> Tensor:
-    """Of pixels and of their band-passes: a third of the sum over all sizes of patches."""
+    """The energy scores of pixels and of their band-passes: a third of the sum over all patch sizes. A scalar."""
     scores = [energy_score(samples, clean, patch) for patch in PIXELS]
     count = samples.shape[:2]
     bands = zip(band_passes(samples.flatten(0, 1)), band_passes(clean), strict=True)
@@ -66,7 +69,8 @@ def pixel_energy(samples: Tensor, clean: Tensor) -> Tensor:
 
 
 def band_passes(x: Tensor) -> list[Tensor]:
-    """[n, c, h, w] → what a blur takes away, the finest octave first, each at half the resolution of the last."""
+    """[n, c, h, w] → band-passes (image minus blur), the finest octave first, each at half the resolution of the
+    last."""
     bands = []
     for _ in range(BANDS):
         blurred = _blur(_blur(x))
@@ -76,42 +80,46 @@ def band_passes(x: Tensor) -> list[Tensor]:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """The mean of 3x3 places. Edges are reflected by slices: the backward pass of F.pad's reflection has no
-    deterministic implementation on CUDA."""
+    """3x3 box filter. Edges are reflected by slicing: the backward pass of F.pad's reflection has no deterministic
+    implementation on CUDA."""
     for dim in (2, 3):
         x = torch.cat((x.narrow(dim, 1, 1), x, x.narrow(dim, -2, 1)), dim)
     return F.avg_pool2d(x, 3, 1)
 
 
 WINDOW, STRIDE = 16, 8
-"""Pixels of the sides of the windows whose spectra are compared, and from one to the next."""
+"""Height and width of the windows whose spectra are compared, and the step from one to the next, in pixels."""
 
 FLOOR = 0.25
-"""Gray levels squared: power of about that of rounding, below which frequencies do not count."""
+"""Gray levels squared, added to the power: about the power of rounding errors, so that weaker frequencies have no
+influence."""
 
 FLAT = 4.0
-"""Gray levels: a window counts half as much where the luma of the regression's image deviates by so much."""
+"""Gray levels. A window in which the luma of the regression's image has this standard deviation has half the weight of
+a flat one."""
 
 
 def spectral_energy(samples: Tensor, clean: Tensor, mean: Tensor) -> Tensor:
-    """Of the shape of spectra in flat areas: in windows of Y, Cb and Cr of what is added to the regression's output
-    `mean` [n, 3, h, w], how the logarithms of the power at each frequency differ from their mean over all. How strong
-    the detail is, is up to the other terms, which feel the faint detail of flat areas too little to give it more than a
-    few frequencies: it came as hatching. Windows are weighted by how flat `mean` is there."""
+    """The energy score of the shape of spectra in flat areas. A scalar.
+
+    Takes windows of Y, Cb and Cr of the difference to the regression's output `mean` [n, 3, h, w], and of each the
+    logarithm of the power at every frequency minus its mean over frequencies. Windows are weighted by the flatness of
+    `mean`. The strength of detail is left to the other terms; their gradient in flat areas is too weak to shape its
+    spectrum, which without this term was concentrated in a few frequencies and visible as hatching."""
     weights = _flatness(mean)
     draws = [_spectra(draw - mean) for draw in samples.unbind(1)]
     return _score(draws, _spectra(clean - mean), lambda a, b: ((a - b).abs().mean((1, -2, -1)) * weights).sum())
 
 
 def _flatness(x: Tensor) -> Tensor:
-    """[n, 3, h, w] → each window's weight, [n, rows, columns]; their sum is 1."""
+    """[n, 3, h, w] → weights of the windows [n, rows, columns], with a sum of 1."""
     luma = rgb_to_ycc(*(255 * x).unbind(1))[0]
     weights = 1 / (1 + _windows(luma).var((-2, -1)) / FLAT**2)
     return weights / weights.sum()
 
 
 def _spectra(x: Tensor) -> Tensor:
-    """[n, 3, h, w] → [n, 3, rows, columns of windows, 16, 9]."""
+    """[n, 3, h, w] → normalised log power spectra of the windows [n, 3, rows, columns, 16, 9]."""
     windows = _windows(torch.stack(rgb_to_ycc(*(255 * x).unbind(1)), 1))
     hann = torch.hann_window(WINDOW, device=x.device)
     windows = (windows - windows.mean((-2, -1), keepdim=True)) * hann * hann[:, None]
@@ -126,17 +134,19 @@ def _windows(x: Tensor) -> Tensor:
 
 
 def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:
-    """Of a frozen network's features, each channel by itself, at each place and averaged over 4x4 places: the mean over
-    levels, channels and both. In one dimension the score feels the whole distribution, in many hardly more than mean
-    and variance. Channels are measured by their deviation in the clean images at hand, so that a batch in parts is not
-    quite the whole one."""
+    """The energy score of a frozen network's features, for each channel separately, at each position and averaged over
+    4x4 positions: the mean over levels, channels and both. A scalar.
+
+    In one dimension the score is sensitive to the whole distribution, in many to little more than mean and variance.
+    Channels are divided by their standard deviation in the clean images given, so that the mean over micro-batches is
+    not exactly the score of the whole batch."""
     count = samples.shape[:2]
     ours = network.levels(samples.flatten(0, 1))
     with torch.no_grad():
         theirs = network.levels(clean)
     scores = []
     for own, true in zip(ours, theirs, strict=True):
-        for side in (1, FEATURE_PLACES):
+        for side in (1, FEATURE_WINDOW):
             scores.append(
                 _channel_energy(_averaged(own.float(), side).unflatten(0, count), _averaged(true.float(), side))
             )
@@ -144,11 +154,12 @@ def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:
 
 
 def _averaged(x: Tensor, side: int) -> Tensor:
-    """Over squares of `side` places, or over all where there are not two of them."""
+    """The mean over windows of side x side positions, or over all positions if fewer than two windows fit."""
     return F.avg_pool2d(x, side if min(x.shape[2:]) >= 2 * side or side == 1 else list(x.shape[2:]))
 
 
 def _channel_energy(samples: Tensor, clean: Tensor) -> Tensor:
+    """The energy score of features [n, K, c, h, w] against [n, c, h, w], each a vector of one dimension. A scalar."""
     deviation = clean.std((0, 2, 3), keepdim=True) + 1e-3
     draws = [draw / deviation for draw in samples.unbind(1)]
     return _score(draws, clean / deviation, lambda a, b: (a - b).abs().mean())

@@ -14,6 +14,7 @@ from PIL import Image
 from shards import write_tar
 
 from pipeline.inputs.listing import SourceError
+from train.checks import ConfigError
 from train.data.index import open_index
 from train.data.loader import Loader
 from train.data.plan import LoaderConfig, LoaderError, plan
@@ -156,7 +157,7 @@ def test_pixels_are_those_that_pillow_decodes(make, paths, device):
 def test_crops_lie_anywhere_in_the_image_alike(tmp_path):
     files = {"a.jpg": encode(photograph(48, 80)), "b.png": png(photograph(33, 40)), "c.jpg": encode(photograph(99, 34))}
     index = open_index([write_shard(tmp_path / "a.tar", files)], CROP, tmp_path / "cache")
-    config = LoaderConfig(crop=CROP, batch=9000, seed=11)
+    config = LoaderConfig(["a.tar"], crop=CROP, batch=9000, seed=11)
     crops = plan(index, config, 0) + plan(index, config, 1)
     for image, (height, width) in enumerate(index.sizes.tolist()):
         for axis, room in (("top", height - CROP + 1), ("left", width - CROP + 1), ("orientation", 8)):
@@ -262,9 +263,9 @@ def test_files_that_break_later_are_dropped_and_no_other_is_lost(make, tmp_path,
     batches = take(loader, 20)
     crops = [crop for batch in batches for crop in batch.crops]
     for epoch in (0, 1):
-        names = [Path(loader.index.name(c.image)).name for c in crops if c.epoch == epoch and not c.stands_in]
+        names = [Path(loader.index.name(c.image)).name for c in crops if c.epoch == epoch and not c.is_replacement]
         assert sorted(names) == sorted(good)
-        assert sum(crop.stands_in for crop in crops if crop.epoch == epoch) == 3
+        assert sum(crop.is_replacement for crop in crops if crop.epoch == epoch) == 3
     assert {Path(name).name for name in loader.dropped} == bad.keys()
     assert all("decode" in reason for reason in loader.dropped.values())
     told = capfd.readouterr().out
@@ -288,7 +289,7 @@ def test_a_file_that_vanishes_is_dropped_until_it_is_back(make, tmp_path):
     data = gone.read_bytes()
     gone.unlink()
     crops = [crop for batch in take(loader, 7) for crop in batch.crops if crop.epoch == 0]
-    assert sorted(crop.image for crop in crops if not crop.stands_in) == sorted(set(range(28)) - {5})
+    assert sorted(crop.image for crop in crops if not crop.is_replacement) == sorted(set(range(28)) - {5})
     assert [str(gone)] == list(loader.dropped)
     assert "No such file" in loader.dropped[str(gone)]
     gone.write_bytes(data)
@@ -378,7 +379,7 @@ def test_nothing_to_train_on_is_an_error_that_says_why(make, tmp_path):
     with pytest.raises(SourceError, match="cache"):
         make([folder], cache=str(tmp_path / "file"))
     for options in ({"crop": 0}, {"rank": 1}, {"batch": 0}, {"device": "meta"}, {"device": "none"}):
-        with pytest.raises(LoaderError, match=next(iter(options))):
+        with pytest.raises(ConfigError, match=next(iter(options))):
             make([folder], **options)
-    with pytest.raises(LoaderError, match="no paths"):
+    with pytest.raises(ConfigError, match="paths"):
         make([])

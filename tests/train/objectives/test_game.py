@@ -163,7 +163,7 @@ def test_a_weight_of_0_leaves_its_term_out(photos, tmp_path, left_out, gone, oth
 def test_frozen_networks_that_do_not_fit_are_named(photos, tmp_path):
     sampler, cpu = tmp_path / "sampler.safetensors", torch.device("cpu")
     save(Generator(GeneratorConfig(trunk="rrdb", features=8, blocks=1, growth=4, noise=True)), sampler)
-    for game, said in (({"mmse": "nowhere"}, "nowhere"), ({"mmse": str(sampler)}, "regression's output")):
+    for game, said in (({"mmse": "nowhere"}, "nowhere"), ({"mmse": str(sampler)}, "regression output")):
         with pytest.raises(ConfigError, match=rf"game\.mmse.*{said}"):
             Game(game_of(photos, tmp_path, game=game), cpu)
     (tmp_path / "vgg.pth").write_bytes(b"text")
@@ -181,7 +181,10 @@ def test_a_sampler_starts_from_regression_weights(photos, tmp_path):
     began, ended = (load(str(path)).generator.state_dict() for path in (start, weights))
     assert all(torch.allclose(ended[name], value, atol=1e-29) for name, value in began.items())
     assert {name.partition(".")[0] for name in ended.keys() - began.keys()} == {"noise_head"}
-    for wrong, said in (({"run": {"start": "nowhere"}}, "nowhere"), ({"run": {"start": "mmse"}}, "cannot take over")):
+    for wrong, said in (
+        ({"run": {"start": "nowhere"}}, "nowhere"),
+        ({"run": {"start": "mmse"}}, "cannot be initialised"),
+    ):
         with pytest.raises(ConfigError, match=rf"run\.start.*{said}"):
             train(game_of(photos, tmp_path / "wrong", **wrong))
 

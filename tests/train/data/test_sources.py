@@ -10,7 +10,7 @@ from training import changed, config_of
 
 from pipeline.inputs.listing import SourceError
 from train.checks import ConfigError
-from train.data.batches import DaliSource, MemorySource, open_source
+from train.data.sources import DaliSource, MemorySource, open_source
 from train.distributed import Ranks
 
 HEIGHT, WIDTH, CROP = 60, 72, 32

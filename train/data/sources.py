@@ -1,4 +1,4 @@
-"""Where a step's clean crops come from: JPEGs held in memory, or DALI's loader (train/data/loader.py)."""
+"""Sources of a step's clean crops: images held in memory (crops.py) or the DALI loader (loader.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.checks import expect, expect_positive
 from train.data.crops import areas_of, load_images, random_crops, step_generator
 from train.data.loader import Loader
 from train.data.plan import LoaderConfig
-from train.distributed import Ranks, on_device
+from train.distributed import Ranks, to_device
 
 if TYPE_CHECKING:
     from train.config import Config
@@ -22,16 +22,16 @@ LOADERS = ("memory", "dali")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Clean images and how they are cut."""
+    """Clean images and their crops."""
 
-    train: list[str] = field(default_factory=list)  # tar shards, folders or files of clean images
-    validation: str = ""  # the same for the figures printed on the way; never trained on
-    crop: int = 96  # pixels, a multiple of 16
-    late_crop: int = 0  # the same in the second half of `optimiser.steps`; 0: as before
-    batch: int = 32  # crops a step, of all ranks together
-    loader: str = "memory"  # memory: JPEGs alone, all decoded and kept; dali: crops decoded as they are needed
-    orientations: int = 8  # of a crop, all as likely: 8, 2 (mirrored or not: for what has an upper side), or 1
-    workers: int = 4  # threads of dali that decode, and as many that read
+    train: list[str] = field(default_factory=list)  # paths of tar shards, folders or files
+    validation: str = ""  # a path of held-out images for validation during training
+    crop: int = 96  # height and width, pixels, a multiple of 16
+    late_crop: int = 0  # the same for the second half of `optimiser.steps`; 0: `crop`
+    batch: int = 32  # crops per step, on all ranks together
+    loader: str = "memory"  # memory: JPEGs only, all decoded at the start; dali: crops decoded as needed
+    orientations: int = 8  # random orientations: 8, 2 (mirrored or not, for images with a fixed upper side) or 1
+    workers: int = 4  # dali: decoding threads, and as many reading threads
 
     def __post_init__(self) -> None:
         expect_positive(self, "batch", "workers")
@@ -42,15 +42,15 @@ class DataConfig:
         expect(self, "orientations", self.orientations in (1, 2, 8), "1, 2 or 8")
 
 
-class Source(Protocol):
-    """Crops by step: all ranks' together are the same however many ranks there are."""
+class CropSource(Protocol):
+    """Crops by step. The crops of all ranks together do not depend on the number of ranks."""
 
     def batch(self, step: int) -> Tensor:
-        """[n, 3, crop, crop] uint8, as large as `crop_at` says, on the rank's device: its share of the step's crops,
-        one after another in rank order."""
+        """This rank's crops of the step: [n, 3, s, s] uint8 on its device, with s = `crop_at(step)`. The ranks' crops
+        in rank order are the crops of the step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, besides the step."""
+        """The state to save in a checkpoint, besides the step."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -58,20 +58,21 @@ class Source(Protocol):
 
 
 def crop_at(step: int, config: Config) -> int:
-    """Pixels of a side of the step's crops."""
+    """Height and width of the step's crops, pixels."""
     late = config.data.late_crop and step >= config.optimiser.steps // 2
     return config.data.late_crop if late else config.data.crop
 
 
 class MemorySource:
-    """Crops of images in memory, a pure function of (seed, step)."""
+    """Crops of images [3, H, W] uint8 in memory, a pure function of (seed, step)."""
 
     def __init__(self, images: list[Tensor], config: Config, ranks: Ranks) -> None:
         self.images, self.areas, self.config, self.ranks = images, areas_of(images), config, ranks
-        share = ranks.share(config.data.batch)
-        self.own = slice(ranks.rank * share, (ranks.rank + 1) * share)
+        count = ranks.local_batch(config.data.batch)
+        self.own = slice(ranks.rank * count, (ranks.rank + 1) * count)
 
     def batch(self, step: int) -> Tensor:
+        """See CropSource."""
         data = self.config.data
         random = step_generator(self.config.run.seed, step)
         crops = random_crops(
@@ -83,20 +84,21 @@ class MemorySource:
             own=self.own,
             orientations=data.orientations,
         )
-        return on_device(crops, self.ranks.device)
+        return to_device(crops, self.ranks.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is none."""
+        """Without effect: there is no state."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Without effect: there are no resources."""
 
 
 class DaliSource:
-    """Each image once an epoch, decoded when its turn comes. Where crops grow, all are cut as the largest."""
+    """Crops by the DALI loader, which shows each image once per epoch. With `late_crop`, crops of the larger size are
+    decoded and cut to the step's size."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config, data = config, config.data
@@ -104,7 +106,7 @@ class DaliSource:
             LoaderConfig(
                 paths=data.train,
                 crop=max(data.crop, data.late_crop),
-                batch=ranks.share(data.batch),
+                batch=ranks.local_batch(data.batch),
                 orientations=data.orientations,
                 seed=config.run.seed,
                 rank=ranks.rank,
@@ -116,6 +118,7 @@ class DaliSource:
         )
 
     def batch(self, step: int) -> Tensor:
+        """See CropSource. Moves the loader to `step` if it is at another one."""
         if step != self.loader.step:
             state = self.loader.state_dict()
             self.loader.load_state_dict(state | {"position": step * state["crops_per_step"]})
@@ -132,9 +135,9 @@ class DaliSource:
         self.loader.close()
 
 
-def open_source(config: Config, ranks: Ranks) -> Source:
-    """Raises SourceError for images that are missing, LoaderError where DALI cannot start, ConfigError for a batch that
-    the ranks cannot share."""
+def open_source(config: Config, ranks: Ranks) -> CropSource:
+    """The source that `data.loader` names. Raises SourceError for missing images, LoaderError if DALI cannot start, and
+    ConfigError for a batch that the ranks cannot divide evenly."""
     if config.data.loader == "dali":
         return DaliSource(config, ranks)
     smallest = max(config.data.crop, config.data.late_crop)

@@ -1,5 +1,5 @@
-"""What a run tells of itself: a progress bar, a line of metrics.jsonl now and then, pictures, TensorBoard where asked
-for. Between these nothing waits for the device."""
+"""Logging of a training run: progress bar, metrics.jsonl, image grids, and TensorBoard on request. Nothing synchronises
+with the device between two lines of the log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from model.weights import write_whole
+from model.atomic import write_atomically
 from train.checks import ConfigError
 from train.config import Config
 from train.distributed import Ranks
@@ -24,47 +24,48 @@ from train.distributed import Ranks
 METRICS = "metrics.jsonl"
 GRIDS = "grids"
 
-SHOWN = ("loss", "critic", "adversarial", "consistency", "gain_10", "std_10")
-"""The figures beside the progress bar."""
+BAR_FIGURES = ("loss", "critic", "adversarial", "consistency", "gain_10", "std_10")
+"""Figures shown beside the progress bar."""
 
 
-class Meter:
-    """Means of terms over the steps in which they occur, summed up on the device."""
+class MeanMeter:
+    """Means of losses over the steps in which they occur, accumulated on the device."""
 
     def __init__(self) -> None:
-        self._start()
+        self._reset()
 
-    def _start(self) -> None:
+    def _reset(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._steps, self._since = 0, monotonic()
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """One step's."""
+        """The scalars of one step, by name."""
         self._steps += 1
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self, ranks: Ranks) -> dict[str, float]:
-        """Over all ranks, since the last time, and the seconds that a step took. Waits for the device and the ranks."""
+        """The means over all ranks and over the steps since the last call, and the seconds per step. Synchronises with
+        the device and the ranks."""
         names = sorted(self._sums)
         sums = ranks.sum(torch.stack([self._sums[name].float() for name in names])).tolist()
         now = monotonic()
         means = {name: total / ranks.size / self._counts[name] for name, total in zip(names, sums, strict=True)}
         means["seconds_per_step"] = (now - self._since) / self._steps
-        self._start()
+        self._reset()
         return means
 
 
-class Watch:
-    """Writes into the run's folder, on the first rank alone; on the others it does nothing."""
+class Logger:
+    """Writes into the run's folder on the first rank; does nothing on the others."""
 
     def __init__(self, config: Config, ranks: Ranks, folder: Path, step: int) -> None:
-        """`step`: how many are done. What a killed run wrote of later ones is dropped: they come again.
+        """step: the number of steps done. Lines of later steps, from a killed run, are dropped: the steps are repeated.
 
-        Raises ConfigError where TensorBoard is wanted and missing."""
-        self.folder, self.writes = folder, ranks.first
+        Raises ConfigError if TensorBoard is requested but not installed."""
+        self.folder, self.writes = folder, ranks.is_first
         self.seconds, self.shown = config.run.seconds, dict[str, str]()
         self.progress = _bar_of_seconds(config, ranks) if self.seconds else _bar_of_steps(config, ranks, step)
         self.board: Any = None
@@ -75,29 +76,30 @@ class Watch:
             self.metrics = (folder / METRICS).open("a")
 
     def advance(self, step: int, passed: float) -> None:
-        """The bar, to so many steps done and seconds passed."""
+        """Moves the progress bar to the steps done and the seconds passed."""
         if self.seconds:
             self.progress.set_postfix({"step": step, **self.shown}, refresh=False)
             self.progress.update(min(passed, self.seconds) - self.progress.n)
         else:
             self.progress.update()
 
-    def line(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes a line of metrics.jsonl."""
         if not self.writes:
             return
-        self.shown |= {name: f"{figures[name]:.3g}" for name in SHOWN if name in figures}
+        self.shown |= {name: f"{figures[name]:.3g}" for name in BAR_FIGURES if name in figures}
         self.progress.set_postfix({"step": step, **self.shown} if self.seconds else self.shown)
         print(json.dumps({"step": step, **figures}), file=self.metrics, flush=True)
         if self.board is not None:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)
 
-    def grid(self, step: int, image: Image.Image) -> None:
-        """grids/<step>.png."""
+    def log_image(self, step: int, image: Image.Image) -> None:
+        """Writes grids/<step>.png. To be called on the first rank only."""
         (self.folder / GRIDS).mkdir(exist_ok=True)
         file = BytesIO()
         image.save(file, "PNG")
-        write_whole(self.folder / GRIDS / f"{step:07d}.png", file.getvalue())
+        write_atomically(self.folder / GRIDS / f"{step:07d}.png", file.getvalue())
         if self.board is not None:
             self.board.add_image("grid", np.asarray(image), step, dataformats="HWC")
 
@@ -110,25 +112,25 @@ class Watch:
 
 
 def _bar_of_steps(config: Config, ranks: Ranks, step: int) -> tqdm[Any]:
-    return tqdm(total=config.optimiser.steps, initial=step, unit="step", smoothing=0.05, disable=not ranks.first)
+    return tqdm(total=config.optimiser.steps, initial=step, unit="step", smoothing=0.05, disable=not ranks.is_first)
 
 
 def _bar_of_seconds(config: Config, ranks: Ranks) -> tqdm[Any]:
     layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}"
-    return tqdm(total=config.run.seconds, bar_format=layout, disable=not ranks.first)
+    return tqdm(total=config.run.seconds, bar_format=layout, disable=not ranks.is_first)
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
     try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - where it is asked for alone
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
         raise ConfigError(f"run.tensorboard: it is not installed: pip install tensorboard ({error})") from error
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 def keep_lines_up_to(path: Path, step: int) -> None:
-    """Drops what a killed run wrote after its last checkpoint: those steps come again."""
+    """Drops the lines after `step`, the last checkpoint's, from metrics.jsonl: a killed run repeats those steps."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # the last may be cut off
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # the last may be incomplete
         kept = "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step)
-        write_whole(path, kept.encode())
+        write_atomically(path, kept.encode())

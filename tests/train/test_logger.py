@@ -8,12 +8,12 @@ from training import changed, game_of, lines, write_photos
 
 from train.checks import ConfigError
 from train.distributed import Ranks
+from train.logger import METRICS, MeanMeter, keep_lines_up_to
 from train.trainer import train
-from train.watch import METRICS, Meter, keep_lines_up_to
 
 
 def test_means_are_over_the_steps_in_which_a_term_occurs():
-    meter, ranks = Meter(), Ranks()
+    meter, ranks = MeanMeter(), Ranks()
     for step in range(4):
         terms = {"critic": torch.tensor(float(step))}
         meter.add(terms | ({"r1": torch.tensor(8.0 + step)} if step % 2 else {}))
