@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
-from kernels.mcu import Mcu, flat_regions, put_blocks, to_tiles
 from kernels.tables import constant
-from kernels.torch_ops import empty_planes, keep_true_blocks, steps_of
+from kernels.torch_ops.blocks import Mcu, empty_planes, flat_regions, keep_true_blocks, put_blocks, to_tiles
+from kernels.torch_ops.dct import steps_of
 
 
 @constant

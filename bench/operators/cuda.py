@@ -19,7 +19,8 @@ from bench.operators.cases import DTYPES, Case, Operators, all_cases, bytes_need
 from bench.operators.check import disagreement
 from bench.operators.table import SECOND, Row, cuda_line, cuda_table, device_line
 from bench.operators.timing import copy_bandwidth, time_cuda
-from kernels import Subsampling, mcu, torch_ops
+from kernels import Subsampling, torch_ops
+from kernels.torch_ops import blocks
 
 NO_TIME = "no time left"
 COMPILED_MEGAPIXELS = 16
@@ -46,12 +47,12 @@ class Settings:
 def whole_images() -> Iterator[None]:
     """torch_ops works in bands that stay in a CPU's cache. On a GPU they would only be more launches, and more code to
     compile, so here it takes images whole (but for decode, whose bands are its own)."""
-    before = mcu.BAND_PIXELS
-    mcu.BAND_PIXELS = 1 << 62
+    before = blocks.BAND_PIXELS
+    blocks.BAND_PIXELS = 1 << 62
     try:
         yield
     finally:
-        mcu.BAND_PIXELS = before
+        blocks.BAND_PIXELS = before
 
 
 def compile_ahead(cases: list[Case], device: torch.device, seconds: float) -> None:
