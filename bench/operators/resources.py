@@ -30,14 +30,14 @@ def print_resources(
     operators: list[str], samplings: list[Subsampling], dtypes: list[str], capabilities: list[int]
 ) -> dict[str, Any]:
     """Prints the table: registers and stack (bytes spilled) of a thread, shared memory of a program in bytes."""
-    from kernels.triton_ops import KERNELS, ahead  # noqa: PLC0415  # where it is used: the CPU's table needs no Triton
+    from kernels.triton_ops import KERNELS, aot  # noqa: PLC0415  # where it is used: the CPU's table needs no Triton
 
     work = list(product(kernels_of(operators, list(KERNELS)), samplings, dtypes, capabilities))
     print(line(list(HEADER)))
     print(line(["---"] * len(HEADER)))
     rows = []
     for kernel, sampling, dtype, capability in tqdm(work, unit="kernel", leave=False, file=sys.stderr):
-        for resources in ahead.compile_kernel(kernel, sampling, DTYPES[dtype], capability):
+        for resources in aot.compile_kernel(kernel, sampling, DTYPES[dtype], capability):
             rows.append(asdict(resources))
             tqdm.write(line([str(rows[-1][name]) for name in columns(rows[-1])]), file=sys.stdout)
     return {"resources": rows}

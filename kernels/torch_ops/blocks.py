@@ -1,4 +1,4 @@
-"""Images and coefficient planes as minimum coded units (MCUs): all operators but decode's chroma filter are local to one.
+"""Images and coefficient planes as minimum coded units (MCUs); all but decode's chroma filter is local to one.
 
 Shapes: N images, [rows, columns] MCUs of a region, C components, P pixels of an MCU, B blocks of one component of it.
 

@@ -1,5 +1,5 @@
 """The operators fused in Triton, one file each. All kernels work on MCUs in registers (blocks.py), are started alike
-(launch.py) and can be compiled without a GPU (ahead.py)."""
+(launch.py) and can be compiled without a GPU (aot.py)."""
 
 from kernels.triton_ops.decode import decode, decode_kernel
 from kernels.triton_ops.encode import encode, encode_kernel

@@ -117,20 +117,20 @@ def alternate(
 
 @triton.jit
 def load_file(
-    luma_plane, blue_plane, red_plane, tables, mcus, rows, columns, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
+    luma_plane, cb_plane, cr_plane, tables, mcus, rows, columns, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
 ):
     """Low and high of MCUs' luma blocks [G V H, 8, 8] and chroma blocks [2 G, 8, 8]; of gray files luma's twice."""
     luma = luma_intervals(luma_plane, tables, mcus, rows, columns, C, V, H)
     if C == 1:
         return luma, luma
     else:
-        return luma, chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C)
+        return luma, chroma_intervals(cb_plane, cr_plane, tables, mcus, rows, columns, C)
 
 
 @configured(Configuration(4, 8, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def exact_kernel(
-    x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,
+    x, image8, mismatches, listed, luma_plane, cb_plane, cr_plane, tables, bases, ranges, draws, attempts,
     stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -141,7 +141,7 @@ def exact_kernel(
     there = entry < mcus
     mcu = whole_mcus(tl.minimum(entry, mcus - 1), rows, columns, height, width, V, H)
     wanted = load_pixels(x, mcu, None, rows, columns, stride_n, stride_c, stride_h, stride_w, C, V, H)
-    luma, others = load_file(luma_plane, blue_plane, red_plane, tables, mcu, rows, columns, C, V, H)
+    luma, others = load_file(luma_plane, cb_plane, cr_plane, tables, mcu, rows, columns, C, V, H)
     draw = tl.load(draws)
     y, chroma, wrong, turns, tight = attempt(wanted, None, luma, others, draw, CHROMA_FIRST, bases, ranges, C, V, H)
     red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, None, luma, others, bases, C, V, H)
@@ -156,7 +156,7 @@ def exact_kernel(
 
 @triton.jit
 def make_attempts(
-    x, image8, mismatches, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, first, attempts,
+    x, image8, mismatches, luma_plane, cb_plane, cr_plane, tables, bases, ranges, draws, first, attempts,
     stride_n, stride_c, stride_h, stride_w, mcu, there, size, fewest, turns, rows, columns, height, width,
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
@@ -168,7 +168,7 @@ def make_attempts(
     while any_of(going) & (n < attempts):
         draw, zero = tl.load(draws + n), nothing(turns)
         mcu, size = mcu + zero, shifted(size, zero)
-        luma, others = load_file(luma_plane, blue_plane, red_plane, tables, mcu, rows, columns, C, V, H)
+        luma, others = load_file(luma_plane, cb_plane, cr_plane, tables, mcu, rows, columns, C, V, H)
         if n > 0:
             red, green, blue, going = alternate(red, green, blue, size, luma, others, draw, bases, going, C, V, H)
         order = CHROMA_FIRST
@@ -197,7 +197,7 @@ def make_attempts(
 @configured(Configuration(4, 8, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def mend_kernel(
-    x, image8, mismatches, listed, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,
+    x, image8, mismatches, listed, luma_plane, cb_plane, cr_plane, tables, bases, ranges, draws, attempts,
     stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -210,7 +210,7 @@ def mend_kernel(
         entry = listed + 1 + 3 * tl.minimum(entry, count - 1)
         mcu, fewest, turns = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
         make_attempts(
-            x, image8, mismatches, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, 1, attempts,
+            x, image8, mismatches, luma_plane, cb_plane, cr_plane, tables, bases, ranges, draws, 1, attempts,
             stride_n, stride_c, stride_h, stride_w, mcu, there, None, fewest, turns, rows, columns, height, width,
             C, V, H,
         )  # fmt: skip
@@ -219,7 +219,7 @@ def mend_kernel(
 @configured(Configuration(4, 8, ALL_REGISTERS, single=True), interpreted=16)
 @triton.jit(do_not_specialize=[*SIZES, "attempts"])
 def edge_kernel(
-    x, image8, mismatches, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, attempts,
+    x, image8, mismatches, luma_plane, cb_plane, cr_plane, tables, bases, ranges, draws, attempts,
     stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
@@ -231,7 +231,7 @@ def edge_kernel(
     size = sizes(mcu, there, rows, columns, height, width, V, H)
     turns = tl.zeros([G], tl.int32)
     make_attempts(
-        x, image8, mismatches, luma_plane, blue_plane, red_plane, tables, bases, ranges, draws, 0, attempts,
+        x, image8, mismatches, luma_plane, cb_plane, cr_plane, tables, bases, ranges, draws, 0, attempts,
         stride_n, stride_c, stride_h, stride_w, mcu, there, size, turns + UNKNOWN, turns, rows, columns, height, width,
         C, V, H,
     )  # fmt: skip

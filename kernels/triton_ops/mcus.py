@@ -203,11 +203,11 @@ def luma_intervals(plane, tables, mcus, rows, columns, C: tl.constexpr, V: tl.co
 
 
 @triton.jit
-def chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C: tl.constexpr):
+def chroma_intervals(cb_plane, cr_plane, tables, mcus, rows, columns, C: tl.constexpr):
     """Of MCUs' chroma blocks, two each."""
     of = repeat(mcus, 2)
     red = tl.arange(0, of.shape[0]) % 2 == 1
-    plane = tl.where(red, red_plane, blue_plane)
+    plane = tl.where(red, cr_plane, cb_plane)
     return load_intervals(plane, tables, of // (rows * columns), of, 1 + red.to(tl.int32), C)
 
 

@@ -1,8 +1,8 @@
 """Compiles every configuration of every kernel for GPUs that need not be there, and reads off what each takes.
 
-python -m kernels.triton_ops.ahead              a table for sm_80, sm_90 and sm_100
-python -m kernels.triton_ops.ahead --json       the same for programs
-python -m kernels.triton_ops.ahead --check      the table, and an error when a kernel spills
+python -m kernels.triton_ops.aot              a table for sm_80, sm_90 and sm_100
+python -m kernels.triton_ops.aot --json       the same for programs
+python -m kernels.triton_ops.aot --check      the table, and an error when a kernel spills
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMAGES = ("fp32", "bf16", "fp16")
 POINTERS = {
     **dict.fromkeys(("x", "out", "gradient"), "image"),
     **dict.fromkeys(("out32", "gradient32", "amplitude"), "fp32"),
-    **dict.fromkeys(("luma_plane", "blue_plane", "red_plane", "ranges"), "i16"),
+    **dict.fromkeys(("luma_plane", "cb_plane", "cr_plane", "ranges"), "i16"),
     **dict.fromkeys(("tables", "mismatches", "listed", "bases", "draws"), "i32"),
     **dict.fromkeys(("seeds", "origins"), "i64"),
     "image8": "u8",
@@ -159,7 +159,7 @@ def main() -> int:
         tqdm.write(line, file=sys.stdout)
         wrong += [f"{row.kernel} {row.sampling} sm_{row.capability}: {fault}" for fault in faults(row)]
     if options.check and wrong:
-        print("ahead:", *wrong, sep="\n", file=sys.stderr)
+        print("aot:", *wrong, sep="\n", file=sys.stderr)
     return int(options.check and bool(wrong))
 
 
