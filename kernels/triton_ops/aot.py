@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.coefficients import Subsampling
+from kernels.exact import DEFAULT_SETTINGS
 from kernels.triton_ops import KERNELS, noise
 from kernels.triton_ops.launch import INTERPRETED
 
@@ -37,7 +38,7 @@ POINTERS = {
     **dict.fromkeys(("x", "out", "gradient"), "image"),
     **dict.fromkeys(("out32", "gradient32", "amplitude"), "fp32"),
     **dict.fromkeys(("luma_plane", "cb_plane", "cr_plane", "ranges"), "i16"),
-    **dict.fromkeys(("tables", "mismatches", "listed", "bases", "draws"), "i32"),
+    **dict.fromkeys(("tables", "mismatches", "listed", "bases", "margins"), "i32"),
     **dict.fromkeys(("seeds", "origins"), "i64"),
     "image8": "u8",
 }
@@ -45,7 +46,11 @@ POINTERS = {
 
 FLOATS = ("half", "limit")
 
-CONSTANTS: dict[str, dict[str, Any]] = {"noise": noise.CONSTANTS, "uniform": noise.CONSTANTS}
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "noise": noise.CONSTANTS,
+    "uniform": noise.CONSTANTS,
+    **{name: {"SETTINGS": replace(DEFAULT_SETTINGS, margins=())} for name in ("exact", "mend", "edge")},
+}
 """Constants of a kernel that neither its sampling nor its configuration says, by the kernel's name."""
 
 Job = tuple[str, Subsampling, str, int]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.exact import INTO_COLUMNS, INTO_ROWS, NODES, PAIRED, RADIUS
-from kernels.numba_ops.block import BEST, FOUND, SUMS, Ints, halve, judge, transform
+from kernels.exact import INTO_COLUMNS, INTO_ROWS, PAIRED, RADIUS, SearchSettings
 from kernels.numba_ops.compiler import jit
+from kernels.numba_ops.samples import BEST, FOUND, SUMS, Ints, halve, judge, transform
 
 Longs = NDArray[np.int64]
 
@@ -67,7 +67,7 @@ def factor(weights: Longs, limits: Longs, scales: Longs, shares: Longs) -> bool:
 @jit
 def search_line(
     samples: Ints, middle: Ints, least: Ints, most: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int,
-    work: Ints,
+    settings: SearchSettings, work: Ints,
 ) -> tuple[bool, int]:  # fmt: skip
     """Finds samples of which no coefficient is wrong, or leaves them as they are. Returns whether it has, and how many
     values it tried. middle: of the intervals, sixteenths [64]. Of pairs the integers are the sums, the slots' middles
@@ -89,7 +89,7 @@ def search_line(
     found, offset, tried = np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.zeros(slots, np.int64)
     distance = np.zeros(slots + 1, np.int64)
     level = nodes = 0
-    while level >= 0 and nodes < NODES:
+    while level >= 0 and nodes < settings.max_nodes:
         nodes += 1
         nearest = (centre[level] - offset[level] + 8) >> 4
         side = 1 if centre[level] - offset[level] > 16 * nearest else -1
