@@ -1,4 +1,8 @@
-"""project_exact for the CPU, as kernels/exact.py explains it."""
+"""project_exact: the 8-bit image near x that libjpeg-turbo compresses to exactly c. The algorithm is in
+kernels/exact.py.
+
+Shapes: C components; P pixels of an MCU, flat, by row; its blocks, luma's first, with 64 samples or coefficients each.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,10 @@ coefficients far there, and often no other samples than the original's have the 
 
 The samples along the line are integers whose weighted sums lie in a box: the points of a lattice in a box. They are
 found as in sphere decoding (Fincke and Pohst 1985; Schnorr and Euchner 1994): among the points of the ellipsoid around
-the box, one sample after the other, each nearest to what the samples before it leave as its middle. All is in integers.
+the box, one sample after the other, each nearest to what the samples before it leave as its middle. All is in integers:
+the squared distance is sum of scales[n] (x[n] + sum of shares[n, m] x[m], m < n)^2, an LDL decomposition.
+
+Shapes: 64 slots of a block, flat; up to 8 samples, or sums of pairs, along a line, and 8 frequencies.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@ such as highlights in which two channels are at 255.
 
 A step changes one pixel's channels by -1, 0 or 1 each. What it does to a block is nothing, or one step of one of its
 samples: so the tables by which `samples.search` ranks its steps, kept for all blocks at once, rank these.
+
+Shapes: P pixels of an MCU, flat, by row, [3, P]; its blocks, luma's first, with 64 samples each, flat.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def attempt(
 ) -> tuple[int, int, bool]:
     """One attempt on an MCU: wanted [C, P] in sixteenths → out [C, P], its YCbCr in integers. order: CHROMA_FIRST, when
     it bounds luma; BLUE_SECOND or RED_SECOND, when luma bounds it. Returns how many coefficients are wrong, pixels
-    outside the gamut counted too; the turns taken; and whether the gamut may be to blame for what is wrong, or an edge.
+    outside the gamut counted too; the turns taken; and whether the gamut, or an edge, may be the cause of it.
     limits: [2, P], to work in."""
     blocks, luma_blocks = low.shape[0], geometry[0] * geometry[1]
     samples, least, most = work[SAMPLES], work[LEAST], work[MOST]

@@ -6,9 +6,9 @@ A block over the image's edge repeats its last true row and column (libjpeg's ow
 chroma's of 4:2:0 do, libjpeg has T >> 1 in even places and (T + 1) >> 1 in odd ones: the last two slots stand for
 these, and go together; such `columns` count PAIRED more.
 
-Samples are flat [64] int32 by row, less 128; `wanted` ones count sixteenths of a gray level. Intervals, low and high
-[64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds it, that
-gives the file's coefficient. `work` is [WORK, 64] int32 for what lives no longer than a call.
+Shapes: samples are flat, [64] int32 by row, less 128; `wanted` ones are in sixteenths of a gray level. Intervals, low
+and high [64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds
+it, that gives the file's coefficient. `work` is [WORK, 64] int32 for what lives no longer than a call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles every configuration of every kernel for GPUs that need not be there, and reads off what each takes.
+"""Ahead-of-time compilation of every configuration of every kernel, without a GPU, and the resources that each takes.
 
 python -m kernels.triton_ops.aot              a table for sm_80, sm_90 and sm_100
 python -m kernels.triton_ops.aot --json       the same for programs
@@ -42,7 +42,7 @@ POINTERS = {
     **dict.fromkeys(("seeds", "origins"), "i64"),
     "image8": "u8",
 }
-"""What pointers point to, by the argument's name; image: to what the caller's images are made of."""
+"""Element types of pointers, by the argument's name; image: that of the caller's images."""
 
 FLOATS = ("half", "limit")
 
@@ -100,7 +100,7 @@ def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack in bytes) of a thread, as cuobjdump of Triton's own package tells."""
+    """(registers, stack in bytes) of a thread, by the cuobjdump of Triton's own package."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -1,9 +1,12 @@
-"""project_exact as kernels/exact.py explains it, the same pixels as the CPU's numba_ops/exact.py.
+"""project_exact: the 8-bit image near x that libjpeg-turbo compresses to exactly c. The algorithm is in
+kernels/exact.py; numba_ops/exact.py is the twin, with the same pixels.
 
 Three launches without the host between them: `exact_kernel` makes the first attempt on every whole MCU and lists those
 that are not right and may become so; `mend_kernel` makes the further attempts on these; `edge_kernel` makes all of them
 on the MCUs over the edge. All decisions are each MCU's own, in integers: what shares a program with it, and where the
 list has it, changes nothing.
+
+Shapes as in mcus.py and samples.py: G MCUs of a program, C components, B blocks; V and H, the sampling factors.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ def examine(
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """MCUs' pixels, near the channels wanted; how many coefficients are wrong: what the attempt has counted, unless
-    there are no such pixels; and whether the gamut may be to blame, or an edge."""
+    there are no such pixels; and whether the gamut, or an edge, may be the cause."""
     if C == 1:
         return y + 128, y, y, wrong, tight
     else:

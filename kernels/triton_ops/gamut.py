@@ -1,5 +1,8 @@
 """Colours as libjpeg-turbo converts them, and which of its (Y, Cb, Cr) an 8-bit RGB pixel can have. The twin of
-numba_ops/gamut.py, to the bit. All tensors are pixels [G, 8, 8, M] int32 as in mcus.py; Y, Cb and Cr are less 128."""
+numba_ops/gamut.py, to the bit.
+
+Shapes: pixels [G, 8, 8, M] int32 as in mcus.py; Y, Cb and Cr are less 128.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 coefficients far there, and often no other samples than the original's have the file's coefficients. The twin of
 numba_ops/lines.py, which explains the search, to the bit.
 
-Shapes as in samples.py; along a line are 8 samples, [B, 8], those that there are first, or as many sums of pairs. Their
-weights are [B, 8, 8] int64, by the sample and the frequency.
+Shapes as in samples.py, B blocks; along a line are 8 samples, [B, 8], those that there are first, or as many sums of
+pairs. Their weights are [B, 8, 8] int64, by the sample and the frequency.
 """
 
 from __future__ import annotations

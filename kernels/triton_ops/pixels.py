@@ -3,6 +3,8 @@ alone, such as highlights in which two channels are at 255. The twin of numba_op
 
 A step changes one pixel's channels by -1, 0 or 1 each. What it does to a block is nothing, or one step of one of its
 samples: so the costs by which `samples.search` ranks its steps, measured for all blocks at once, rank these.
+
+Shapes as in mcus.py: G MCUs, pixels [G, 8, 8, M], K blocks [K, 8, 8].
 """
 
 from __future__ import annotations

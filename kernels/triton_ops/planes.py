@@ -1,5 +1,7 @@
-"""MCUs plane by plane: the blocks of one plane are settled, and bound what the next may have, for every pixel has to
-stay in the gamut. The twin of numba_ops/planes.py, to the bit. Shapes as in samples.py and mcus.py.
+"""MCUs plane by plane: the blocks of one plane are settled, and bound the values of the next, as every pixel has to
+stay in the gamut. The twin of numba_ops/planes.py, to the bit.
+
+Shapes as in samples.py and mcus.py: G MCUs, B blocks, slots and samples [B, 8, 8], pixels [G, 8, 8, M].
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def settle_luma(
     C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
     """Luma's blocks, bounded by chroma unless luma comes first. Returns the plane; how many coefficients [G] are wrong,
-    pixels outside the gamut counted too; the turns [G]; and [G] whether the gamut may be to blame, or an edge."""
+    pixels outside the gamut counted too; the turns [G]; and [G] whether the gamut, or an edge, may be the cause."""
     slots, inside = luma_slots(size, V, H), inside_image(size, V, H)
     wanted = to_blocks(tl.where(inside, y, 0), V, H)
     least, most = tl.where(inside, y * 0 - 128, 0), tl.where(inside, y * 0 + 127, 0)
@@ -140,8 +142,8 @@ def settle_luma(
     samples, missed, turns = settle(
         wanted, least, most, None, ends[0], ends[1], bases, slots, None, margin, going, SETTINGS
     )
-    blamed = some((missed > 0) & (touches(samples, least, most, slots) | luma_first), V * H) | (outside > 0)
-    return from_blocks(samples, V, H), per_mcu(missed, V * H) + outside, per_mcu(turns, V * H), blamed
+    constrained = some((missed > 0) & (touches(samples, least, most, slots) | luma_first), V * H) | (outside > 0)
+    return from_blocks(samples, V, H), per_mcu(missed, V * H) + outside, per_mcu(turns, V * H), constrained
 
 
 @triton.jit
@@ -151,7 +153,7 @@ def settle_chroma(
 ):  # fmt: skip
     """The blocks of the components `mine` [2 G], if luma comes first bounded by it and each by the other component, as
     it is `found` if that is settled. Returns both planes; how many coefficients [G] are wrong; the turns [G]; and [G]
-    each whether the gamut may be to blame, or an edge, and whether there are wrong blocks where neither is."""
+    each whether the gamut, or an edge, may be the cause, and whether there are wrong blocks where neither is."""
     slots = chroma_slots(size, V, H)
     wanted, inside = average(chroma, size, V, H), inside_slots(slots)
     least, most = tl.where(inside, wanted * 0 - 128, 0), tl.where(inside, wanted * 0 + 127, 0)
@@ -178,8 +180,8 @@ def settle_chroma(
         lowest, highest = bound_chroma(y, chroma, found, settled, ranges)
     spread = spread_chroma(samples, chroma, lowest, highest, luma_first, size, V, H)
     bounded = touches(samples, least, most, slots) | luma_first
-    blamed, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
-    return tl.where(per_pixel(mine), spread, found), per_mcu(missed, 2), per_mcu(turns, 2), blamed, narrow
+    constrained, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
+    return tl.where(per_pixel(mine), spread, found), per_mcu(missed, 2), per_mcu(turns, 2), constrained, narrow
 
 
 @triton.jit
@@ -189,8 +191,8 @@ def attempt(
 ):  # fmt: skip
     """One attempt on MCUs: the three channels wanted, in sixteenths → their Y, Cb and Cr in integers. order:
     CHROMA_FIRST, when it bounds luma; BLUE_SECOND or RED_SECOND, when luma bounds it. Returns with the planes how many
-    coefficients [G] are wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut may
-    be to blame for what is wrong, or an edge."""
+    coefficients [G] are wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut,
+    or an edge, may be the cause of what is wrong."""
     luma_first = order != CHROMA_FIRST
     red, green, blue = wanted
     if C == 1:
@@ -211,16 +213,16 @@ def attempt(
                 chroma_ends = shifted(chroma_ends, zero)
             if (stage == 0) == luma_first:
                 y = to_ycc(red, green, blue, C)[0]
-                found, missed, took, blamed = settle_luma(
+                found, missed, took, constrained = settle_luma(
                     y, theirs, luma_first, size, luma_ends, margin, bases, ranges, SETTINGS, C, V, H
                 )
-                wrong, turns, tight = wrong + missed, turns + took, tight | blamed
+                wrong, turns, tight = wrong + missed, turns + took, tight | constrained
             else:
                 chroma = to_ycc(red, green, blue, C)[1]
                 mine = (number == ((order - BLUE_SECOND) ^ (stage - 1))) | (order == CHROMA_FIRST)
-                theirs, missed, took, blamed, unbounded = settle_chroma(
+                theirs, missed, took, constrained, unbounded = settle_chroma(
                     found, chroma, theirs, stage == 2, luma_first, mine, both_twice(size), chroma_ends, margin, bases,
                     ranges, SETTINGS, V, H,
                 )  # fmt: skip
-                wrong, turns, tight, narrow = wrong + missed, turns + took, tight | blamed, narrow | unbounded
+                wrong, turns, tight, narrow = wrong + missed, turns + took, tight | constrained, narrow | unbounded
         return found, theirs, wrong, turns, tight & (narrow == 0)

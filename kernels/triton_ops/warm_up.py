@@ -176,7 +176,7 @@ def compile_kernels(
     tasks = operator_tasks(operators, samplings, dtypes, device) | {"noise": partial(draw_noise, device)}
     failed = warm_up(tasks, processes=processes, progress=progress)
     for name, reason in failed.items():
-        print(f"kernels of {name} could not be compiled ahead: {reason}", file=sys.stderr)
+        print(f"kernels of {name} could not be compiled in advance: {reason}", file=sys.stderr)
     return failed
 
 
