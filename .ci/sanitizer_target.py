@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from kernels import Coefficients, Subsampling, quality_to_tables, triton_ops
-from kernels.exact import DRAWS
+from kernels.exact import DEFAULT_SETTINGS
 from kernels.triton_ops import exact
 
 SIZE, QUALITIES = (33, 37), (30, 100)
@@ -25,14 +26,14 @@ def launch(sampling: Subsampling, device: torch.device, size: tuple[int, int], a
     """How many MCUs the second launch of project_exact had to mend."""
     reached = []
     start: Callable[..., None] = exact.__dict__["launch"]
-    draws = torch.tensor(DRAWS[:attempts], dtype=torch.int32, device=device)
+    settings = replace(DEFAULT_SETTINGS, margins=DEFAULT_SETTINGS.margins[:attempts])
 
     def counted(kernel: Any, *arguments: Any, **more: Any) -> None:
         start(kernel, *arguments, **more)
         if kernel is exact.mend_kernel:
             reached.append(int(arguments[6][0]))  # `listed`
 
-    with patch.object(exact, "launch", counted), patch.object(exact, "_draws", lambda _: draws):
+    with patch.object(exact, "launch", counted):
         torch.manual_seed(0)
         x = (torch.rand(len(QUALITIES), sampling.components, *size) * 255).to(device)
         tables = torch.stack([quality_to_tables(quality, sampling.components) for quality in QUALITIES]).to(device)
@@ -42,7 +43,7 @@ def launch(sampling: Subsampling, device: torch.device, size: tuple[int, int], a
         leaf = noisy.clone().requires_grad_()
         for result in (triton_ops.roundtrip(leaf, tables, sampling), triton_ops.project(leaf, c, 0.1)):
             torch.autograd.backward(result.square().sum())
-        _, mismatches = triton_ops.project_exact(noisy, Coefficients(c.planes, tables, sampling, size))
+        _, mismatches = triton_ops.project_exact(noisy, Coefficients(c.planes, tables, sampling, size), settings)
         print(f"{sampling.label}: {reached[-1]} MCUs mended, {mismatches.tolist()} mismatches left", flush=True)
     return reached[-1]
 
@@ -54,7 +55,7 @@ def main() -> int:
     if device.type == "cpu":  # interpreted, for minutes if nothing were cut short
         reached = [launch(Subsampling.GRAY, device, (8, 10), attempts=2)]
     else:
-        reached = [launch(sampling, device, SIZE, len(DRAWS)) for sampling in Subsampling]
+        reached = [launch(sampling, device, SIZE, len(DEFAULT_SETTINGS.margins)) for sampling in Subsampling]
     if device.type == "cuda":
         torch.cuda.synchronize()
     return 0 if all(reached) else 1

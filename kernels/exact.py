@@ -1,21 +1,23 @@
 """The exact projection: from a restored image to an 8-bit one that libjpeg-turbo compresses to the very same file.
 
-The problem falls apart into 8x8 blocks of single planes. In each MCU the chroma blocks come first: the wanted samples
-are moved to the nearest point of the file's intervals, rounded, and mended one by one until libjpeg's own DCT agrees.
-Then chroma at full resolution, with the averages that this has given; then luma, each sample within what an RGB pixel
-of that chroma can have; and the pixels. Where the gamut leaves luma no way, the wanted MCU is brought into the gamut
-and the intervals by alternating projections, and all is tried again with the intervals drawn in further; in the end the
-pixels themselves are searched. What libjpeg's integers make of the pixels is counted.
+The problem is solved block by block, in single planes. In each MCU the chroma blocks come first: the wanted samples are
+moved to the nearest point of the file's intervals, rounded, and mended one by one until libjpeg's own DCT agrees. Then
+chroma at full resolution, with the averages that result; then luma, each sample within what an RGB pixel of that chroma
+can have; and the pixels. Where the gamut leaves luma no solution, the wanted MCU is brought into the gamut and the
+intervals by alternating projections, and all is tried again with a larger margin; in the end the pixels themselves are
+searched. The certificate counts what libjpeg's integers make of the pixels.
 
 Blocks over the image's edge repeat its last true row and column: they have fewer unknowns, and often a single solution.
-There attempts take turns in whether chroma or luma comes first and bounds the other, and where the unknowns are one row
+There attempts alternate in whether chroma or luma comes first and bounds the other, and where the unknowns are one row
 or one column, all integers in an ellipsoid around the intervals are tried.
 
-All is in integers, so that every device finds the same pixels: wanted values in sixteenths of a gray level. The CPU's
-code is in numba_ops/, the GPU's in triton_ops/; here are the settings and tables of both.
+All arithmetic is in integers, so that every device finds the same pixels: wanted values in sixteenths of a gray level.
+The CPU's code is in numba_ops/, the GPU's in triton_ops/; here are the settings and tables of both.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,63 +25,87 @@ from torch import Tensor
 from kernels.libjpeg import integer_basis
 from kernels.tables import constant
 
-DRAWS = (256, 64, 128, 96, 192, 384, 64, 256, 128, 192, 96, 512)
-"""How far the intervals are drawn in at each attempt on an MCU, in 128ths of the DCT's unit. The first one, which
-nearly all MCUs are right after, is far in: nearer to the middle samples have less error, and are no less sharp."""
 
-ALTERNATIONS = 20
-"""Projections onto the gamut and the intervals before each further attempt."""
+@dataclass(frozen=True)
+class SearchSettings:
+    """How long the exact projection searches, and where. Other settings give other pixels, as certified as these."""
 
-PATIENCE = 384
-"""Turns for each block of an MCU, all together, after which it is given no further attempt."""
+    margins: tuple[int, ...] = (256, 64, 128, 96, 192, 384, 64, 256, 128, 192, 96, 512)
+    """Of each attempt on an MCU: how far the ends of the intervals are drawn in, in 128ths of the DCT's unit. The first
+    attempt, after which nearly all MCUs are right, has a large one: nearer to the middle samples have less error, and
+    are no less sharp."""
 
-EDGE_PASSES = 16
-"""Over a block at an edge, whose repeated places one projection does not bring to the nearest point."""
+    alternations: int = 20
+    """Projections onto the gamut and the intervals before each further attempt."""
 
-TO_THE_MIDDLE = 1 << 20
-"""A draw that leaves no interval any width."""
+    early_alternations: int = 3
+    """Projections after which those are given up that are `early_factor` times `max_gamut_distance` apart."""
 
-HELD = 256
-"""Gray levels, all samples together, by which luma's limits may hold back the rounded samples of a block that is
-searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
+    early_factor: int = 4
 
-APART = 16
-"""Sixteenths of a gray level, in the mean: where the intervals and the gamut are farther apart, no image has them."""
+    max_gamut_distance: int = 16
+    """Sixteenths of a gray level, on average. No image has intervals that are farther from the gamut."""
 
-SOON, FAR = 3, 4
-"""After so few projections already, so many times as far."""
+    max_turns_per_block: int = 384
+    """Turns for each block of an MCU, all together, after which it is given no further attempt."""
 
-FARTHEST = 4096
-"""Steps above it are taken for it: no coefficient of an image is as large as half of it."""
+    edge_projections: int = 16
+    """Onto the intervals of a block at an edge, whose repeated places one projection does not bring to the nearest
+    point."""
 
-CAPPED = 255
+    max_clipping: int = 256
+    """Gray levels, all samples together, by which luma's limits may clip the rounded samples of a block that is
+    searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
+
+    max_turns: int = 80
+    """Of the tabu search over a block's samples (Glover, "Tabu search", ORSA J. Computing 1989)."""
+
+    max_stale_turns: int = 32
+    """Turns without progress after which that search ends."""
+
+    tenure: int = 8
+    """Turns for which a sample that has moved stays, at most a quarter of the slots, unless moving it gives a new
+    minimum."""
+
+    max_pixel_turns: int = 100
+    """Of the tabu search over an MCU's pixels."""
+
+    max_stale_pixel_turns: int = 40
+
+    pixel_tenure: int = 20
+
+    first_pixel_attempt: int = 6
+    """The first attempt, from 0, after which pixels are searched."""
+
+    turns_per_pixel_turn: int = 4
+    """What a turn over pixels counts for."""
+
+    max_nodes: int = 20_000
+    """Of the search along a line: how many values of samples it tries."""
+
+    nodes_per_turn: int = 64
+    """How many of them count for a turn."""
+
+
+DEFAULT_SETTINGS = SearchSettings()
+
+WHOLE_INTERVAL = 1 << 20
+"""A margin that leaves no interval any width: its middle."""
+
+MAX_STEP = 4096
+"""Quantisation steps above it are taken for it: no coefficient of an image is as large as half of it."""
+
+MAX_DISTANCE = 255
 """What a coefficient's distance from its interval counts for at most, so that sums of squares fit 24 bits."""
-
-TURNS, STALE, TENURE = 80, 32, 8
-"""Of a search over a block's samples: most turns, most without progress, and turns for which a sample that has moved
-stays, or as many as a quarter of the slots, unless moving it is better than all before (Glover, "Tabu search", ORSA J.
-Computing 1989)."""
-
-PIXEL_TURNS, PIXEL_STALE, PIXEL_TENURE = 100, 40, 20
-"""The same of the search over an MCU's pixels."""
-
-LATE = 6
-"""The first attempt after which pixels are searched."""
-
-PIXEL_TURN = 4
-"""What a turn over pixels counts for."""
-
-NODES, NODES_OF_A_TURN = 20_000, 64
-"""Of a search along a line: how many values of samples it tries, and how many of them count for a turn."""
 
 RADIUS = 9 << 40
 """Of the ellipsoid in which a line is searched: the squared distance from the box's middle to a corner of it, with its
 8 half sides for units, 2^-40 of them for scale, and for roundings a little more."""
 
 CHROMA_FIRST, BLUE_SECOND, RED_SECOND = range(3)
-"""Orders of an attempt's planes. Chroma comes first as a rule, as its blocks have more ways, and bounds luma; in the
-other two luma bounds chroma. Attempts take turns at the image's edges, where blocks with few slots have few solutions
-or a single one, and once elsewhere."""
+"""Orders of an attempt's planes. Chroma usually comes first, as its blocks have more solutions, and bounds luma; in the
+other two luma bounds chroma. At the image's edges attempts alternate between the orders, as blocks with few slots have
+few solutions or a single one; elsewhere each is tried once."""
 
 DOUBT = 1
 """Gray levels by which a chroma component may end up beside what is wanted, when it bounds the other one."""

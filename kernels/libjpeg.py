@@ -1,5 +1,9 @@
 """libjpeg-turbo's forward path, bit for bit: colour conversion, downsampling, the `islow` integer DCT and quantisation.
 
+q = sign(f) ((|f| + 4 Q) // 8 Q),  f = 8 DCT(downsample(YCC(x))), each step rounded as libjpeg rounds it
+
+Shapes: N images, C components, P pixels of an MCU, B blocks of an MCU; images [N, C, H, W] uint8.
+
 Every value is an integer held in a float: float32 where all partial sums stay below 2^24, float64 in the DCT's second
 pass. `floor(x / 2^n)` is C's arithmetic shift. Source: the behaviour of libjpeg-turbo's default encoder (the tests'
 oracle is Pillow's copy of it); the DCT is Loeffler, Ligtenberg and Moschytz's with 13-bit constants.
@@ -11,9 +15,9 @@ import torch
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling, check_images
-from kernels.mcu import Mcu, flat_regions, put_blocks, to_tiles
 from kernels.tables import constant
-from kernels.torch_ops import empty_planes, keep_true_blocks, steps_of
+from kernels.torch_ops.blocks import Mcu, empty_planes, flat_regions, keep_true_blocks, put_blocks, to_tiles
+from kernels.torch_ops.dct import steps_of
 
 
 @constant

@@ -1,8 +1,8 @@
-"""The operators, alike on every device: Triton's kernels on CUDA, elsewhere PyTorch or, for `project_exact`, numba.
+"""The operators, the same on every device: triton_ops on CUDA, torch_ops elsewhere.
 
-Images are [N, C, H, W], gray levels 0..255, floating point or uint8, contiguous or channels_last; C is 3 (RGB), or 1
-for gray. All operators raise ValueError for tensors whose shapes, dtypes, layouts or devices do not go together.
-Equation numbers are those of arXiv 2211.11827.
+N images of C components, H x W pixels: images are [N, C, H, W], gray levels 0..255, floating point or uint8, contiguous
+or channels_last; C is 3 (RGB) or 1 (gray). All operators raise ValueError for tensors whose shapes, dtypes, layouts or
+devices contradict each other. Equation numbers are those of arXiv 2211.11827.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from kernels import torch_ops
 from kernels.coefficients import Coefficients, Subsampling
 
 
-def _operators(device: torch.device) -> ModuleType:
-    """Raises RuntimeError on CUDA when Triton is missing: a slower path is never taken unasked."""
+def implementation(device: torch.device) -> ModuleType:
+    """The package that has all operators for tensors on `device`.
+
+    Raises RuntimeError on CUDA when Triton is missing: there is no silent fallback to a slower path."""
     if device.type != "cuda":
         return torch_ops
     try:
@@ -31,14 +33,14 @@ def encode(x: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficients:
     """Compresses images with tables [N, C, 8, 8] int32, in float32: the real-number JPEG, rounding half away from zero.
     It differs from libjpeg's integers (kernels.libjpeg) by one step here and there, by a few where the steps are as
     small as libjpeg's own rounding."""
-    coefficients: Coefficients = _operators(x.device).encode(x, tables, sampling)
+    coefficients: Coefficients = implementation(x.device).encode(x, tables, sampling)
     return coefficients
 
 
 def decode(c: Coefficients) -> Tensor:
     """Decompresses to [N, C, H, W] float32, 0..255, as libjpeg-turbo does but for its rounding: planes limited to
     0..255 after the inverse DCT, chroma upsampled by the triangle filter, then colour, limited again."""
-    image: Tensor = _operators(c.device).decode(c)
+    image: Tensor = implementation(c.device).decode(c)
     return image
 
 
@@ -48,7 +50,7 @@ def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
 
     Gradient: straight through the rounding; zero where a decoded plane or the final colour leaves 0..255 (the clamp's
     own)."""
-    image: Tensor = _operators(x.device).roundtrip(x, tables, sampling)
+    image: Tensor = implementation(x.device).roundtrip(x, tables, sampling)
     return image
 
 
@@ -60,26 +62,24 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps).
 
     Raises ValueError for another margin."""
-    image: Tensor = _operators(x.device).project(x, c, margin)
+    image: Tensor = implementation(x.device).project(x, c, margin)
     return image
 
 
 def excess(x: Tensor, c: Coefficients) -> Tensor:
     """[N] float64: by how many quantisation steps, at most, an image's coefficients lie outside c's intervals; 0: the
-    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on every device: a measure, not a stage."""
-    return torch_ops.excess(x, c)
+    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on
+    every device: a measure, not a stage."""
+    largest: Tensor = implementation(x.device).excess(x, c)
+    return largest
 
 
 def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
     """The 8-bit image near x ([N, C, H, W], 0..255) that libjpeg-turbo's default encoder, given c's tables and
     sampling, compresses to exactly c.
 
-    Steps above 8191 overflow libjpeg-turbo's own arithmetic and are none of its certificate's business.
+    Quantisation steps above 8191 overflow libjpeg-turbo's own arithmetic and are not covered by the certificate.
     Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified). No
     gradient."""
-    if x.device.type == "cuda":
-        operators = _operators(x.device)
-    else:
-        from kernels import numba_ops as operators  # noqa: PLC0415  # where it is used: a GPU needs no numba
-    result: tuple[Tensor, Tensor] = operators.project_exact(x, c)
+    result: tuple[Tensor, Tensor] = implementation(x.device).project_exact(x, c)
     return result

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
-from kernels import Coefficients, Subsampling, numba_ops, quality_to_tables, torch_ops
+from kernels import Coefficients, Subsampling, quality_to_tables, torch_ops
 
 OPERATORS = (
     "encode",
@@ -91,7 +91,7 @@ def ours() -> Operators:
 def in_torch() -> Operators:
     """Plain PyTorch on any device, except for project_exact, which is numba's and takes tensors on the CPU."""
     return Operators(
-        torch_ops.encode, torch_ops.decode, torch_ops.roundtrip, torch_ops.project, numba_ops.project_exact
+        torch_ops.encode, torch_ops.decode, torch_ops.roundtrip, torch_ops.project, torch_ops.project_exact
     )
 
 

@@ -30,7 +30,8 @@ from bench.operators.cases import (
 from bench.operators.check import disagreement
 from bench.operators.table import SECOND, Row, cuda_line, cuda_table, device_line
 from bench.operators.timing import copy_bandwidth, time_cuda
-from kernels import mcu, torch_ops
+from kernels import torch_ops
+from kernels.torch_ops import blocks
 
 NO_TIME = "no time left"
 COMPILED_MEGAPIXELS = 16
@@ -41,12 +42,12 @@ COMPILED_MEGAPIXELS = 16
 def whole_images() -> Iterator[None]:
     """torch_ops works in bands that fit a CPU's cache. On a GPU they only add launches and code to compile, so here
     it takes whole images (except for decode, which has bands of another kind)."""
-    before = mcu.BAND_PIXELS
-    mcu.BAND_PIXELS = 1 << 62
+    before = blocks.BAND_PIXELS
+    blocks.BAND_PIXELS = 1 << 62
     try:
         yield
     finally:
-        mcu.BAND_PIXELS = before
+        blocks.BAND_PIXELS = before
 
 
 def compile_ahead(cases: list[Case], device: torch.device, seconds: float) -> None:

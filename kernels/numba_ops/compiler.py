@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import numba
 
@@ -47,14 +46,19 @@ FOLDER = cache_folder()
 
 
 def _compiled(function: F, **options: Any) -> F:
-    with patch.object(numba.config, "CACHE_DIR", str(FOLDER)):
+    """numba reads its CACHE_DIR when a function is decorated; other users of numba keep their own."""
+    config: Any = numba.config  # its attributes are set when numba is imported, from the environment
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(FOLDER)
+    try:
         compiled: F = numba.njit(**OPTIONS, **options)(function)
+    finally:
+        config.CACHE_DIR = before
     return compiled
 
 
 def kernel(function: F) -> F:
-    """Compiles what Python calls, when it is first called. It holds no lock of Python's while it runs, and integers
-    wrap."""
+    """Compiles what Python calls, when it is first called. It releases the GIL while it runs, and integers wrap."""
     return _compiled(function)
 
 
@@ -64,7 +68,7 @@ def jit(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """The same for a function of scalars that is worth no call."""
+    """The same, inlined before type inference: for short functions of scalars."""
     return _compiled(function, inline="always")
 
 

@@ -1,14 +1,45 @@
-"""Colours as libjpeg-turbo converts them, and 8-bit RGB pixels of given (Y, Cb, Cr), all three less 128 here."""
+"""Colours as libjpeg-turbo converts them, and which (Y, Cb, Cr), all three less 128 here, an 8-bit RGB pixel can have.
+
+Shapes: P pixels of an MCU, flat, by row; channels or components [3, P]. Wanted values are in sixteenths of a level.
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import int32
+from numba import int32, int64
 from numpy.typing import NDArray
 
-from kernels.exact import NEAR
-from kernels.numba_ops.block import Ints
+from kernels.exact import DOUBT, NEAR
+from kernels.numba_ops.chroma import bias_of
 from kernels.numba_ops.compiler import inlined, jit
+from kernels.numba_ops.mcus import Geometry, first_pixel, slots_of
+from kernels.numba_ops.samples import FOUND, Ints, judge, transform
+
+
+@jit
+def convert(rgb: Ints, ycc: Ints) -> None:
+    """[3, P] → [3, P], both in sixteenths: libjpeg's weights, luma less 128."""
+    for p in range(rgb.shape[1]):
+        red, green, blue = rgb[0, p], rgb[1, p], rgb[2, p]
+        ycc[0, p] = (int32(19595 * red + 38470 * green + 7471 * blue + 32768) >> 16) - 2048
+        ycc[1, p] = int32(-11059 * red - 21709 * green + 32768 * blue + 32768) >> 16
+        ycc[2, p] = int32(32768 * red - 27439 * green - 5329 * blue + 32768) >> 16
+
+
+@jit
+def convert_back(ycc: Ints, rgb: Ints) -> int:
+    """The inverse, limited to 0..255. Returns by how much that has changed the channels, all together."""
+    beyond = int32(0)
+    for p in range(rgb.shape[1]):
+        y, cb, cr = int32(ycc[0, p] + 2048), ycc[1, p], ycc[2, p]
+        red = int32(y + (int32(91881 * cr + 32768) >> 16))
+        green = int32(y + (int32(-22554 * cb - 46802 * cr + 32768) >> 16))
+        blue = int32(y + (int32(116130 * cb + 32768) >> 16))
+        rgb[0, p] = min(max(red, int32(0)), int32(4080))
+        rgb[1, p] = min(max(green, int32(0)), int32(4080))
+        rgb[2, p] = min(max(blue, int32(0)), int32(4080))
+        beyond = int32(beyond + abs(red - rgb[0, p]) + abs(green - rgb[1, p]) + abs(blue - rgb[2, p]))
+    return beyond
 
 
 @inlined
@@ -43,6 +74,41 @@ def chroma_range(ranges: NDArray[np.int16], component: int, y: int, other: int) 
         if ranges[cb, cr, 0] <= y <= ranges[cb, cr, 1]:
             least, most = min(least, value - 128), max(most, value - 128)
     return least, most
+
+
+@jit
+def bound_luma(out: Ints, n: int, geometry: Geometry, ranges: NDArray[np.int16], least: Ints, most: Ints) -> int:
+    """Which luma samples [64] of block n the chroma in `out` [3, P] leaves possible. Returns for how many pixels there
+    is none; they may have any."""
+    rows, columns = slots_of(n, geometry)
+    outside = 0
+    for r in range(rows):
+        first = first_pixel(n, geometry[1]) + r * 8 * geometry[1]
+        for c in range(columns):
+            lowest, highest = luma_range(ranges, out[1, first + c], out[2, first + c])
+            if lowest > highest:
+                lowest, highest = -128, 127
+                outside += 1
+            least[8 * r + c], most[8 * r + c] = lowest, highest
+    return outside
+
+
+@jit
+def bound_chroma(
+    wanted: Ints, out: Ints, component: int, settled: bool, geometry: Geometry, ranges: NDArray[np.int16], limits: Ints
+) -> None:
+    """Which values of a chroma component luma and the other one leave possible at each pixel: limits [2, P]; all, where
+    none. The other one is in `out` once it is settled, and until then about what is wanted."""
+    other, doubt = 3 - component, 0 if settled else DOUBT
+    for y in range(geometry[2]):
+        for x in range(geometry[3]):
+            p = y * 8 * geometry[1] + x
+            middle = out[other, p] if settled else (wanted[other, p] + 8) >> 4
+            least, most = 127, -128
+            for value in range(max(middle - doubt, -128), min(middle + doubt, 127) + 1):
+                lowest, highest = chroma_range(ranges, component, out[0, p], value)
+                least, most = min(least, lowest), max(most, highest)
+            limits[0, p], limits[1, p] = (least, most) if least <= most else (-128, 127)
 
 
 @jit
@@ -123,3 +189,31 @@ def to_triples(rgb: Ints, ycc: Ints) -> None:
         red, green, blue = rgb[0, p], rgb[1, p], rgb[2, p]
         ycc[0, p], ycc[1, p] = luma_of(red, green, blue), blue_of(red, green, blue)
         ycc[2, p] = red_of(red, green, blue)
+
+
+@jit
+def recount(ycc: Ints, low: Ints, high: Ints, geometry: Geometry, bases: Ints, samples: Ints, work: Ints) -> int:
+    """How many coefficients of an MCU [C, P], its pixels' YCbCr, libjpeg-turbo would write otherwise. samples:
+    [64], to work in."""
+    vertical, horizontal, rows, columns = geometry
+    luma_blocks, width = vertical * horizontal, 8 * horizontal
+    wrong = 0
+    for number in range(luma_blocks + ycc.shape[0] - 1):
+        slot_rows, slot_columns = slots_of(number, geometry)
+        top, left = 8 * (number // horizontal), 8 * (number % horizontal)
+        if number < luma_blocks and (slot_rows == 0 or slot_columns == 0):
+            continue
+        for p in range(64):
+            r, c = p >> 3, p & 7
+            if number < luma_blocks:
+                samples[p] = ycc[0, min(top + r, rows - 1) * width + min(left + c, columns - 1)]
+                continue
+            plane, total = number - luma_blocks + 1, 0
+            r = min(r, (rows - 1) // vertical)
+            for y in range(r * vertical, (r + 1) * vertical):
+                for x in range(c * horizontal, (c + 1) * horizontal):
+                    total += ycc[plane, min(y, rows - 1) * width + min(x, columns - 1)]
+            samples[p] = (total + bias_of(vertical, horizontal, c)) // luma_blocks
+        transform(samples, bases, int64(8), int64(8), work)
+        wrong += judge(work[FOUND], low[number], high[number])[1]
+    return wrong

@@ -1,6 +1,12 @@
-"""The operators fused in Triton, one file each. All kernels work on MCUs in registers (blocks.py), are started alike
-(launch.py) and can be compiled without a GPU (ahead.py)."""
+"""The operators on CUDA as fused Triton kernels, one file each.
 
+Files have the names of their references in torch_ops: encode, decode, roundtrip, project; and shared blocks, colour,
+dct and sampling, with edges for MCUs that extend beyond the image. The exact projection and noise have the names of
+their twins in numba_ops: exact, planes, samples, lines, pixels, gamut, mcus, chroma, noise. launch starts kernels, aot
+compiles them without a GPU, warm_up before they are needed. `excess` is PyTorch's.
+"""
+
+from kernels.torch_ops import excess
 from kernels.triton_ops.decode import decode, decode_kernel
 from kernels.triton_ops.encode import encode, encode_kernel
 from kernels.triton_ops.exact import edge_kernel, exact_kernel, mend_kernel, project_exact
@@ -22,4 +28,4 @@ KERNELS = {
     "uniform": uniform_kernel,
 }
 
-__all__ = ["KERNELS", "decode", "encode", "project", "project_exact", "roundtrip"]
+__all__ = ["KERNELS", "decode", "encode", "excess", "project", "project_exact", "roundtrip"]

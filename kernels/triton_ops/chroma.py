@@ -1,5 +1,5 @@
-"""Chroma of MCUs: libjpeg's averages of the pixels, and pixels of given averages. With mcus.py the twin of
-numba_ops/mcu.py, to the bit; shapes as there.
+"""Chroma of MCUs: libjpeg's averages of the pixels, and pixels of given averages. The twin of
+numba_ops/chroma.py, to the bit; shapes as in mcus.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def group_heights(size, V: tl.constexpr):
 
 
 @triton.jit
-def bias(V: tl.constexpr, H: tl.constexpr):
+def bias_of(V: tl.constexpr, H: tl.constexpr):
     """[1, 1, 8]: what libjpeg adds to the sum of the pixels under a chroma sample before it divides."""
     odd = tl.arange(0, 8)[None, None, :] & 1
     return odd * (H - 1) + (V - 1)
@@ -153,7 +153,7 @@ def spread_chroma(samples, wanted, least, most, bounded, size, V: tl.constexpr, 
     else:
         inside = tl.broadcast_to(inside_image(size, V, H), wanted.shape)
         weight = (group_heights(size, V) < V).to(tl.int32)[:, :, None]
-        lowest = V * H * samples - bias(V, H)
+        lowest = V * H * samples - bias_of(V, H)
         low, high = -(-lowest >> weight), lowest + V * H - 1 >> weight
         if size is None or H == 1:
             return share_bounded(wanted, inside, low, high, least, most, bounded)
@@ -177,8 +177,8 @@ def bound_slots(lowest, highest, size, V: tl.constexpr, H: tl.constexpr):
     inside, heights = inside_image(size, V, H), group_heights(size, V)
     times = V // tl.maximum(heights, 1)
     lowest, highest = tl.where(inside, lowest, 0), tl.where(inside, highest, 0)
-    least = tl.sum(lowest, axis=3) * times[:, :, None] + bias(V, H) >> count
-    most = tl.sum(highest, axis=3) * times[:, :, None] + bias(V, H) >> count
+    least = tl.sum(lowest, axis=3) * times[:, :, None] + bias_of(V, H) >> count
+    most = tl.sum(highest, axis=3) * times[:, :, None] + bias_of(V, H) >> count
     if size is None:
         return least, most, tl.sum(least, axis=2), tl.sum(most, axis=2)  # there are no pairs
     else:
@@ -217,7 +217,7 @@ def chroma_samples(x, size, V: tl.constexpr, H: tl.constexpr):
     """Chroma pixels [K, 8, 8, M] → what libjpeg averages, [K, 8, 8], over the edge too: it repeats the last column, the
     last row up to the sampling factor, and then the last row of averages."""
     if size is None:
-        return tl.sum(x, axis=3) + bias(V, H) >> (V * H >> 1)
+        return tl.sum(x, axis=3) + bias_of(V, H) >> (V * H >> 1)
     else:
         return repeated_samples(x, size, V, H)
 
@@ -232,7 +232,7 @@ def repeated_samples(x, size, V: tl.constexpr, H: tl.constexpr):
         upper = tl.sum(tl.where(tl.arange(0, V)[None, None, None, :, None] == 0, y, 0), axis=3)
         upper = tl.broadcast_to(upper[:, :, :, None, :], [x.shape[0], 8, 8, V, H])
         x = tl.where(row < per_pixel(size[0]), x, tl.reshape(upper, x.shape))
-    samples = tl.sum(x, axis=3) + bias(V, H) >> (V * H >> 1)
+    samples = tl.sum(x, axis=3) + bias_of(V, H) >> (V * H >> 1)
     at, end = tl.arange(0, 8)[None, :, None], expand((size[0] + V - 1) // V)
     last = tl.sum(tl.where(at == end - 1, samples, 0), axis=1)[:, None, :]
     return tl.where(at < end, samples, last)

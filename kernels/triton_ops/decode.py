@@ -1,10 +1,12 @@
 """decode: quantised coefficients → images, one launch.
 
-x = RGB(upsample(limit(IDCT(q * step))))
+x = RGB(upsample(limit(IDCT(q * step)))), limited to 0..255; chroma is upsampled by libjpeg's triangle filter
 
-Chroma is upsampled by libjpeg's triangle filter: three quarters of the nearer sample and a quarter of the farther. The
-samples around a block are decoded again from its neighbours' coefficients, only the lines that touch it. Blueness and
-redness go side by side: what is said to be of 2 B blocks is of B blocks of one and then of B of the other.
+The filter weighs the nearer sample with three quarters and the farther with one. The samples around a block are decoded
+again from its neighbours' coefficients, only the lines that touch it.
+
+Shapes as in blocks.py: B blocks of G MCUs of C components; V and H, the sampling factors. The two chroma components lie
+side by side: 2 B blocks are B blocks of Cb and then B of Cr.
 """
 
 from __future__ import annotations
@@ -19,29 +21,25 @@ from kernels.triton_ops.blocks import (
     apart,
     beside,
     chroma_plane,
-    from_rows,
-    idct,
-    idct_pass,
-    inverse,
     limit,
     load_blocks,
     load_table,
-    pack,
-    rgb,
-    spot,
-    spot_chroma,
-    unpack,
+    locate_blocks,
+    locate_chroma_blocks,
 )
+from kernels.triton_ops.colour import ycc_to_rgb
+from kernels.triton_ops.dct import from_rows, idct8, idct_pass, inverse_dct8, pack, unpack
 from kernels.triton_ops.edges import store_pixels
 from kernels.triton_ops.launch import SIZES, Configuration, aligned, configured, launch, three
 
 
 @triton.jit
-def load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, C: tl.constexpr):
-    """q * step / 8 of blocks of a plane that has rows x columns of them, [B, 8, 8]; zero beyond it."""
-    valid = valid & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    q = load_blocks(plane, image, row, column, valid, rows, columns)
-    return q * (load_table(tables, image, valid, component, C) * 0.125)
+def load_dequantised(plane, tables, component, blocks, shape, C: tl.constexpr):
+    """q * step / 8 of blocks of a plane, [B, 8, 8]; zero beyond it."""
+    image, row, column, valid = blocks
+    valid = valid & (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
+    blocks = image, row, column, valid
+    return load_blocks(plane, blocks, shape) * (load_table(tables, blocks, component, C) * 0.125)
 
 
 @triton.jit
@@ -62,31 +60,31 @@ def end_pass(f, end):
 
 
 @triton.jit
-def borders(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr, DOWN: tl.constexpr):
+def borders(planes, tables, grid, G: tl.constexpr, DOWN: tl.constexpr):
     """The lines of samples that touch 2 G blocks: above and below with DOWN, else left and right. An octet along the
     lines, [G / 2, 8] for (block, side): the lines of four blocks stand together as a block's rows do."""
-    image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 2)
+    (image, row, column, valid), component = locate_chroma_blocks(grid, G, 2)
     side = column % 2 * 2 - 1
     column = column // 2
     if DOWN:
         row += side
     else:
         column += side
-    plane = chroma_plane(blue_plane, red_plane, component)
-    f = load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, 3)
+    plane = chroma_plane(planes, component)
+    f = load_dequantised(plane, tables, component, (image, row, column, valid), (grid[1], grid[2]), 3)
     end = (tl.arange(0, 4 * G) % 2 * 2 - 1).to(tl.float32)
     lines = end_pass(unpack(tl.permute(f, (0, 2, 1)) if DOWN else f), end[:, None])
     return limit_octet(idct_pass(unpack(tl.reshape(lines, [G // 2, 8, 8]))))
 
 
 @triton.jit
-def corners(blue_plane, red_plane, tables, mcus, rows, columns, G: tl.constexpr):
+def corners(planes, tables, grid, G: tl.constexpr):
     """The samples that touch 2 G blocks at their corners: the left and the right ones, [G / 2, 8] each for (block,
     above or below)."""
-    image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 4)
+    (image, row, column, valid), component = locate_chroma_blocks(grid, G, 4)
     row, column = row + column // 2 % 2 * 2 - 1, column // 4 + column % 2 * 2 - 1
-    plane = chroma_plane(blue_plane, red_plane, component)
-    f = load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, 3)
+    plane = chroma_plane(planes, component)
+    f = load_dequantised(plane, tables, component, (image, row, column, valid), (grid[1], grid[2]), 3)
     corner = tl.arange(0, 8 * G)
     down, right = (corner // 2 % 2 * 2 - 1).to(tl.float32), (corner % 2 * 2 - 1).to(tl.float32)
     f = unpack(tl.reshape(end_pass(unpack(f), right[:, None]), [G, 8, 8]))
@@ -115,11 +113,11 @@ def both_sides(lines, G: tl.constexpr):
 
 
 @triton.jit
-def wide_borders(blue_plane, red_plane, tables, mcus, rows, columns, width, share, G: tl.constexpr):
+def wide_borders(planes, tables, grid, width, share, G: tl.constexpr):
     """The rows above and below 2 G blocks, doubled in width: [4 G, 8] each for (block, half)."""
-    rows_beside = borders(blue_plane, red_plane, tables, mcus, rows, columns, G, True)
-    left, right = corners(blue_plane, red_plane, tables, mcus, rows, columns, G)
-    _, _, column, _ = spot(mcus, rows, columns, 2, G, 2)
+    rows_beside = borders(planes, tables, grid, G, True)
+    left, right = corners(planes, tables, grid, G)
+    _, _, column, _ = locate_blocks(grid, 2, G, 2)
     first, second = double(rows_beside, left, right, tl.reshape(column // 2 * 8, [G // 2, 8]), width, share)
     both = tl.reshape(tl.join(pack(first), pack(second)), [2 * G, 2, 8, 2])
     above, below = tl.split(tl.permute(both, (0, 3, 2, 1)))
@@ -127,89 +125,62 @@ def wide_borders(blue_plane, red_plane, tables, mcus, rows, columns, width, shar
 
 
 @triton.jit
-def decode_chroma(
-    blue_plane,
-    red_plane,
-    tables,
-    mcus,
-    rows,
-    columns,
-    height,
-    width,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    H: tl.constexpr,
-):
+def decode_chroma(planes, tables, grid, size, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
     """The chroma of G MCUs, less 128, at luma's places: an octet of rows [2 G H, 8] for each row of luma's blocks in an
-    MCU. height, width: a component's. A plane two samples wide or narrower is repeated, unless only its rows are to be
+    MCU. size: a chroma component's. A plane two samples wide or narrower is repeated, unless only its rows are to be
     doubled."""
+    height, width = size
     share = tl.where((width > 2) | (H == 1), 0.25, 0.0)
     if V == 2:
         if H == 2:
-            above, below = wide_borders(blue_plane, red_plane, tables, mcus, rows, columns, width, share, G)
+            above, below = wide_borders(planes, tables, grid, width, share, G)
         else:
-            above, below = both_sides(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, True), G)
+            above, below = both_sides(borders(planes, tables, grid, G, True), G)
     if H == 2:
-        left, right = both_sides(borders(blue_plane, red_plane, tables, mcus, rows, columns, G, False), G)
-    image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 1)
-    plane = chroma_plane(blue_plane, red_plane, component)
-    f = load_dequantised(plane, tables, component, image, row, column, valid, rows, columns, 3)
+        left, right = both_sides(borders(planes, tables, grid, G, False), G)
+    blocks, component = locate_chroma_blocks(grid, G, 1)
+    plane = chroma_plane(planes, component)
+    f = load_dequantised(plane, tables, component, blocks, (grid[1], grid[2]), 3)
     if H == 1:
-        x = limit_octet(idct(unpack(f)))
+        x = limit_octet(idct8(unpack(f)))
     else:
-        _, _, column, _ = spot(mcus, rows, columns, 2, G, 1)
-        x = limit_octet(idct(unpack(tl.permute(f, (0, 2, 1)))))  # columns
+        _, _, column, _ = locate_blocks(grid, 2, G, 1)
+        x = limit_octet(idct8(unpack(tl.permute(f, (0, 2, 1)))))  # columns
         first, second = double(x, left, right, column[:, None] * 8, width, share)
         both = tl.permute(tl.join(pack(first), pack(second)), (0, 3, 2, 1))
         x = unpack(tl.reshape(both, [4 * G, 8, 8]))
     if V == 1:
         return (x,)
     else:
-        _, row, _, _ = spot(mcus, rows, columns, 2, G, H)
+        _, row, _, _ = locate_blocks(grid, 2, G, H)
         return double(x, above, below, row[:, None] // 2 * 8, height, share)
 
 
 @configured(Configuration(8, 1), Configuration(32, 4))
 @triton.jit(do_not_specialize=SIZES)
 def decode_kernel(
-    luma_plane,
-    blue_plane,
-    red_plane,
-    tables,
-    out32,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    mcus,
-    rows,
-    columns,
-    height,
-    width,
-    C: tl.constexpr,
-    V: tl.constexpr,
-    H: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+    luma_plane, cb_plane, cr_plane, tables, out32,
+    stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     """One read of the coefficients, but for the neighbours' chroma; one write of the pixels."""
     G: tl.constexpr = BLOCKS // (V * H)
+    strides, grid, size = (stride_n, stride_c, stride_h, stride_w), (mcus, rows, columns), (height, width)
     if C == 3:
-        h, w = (height + V - 1) // V, (width + H - 1) // H
-        chroma = decode_chroma(blue_plane, red_plane, tables, mcus, rows, columns, h, w, V, G, H)
-    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    f = load_dequantised(luma_plane, tables, 0, image, row, column, valid, rows * V, columns * H, C)
-    red = limit(inverse(f), -128.0, 127.0) + 128.0
+        chroma_size = (height + V - 1) // V, (width + H - 1) // H
+        chroma = decode_chroma((cb_plane, cr_plane), tables, grid, chroma_size, V, G, H)
+    blocks = locate_blocks(grid, V, G, H)
+    f = load_dequantised(luma_plane, tables, 0, blocks, (rows * V, columns * H), C)
+    red = limit(inverse_dct8(f), -128.0, 127.0) + 128.0
     green, blue = red, red
     if C == 3:
-        blueness, redness = apart(from_rows(chroma[0]))
+        cb, cr = apart(from_rows(chroma[0]))
         if V == 2:
-            lower_blueness, lower_redness = apart(from_rows(chroma[1]))
-            blueness, redness = beside(blueness, lower_blueness), beside(redness, lower_redness)
-        red, green, blue = rgb(red, blueness, redness)
+            lower_cb, lower_cr = apart(from_rows(chroma[1]))
+            cb, cr = beside(cb, lower_cb), beside(cr, lower_cr)
+        red, green, blue = ycc_to_rgb(red, cb, cr)
     red, green, blue = limit(red, 0.0, 255.0), limit(green, 0.0, 255.0), limit(blue, 0.0, 255.0)
-    store_pixels(
-        out32, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
-    )
+    store_pixels(out32, red, green, blue, blocks, size, strides, C)
 
 
 @torch.library.custom_op("jpeg_posterior::decode", mutates_args=())

@@ -1,6 +1,8 @@
 """encode: images → quantised coefficients, one launch.
 
 q = round(DCT(downsample(YCC(x))) / step), half away from zero
+
+Shapes as in blocks.py: B blocks of G MCUs of C components; V and H, the sampling factors.
 """
 
 from __future__ import annotations
@@ -15,69 +17,50 @@ from kernels.triton_ops.blocks import (
     beside,
     chroma_plane,
     coefficient_offsets,
-    forward,
     load_table,
+    locate_blocks,
+    locate_chroma_blocks,
     luma_pixels,
-    round_half_away,
-    shrink,
-    spot,
-    spot_chroma,
-    ycc,
 )
+from kernels.triton_ops.colour import rgb_to_ycc
+from kernels.triton_ops.dct import forward_dct8, round_half_away
 from kernels.triton_ops.edges import load_pixels
 from kernels.triton_ops.launch import SIZES, Configuration, check_precision, configured, launch, three
+from kernels.triton_ops.sampling import sum_under_samples
 
 
 @triton.jit
-def store_quantised(
-    plane, f, scale, tables, component, image, row, column, valid, rows, columns, height, width, C: tl.constexpr
-):
-    """round(DCT / step) of a component's blocks; f is `scale` times the DCT. Blocks of padding: zero."""
-    steps = load_table(tables, image, valid, component, C)
+def store_quantised(plane, f, scale, tables, component, blocks, shape, size, C: tl.constexpr):
+    """round(DCT / step) of a component's blocks; f [B, 8, 8] is `scale` times the DCT. Blocks of padding: zero."""
+    image, row, column, valid = blocks
+    steps = load_table(tables, blocks, component, C)
     q = tl.clamp(round_half_away(f / (scale * steps)), -32768.0, 32767.0)
-    q = tl.where(((row * 8 < height) & (column * 8 < width))[:, None, None], q, 0.0)
-    where = plane + coefficient_offsets(image, row, column, rows, columns)
+    q = tl.where(((row * 8 < size[0]) & (column * 8 < size[1]))[:, None, None], q, 0.0)
+    where = plane + coefficient_offsets(image, row, column, shape)
     tl.store(where, tl.reshape(q.to(tl.int16), where.shape), mask=valid[:, None])
 
 
 @configured(Configuration(8, 1), Configuration(32, 4))
 @triton.jit(do_not_specialize=SIZES)
 def encode_kernel(
-    x,
-    luma_plane,
-    blue_plane,
-    red_plane,
-    tables,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    mcus,
-    rows,
-    columns,
-    height,
-    width,
-    C: tl.constexpr,
-    V: tl.constexpr,
-    H: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+    x, luma_plane, cb_plane, cr_plane, tables,
+    stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     """One read of the pixels, one write of the coefficients."""
     G: tl.constexpr = BLOCKS // (V * H)
-    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    red, green, blue = load_pixels(
-        x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
-    )
-    luma, blueness, redness = ycc(red, green, blue, C)
-    f = forward(luma_pixels(luma, row, height, V))
-    store_quantised(luma_plane, f, 8.0, tables, 0, image, row, column, valid, rows * V, columns * H, height, width, C)
+    strides, grid, size = (stride_n, stride_c, stride_h, stride_w), (mcus, rows, columns), (height, width)
+    blocks = locate_blocks(grid, V, G, H)
+    red, green, blue = load_pixels(x, blocks, size, strides, C, V)
+    luma, cb, cr = rgb_to_ycc(red, green, blue, C)
+    f = forward_dct8(luma_pixels(luma, blocks[1], height, V))
+    store_quantised(luma_plane, f, 8.0, tables, 0, blocks, (rows * V, columns * H), size, C)
     if C == 3:
-        image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 1)
-        height, width = (height + V - 1) // V, (width + H - 1) // H
-        plane = chroma_plane(blue_plane, red_plane, component)
-        f = forward(beside(shrink(blueness, V, G, H), shrink(redness, V, G, H)))
-        scale: tl.constexpr = 8.0 * V * H
-        store_quantised(plane, f, scale, tables, component, image, row, column, valid, rows, columns, height, width, C)
+        blocks, component = locate_chroma_blocks(grid, G, 1)
+        size = (height + V - 1) // V, (width + H - 1) // H
+        plane = chroma_plane((cb_plane, cr_plane), component)
+        f = forward_dct8(beside(sum_under_samples(cb, V, G, H), sum_under_samples(cr, V, G, H)))
+        store_quantised(plane, f, 8.0 * V * H, tables, component, blocks, (rows, columns), size, C)
 
 
 @torch.library.custom_op("jpeg_posterior::encode", mutates_args=())

@@ -1,19 +1,22 @@
 """Colours as libjpeg-turbo converts them, and which of its (Y, Cb, Cr) an 8-bit RGB pixel can have. The twin of
-numba_ops/gamut.py, to the bit. All tensors are pixels [G, 8, 8, M] int32 as in mcus.py; Y, Cb and Cr are less 128."""
+numba_ops/gamut.py, to the bit.
+
+Shapes: pixels [G, 8, 8, M] int32 as in mcus.py; Y, Cb and Cr are less 128.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from kernels import exact as settings
+from kernels import exact as constants
 from kernels.triton_ops.chroma import chroma_samples
 from kernels.triton_ops.mcus import both_twice, luma_slots, pair, per_pixel, swap, to_blocks
 from kernels.triton_ops.samples import any_of, inside_slots, judge, some_slots, transform
 
-NEAR = tl.constexpr(settings.NEAR)
-SIDE = tl.constexpr(2 * settings.NEAR + 1)
-DOUBT = tl.constexpr(settings.DOUBT)
+NEAR = tl.constexpr(constants.NEAR)
+SIDE = tl.constexpr(2 * constants.NEAR + 1)
+DOUBT = tl.constexpr(constants.DOUBT)
 
 
 @triton.jit

@@ -18,18 +18,19 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 """Whether TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on the CPU, slowly, in numpy."""
 
 OPTIONS = {"enable_fp_fusion": True}
-"""Of every compilation: multiply-adds are one instruction. Triton asks for a choice, for it will change its own."""
+"""Of every compilation: multiply-adds are one instruction. Set explicitly, as Triton's default is going to change."""
 
 SIZES = [
     *(f"{prefix}stride_{axis}" for prefix in ("", "gradient_") for axis in "nch"),
     *("mcus", "rows", "columns", "height", "width"),
 ]
-"""Arguments of whose values a kernel is compiled independently: else each kind of size, a multiple of 16 or not, would
-cost a compilation, and pixels would be written four at a time, for which they would have to change threads."""
-
+"""Arguments that Triton does not specialise on: one compilation serves all sizes, and pixels are not written four at a
+time, for which they would have to change threads. They are scalars, as Triton (3.6 to 3.9) always specialises on the
+elements of tuples; kernels pack them into tuples, which their device functions take."""
 
 ALL_REGISTERS = 255
-"""A thread's most. Said outright, for else the assembler may stop at 128 and spill, to have more threads at a time."""
+"""The most that a thread can have. Without a limit the assembler may stop at 128, for more threads at a time, and
+spill."""
 
 
 def check_interpreter(triton_version: str, numpy_version: str) -> None:
@@ -145,5 +146,5 @@ def aligned(planes: list[Tensor]) -> list[Tensor]:
 
 
 def three(planes: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    """Gray's one plane thrice: kernels take three pointers and leave the last two alone."""
+    """Three planes: gray's one plane is repeated, as kernels take three pointers and do not read the last two."""
     return list(planes) * (3 // len(planes))

@@ -1,9 +1,9 @@
 """A block with a single row or column of slots, or a single pair in each row: at the image's edges. One step moves many
 coefficients far there, and often no other samples than the original's have the file's coefficients. The twin of
-numba_ops/line.py, which explains the search, to the bit.
+numba_ops/lines.py, which explains the search, to the bit.
 
-Shapes as in samples.py; along a line are 8 samples, [B, 8], those that there are first, or as many sums of pairs. Their
-weights are [B, 8, 8] int64, by the sample and the frequency.
+Shapes as in samples.py, B blocks; along a line are 8 samples, [B, 8], those that there are first, or as many sums of
+pairs. Their weights are [B, 8, 8] int64, by the sample and the frequency.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels import exact as settings
+from kernels import exact as constants
 from kernels.triton_ops.samples import PAIRED, any_of, expand, halve, judge, load_base, pair_slots, total, transform
 
-NODES = tl.constexpr(settings.NODES)
-RADIUS = tl.constexpr(settings.RADIUS)
+RADIUS = tl.constexpr(constants.RADIUS)
 
 
 @triton.jit
@@ -95,7 +94,7 @@ def put_line(samples, found, slots, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def search_line(samples, middle, least, most, sums, low, high, bases, slots, going):
+def search_line(samples, middle, least, most, sums, low, high, bases, slots, going, SETTINGS: tl.constexpr):
     """For blocks `going` [B]. Returns samples of which no coefficient is wrong, or those given; [B] which it is; and
     how many values [B] it tried. middle: of the intervals, sixteenths."""
     at, single, paired = tl.arange(0, 8), slots[0] == 1, slots[1] > PAIRED
@@ -136,7 +135,7 @@ def search_line(samples, middle, least, most, sums, low, high, bases, slots, goi
             solved |= full & (judge(judged, low, high)[1] == 0)
         deeper = good & (level < count - 1)
         level += deeper.to(tl.int32) - (going & (near == 0)).to(tl.int32)
-        going &= (solved == 0) & (level >= 0) & (nodes < NODES)
+        going &= (solved == 0) & (level >= 0) & (nodes < SETTINGS.max_nodes)
         here = (at[None, :] == level[:, None]) & deeper[:, None]
         share = tl.sum(tl.where(here[:, :, None], shares, 0), axis=1)
         moved = tl.sum(share * (16 * found - centre), axis=1) >> 16

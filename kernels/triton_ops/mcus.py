@@ -1,9 +1,10 @@
-"""MCUs' geometry: their pixels and blocks, and the ways from the image and from the file. With chroma.py the twin of
-numba_ops/mcu.py, to the bit.
+"""MCUs' geometry: their pixels and blocks, and how they are loaded from the image and from the file. The twin of
+numba_ops/mcus.py, to the bit.
 
-A program works on G MCUs, numbered `mcus` [G]. K entries are those of G MCUs in order: V H blocks of luma or two of
-chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row. `size` are an MCU's true
-rows and columns of pixels, [K] each, 0 where there is no MCU; None where all MCUs are whole.
+Shapes: a program works on G MCUs, numbered `mcus` [G]. K entries are those of G MCUs in order: V H blocks of luma or
+two of chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row. `size` are an MCU's
+true rows and columns of pixels, [K] each, 0 where there is no MCU; None where all MCUs are whole. Of an image, `shape`
+is (height, width), `strides` are (n, c, h, w), and `grid` is (MCUs of a launch, MCUs down, MCUs across).
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels import exact as settings
+from kernels import exact as constants
 from kernels.triton_ops.samples import PAIRED, expand, places
 
-FARTHEST = tl.constexpr(settings.FARTHEST)
+MAX_STEP = tl.constexpr(constants.MAX_STEP)
 
 
 @triton.jit
@@ -58,16 +59,18 @@ def once(x):
 
 
 @triton.jit
-def whole_mcus(n, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
-    """The numbers [G] of whole MCUs, the n-th [G] of all images' each. rows and columns: of MCUs of an image."""
+def whole_mcus(n, grid, shape, V: tl.constexpr, H: tl.constexpr):
+    """The numbers [G] of whole MCUs, the n-th [G] of all images' each."""
+    (_, rows, columns), (height, width) = grid, shape
     full_rows, full_columns = height // (8 * V), width // (8 * H)
     image, n = n // (full_rows * full_columns), n % (full_rows * full_columns)
     return (image * rows + n // full_columns) * columns + n % full_columns
 
 
 @triton.jit
-def edge_mcus(n, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+def edge_mcus(n, grid, shape, V: tl.constexpr, H: tl.constexpr):
     """The same of those over the edge: of an image first the last column's, then the last row's."""
+    (_, rows, columns), (height, width) = grid, shape
     full_rows, full_columns = height // (8 * V), width // (8 * H)
     count, right = rows * columns - full_rows * full_columns, full_rows * (columns - full_columns)
     image, n = n // count, n % count
@@ -76,8 +79,9 @@ def edge_mcus(n, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr)
 
 
 @triton.jit
-def sizes(mcus, there, rows, columns, height, width, V: tl.constexpr, H: tl.constexpr):
+def sizes(mcus, there, grid, shape, V: tl.constexpr, H: tl.constexpr):
     """The true rows and columns [G] of the MCUs that are `there` [G]."""
+    (_, rows, columns), (height, width) = grid, shape
     down = tl.minimum(height - mcus // columns % rows * (8 * V), 8 * V)
     across = tl.minimum(width - mcus % columns * (8 * H), 8 * H)
     return tl.where(there, down, 0), tl.where(there, across, 0)
@@ -185,8 +189,8 @@ def load_intervals(plane, tables, image, place, component, C: tl.constexpr):
     DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all."""
     step = tl.load(tables + (expand((image * C + component) * 64) + places()))
     value = tl.load(expand(plane + place.to(tl.int64) * 64) + places()).to(tl.int32)
-    step = tl.minimum(step, FARTHEST)
-    value = tl.where(step == FARTHEST, tl.minimum(tl.maximum(value, -1), 1), value)
+    step = tl.minimum(step, MAX_STEP)
+    value = tl.where(step == MAX_STEP, tl.minimum(tl.maximum(value, -1), 1), value)
     middle = 8 * value * step
     low, high = middle - 4 * step + (value <= 0).to(tl.int32), middle + 4 * step - (value >= 0).to(tl.int32)
     limit: tl.constexpr = 1 << 20
@@ -194,8 +198,9 @@ def load_intervals(plane, tables, image, place, component, C: tl.constexpr):
 
 
 @triton.jit
-def luma_intervals(plane, tables, mcus, rows, columns, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr):
+def luma_intervals(plane, tables, mcus, grid, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr):
     """Of MCUs' luma blocks."""
+    _, rows, columns = grid
     of = repeat(mcus, V * H)
     n = tl.arange(0, of.shape[0]) % (V * H)
     place = (of // columns * V + n // H).to(tl.int64) * (columns * H) + of % columns * H + n % H
@@ -203,12 +208,12 @@ def luma_intervals(plane, tables, mcus, rows, columns, C: tl.constexpr, V: tl.co
 
 
 @triton.jit
-def chroma_intervals(blue_plane, red_plane, tables, mcus, rows, columns, C: tl.constexpr):
+def chroma_intervals(cb_plane, cr_plane, tables, mcus, grid, C: tl.constexpr):
     """Of MCUs' chroma blocks, two each."""
     of = repeat(mcus, 2)
     red = tl.arange(0, of.shape[0]) % 2 == 1
-    plane = tl.where(red, red_plane, blue_plane)
-    return load_intervals(plane, tables, of // (rows * columns), of, 1 + red.to(tl.int32), C)
+    plane = tl.where(red, cr_plane, cb_plane)
+    return load_intervals(plane, tables, of // (grid[1] * grid[2]), of, 1 + red.to(tl.int32), C)
 
 
 @triton.jit
@@ -220,8 +225,9 @@ def load_channel(x, inside):
 
 
 @triton.jit
-def addresses(x, mcus, size, rows, columns, stride_n, stride_h, stride_w, V: tl.constexpr, H: tl.constexpr):
-    """Pointers [G, 8, 8, M] to one channel's pixels of MCUs."""
+def addresses(x, mcus, size, grid, strides, V: tl.constexpr, H: tl.constexpr):
+    """Pointers [G, 8, 8, M] to the first channel's pixels of MCUs."""
+    (_, rows, columns), (stride_n, _, stride_h, stride_w) = grid, strides
     row, column = coordinates(size, V, H)
     row = per_pixel(mcus // columns % rows * (8 * V)) + row
     column = per_pixel(mcus % columns * (8 * H)) + column
@@ -247,15 +253,9 @@ def swap(x):
 
 
 @triton.jit
-def load_pixels(
-    x, mcus, size, rows, columns, stride_n, stride_c, stride_h, stride_w,
-    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
-):  # fmt: skip
+def load_pixels(x, mcus, size, grid, strides, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr):
     """The channels [G, 8, 8, M] of MCUs, in sixteenths; of gray images the one thrice."""
-    where, inside = (
-        addresses(x, mcus, size, rows, columns, stride_n, stride_h, stride_w, V, H),
-        inside_image(size, V, H),
-    )
+    where, inside, stride_c = addresses(x, mcus, size, grid, strides, V, H), inside_image(size, V, H), strides[1]
     red = load_channel(where, inside)
     if C == 1:
         return red, red, red
@@ -265,12 +265,11 @@ def load_pixels(
 
 @triton.jit
 def store_pixels(
-    out, red, green, blue, chosen, mcus, size, rows, columns, height, width,
-    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
-):  # fmt: skip
+    out, red, green, blue, chosen, mcus, size, grid, shape, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
+):
     """Writes the pixels of MCUs `chosen` [G] into contiguous uint8 images."""
-    area = height.to(tl.int64) * width
-    where = addresses(out, mcus, size, rows, columns, C * area, width, 1, V, H)
+    area = shape[0].to(tl.int64) * shape[1]
+    where = addresses(out, mcus, size, grid, (C * area, area, shape[1], 1), V, H)
     mask = inside_image(size, V, H) & per_pixel(chosen)
     tl.store(where, red.to(tl.uint8), mask=mask)
     if C == 3:

@@ -1,8 +1,10 @@
 """A search over the pixels of whole MCUs, luma and chroma together: for the few where the gamut lets no plane change
-alone, such as highlights in which two channels are at 255. The twin of numba_ops/joint.py, to the bit.
+alone, such as highlights in which two channels are at 255. The twin of numba_ops/pixels.py, to the bit.
 
 A step changes one pixel's channels by -1, 0 or 1 each. What it does to a block is nothing, or one step of one of its
 samples: so the costs by which `samples.search` ranks its steps, measured for all blocks at once, rank these.
+
+Shapes as in mcus.py: G MCUs, pixels [G, 8, 8, M], K blocks [K, 8, 8].
 """
 
 from __future__ import annotations
@@ -10,15 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels import exact as settings
-from kernels.triton_ops.chroma import bias, chroma_samples
+from kernels.triton_ops.chroma import bias_of, chroma_samples
 from kernels.triton_ops.gamut import limited, to_triples
 from kernels.triton_ops.mcus import coordinates, from_blocks, pair, per_mcu, per_pixel, to_blocks, unpair
 from kernels.triton_ops.samples import any_of, expand, judge, measure_steps, transform
 
-TURNS = tl.constexpr(settings.PIXEL_TURNS)
-STALE = tl.constexpr(settings.PIXEL_STALE)
-TENURE = tl.constexpr(settings.PIXEL_TENURE)
 NOWHERE = tl.constexpr(1 << 30)
 
 
@@ -58,7 +56,7 @@ def best_steps(
     one that is not `free` only where that is less than `enough` [G]."""
     y, cb, cr = triples
     shift: tl.constexpr = V * H >> 1
-    offset = bias(V, H)
+    offset = bias_of(V, H)
     blue_sums, red_sums = tl.sum(cb, axis=3) + offset, tl.sum(cr, axis=3) + offset
     blueness, redness = (blue_sums >> shift)[:, :, :, None], (red_sums >> shift)[:, :, :, None]
     blue_sums, red_sums = blue_sums[:, :, :, None], red_sums[:, :, :, None]
@@ -77,7 +75,9 @@ def best_steps(
 
 
 @triton.jit
-def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.constexpr, H: tl.constexpr):
+def search_pixels(
+    red, green, blue, luma_ends, chroma_ends, bases, going, SETTINGS: tl.constexpr, V: tl.constexpr, H: tl.constexpr
+):
     """Mends the pixels of whole MCUs `going` [G] by steps of one of them; a tabu search like `samples.search`. Returns
     the pixels at the best place found, how many coefficients [G] are wrong there, and how many turns [G] it took. Ends:
     low and high."""
@@ -99,7 +99,7 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
         chosen = per_pixel(better)
         best_red, best_green = tl.where(chosen, red, best_red), tl.where(chosen, green, best_green)
         best_blue = tl.where(chosen, blue, best_blue)
-        going &= (fewest > 0) & (turn < TURNS) & (turn - fresh < STALE)
+        going &= (fewest > 0) & (turn < SETTINGS.max_pixel_turns) & (turn - fresh < SETTINGS.max_stale_pixel_turns)
         luma_gains = from_blocks(luma_up, V, H), from_blocks(luma_down, V, H)
         (blue_up, red_up), (blue_down, red_down) = unpair(as_plane(up)), unpair(as_plane(down))
         steps = 27 + tl.minimum(tl.max(turn, axis=0), 0)  # as in `measure_steps`
@@ -115,5 +115,5 @@ def search_pixels(red, green, blue, luma_ends, chroma_ends, bases, going, V: tl.
         red += tl.where(moved, step // 9 - 1, 0)
         green += tl.where(moved, step // 3 % 3 - 1, 0)
         blue += tl.where(moved, step % 3 - 1, 0)
-        free_from = tl.where(moved, per_pixel(turn + TENURE), free_from)
+        free_from = tl.where(moved, per_pixel(turn + SETTINGS.pixel_tenure), free_from)
     return best_red, best_green, best_blue, fewest, turn

@@ -1,5 +1,7 @@
-"""MCUs plane by plane: the blocks of one plane are settled, and bound what the next may have, for every pixel has to
-stay in the gamut. The twin of numba_ops/planes.py, to the bit. Shapes as in samples.py and mcus.py.
+"""MCUs plane by plane: the blocks of one plane are settled, and bound the values of the next, as every pixel has to
+stay in the gamut. The twin of numba_ops/planes.py, to the bit.
+
+Shapes as in samples.py and mcus.py: G MCUs, B blocks, slots and samples [B, 8, 8], pixels [G, 8, 8, M].
 """
 
 from __future__ import annotations
@@ -7,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels import exact as settings
+from kernels import exact as constants
 from kernels.triton_ops.chroma import average, bound_slots, spread_chroma
 from kernels.triton_ops.gamut import bound_chroma, bound_luma, to_ycc
 from kernels.triton_ops.lines import search_line
@@ -42,12 +44,9 @@ from kernels.triton_ops.samples import (
     whole_of,
 )
 
-EDGE_PASSES = tl.constexpr(settings.EDGE_PASSES)
-TO_THE_MIDDLE = tl.constexpr(settings.TO_THE_MIDDLE)
-HELD = tl.constexpr(settings.HELD)
-NODES_OF_A_TURN = tl.constexpr(settings.NODES_OF_A_TURN)
-CHROMA_FIRST = tl.constexpr(settings.CHROMA_FIRST)
-BLUE_SECOND = tl.constexpr(settings.BLUE_SECOND)
+WHOLE_INTERVAL = tl.constexpr(constants.WHOLE_INTERVAL)
+CHROMA_FIRST = tl.constexpr(constants.CHROMA_FIRST)
+BLUE_SECOND = tl.constexpr(constants.BLUE_SECOND)
 
 
 @triton.jit
@@ -63,14 +62,14 @@ def some(condition, TIMES: tl.constexpr):
 
 
 @triton.jit
-def bring_near(wanted, low, high, bases, slots, draw, going):
+def bring_near(wanted, low, high, bases, slots, margin, going, SETTINGS: tl.constexpr):
     """`into_intervals` of blocks `going` [B]: once, or at edges until nothing moves."""
     if slots is None:
-        return into_intervals(wanted, low, high, bases, slots, draw)
+        return into_intervals(wanted, low, high, bases, slots, margin)
     else:
         moving, done = going, 0
-        while any_of(moving) & (done < EDGE_PASSES):
-            nearer = into_intervals(wanted, low, high, bases, slots, draw)
+        while any_of(moving) & (done < SETTINGS.edge_projections):
+            nearer = into_intervals(wanted, low, high, bases, slots, margin)
             moved = moving & (total(nearer != wanted) > 0)
             wanted = tl.where(expand(moving), nearer, wanted)
             moving = moved & (whole_of(slots) == 0)
@@ -91,24 +90,27 @@ def round_pairs(wanted, samples, sums, slots, rows):
 
 
 @triton.jit
-def settle(wanted, least, most, sums, low, high, bases, slots, rows, draw, going):
+def settle(wanted, least, most, sums, low, high, bases, slots, rows, margin, going, SETTINGS: tl.constexpr):
     """Wanted samples of blocks `going` [B] → integers within `least` and `most` whose coefficients lie in the
     intervals. sums: None where there are no pairs. rows: as `round_pairs` takes them. Returns the samples, how many
     coefficients [B] are wrong, and the turns [B] taken."""
-    wanted = bring_near(wanted, low, high, bases, slots, draw, going)
+    wanted = bring_near(wanted, low, high, bases, slots, margin, going, SETTINGS)
     rounded = wanted + 8 >> 4
     samples = tl.minimum(tl.maximum(rounded, least), most)
     held = total(tl.abs(rounded - samples))
     if sums is not None:
         samples, sums = round_pairs(wanted, samples, sums, slots, rows)
-    samples, missed, turns = search(samples, least, most, sums, low, high, bases, slots, going & (held <= HELD))
+    searched = going & (held <= SETTINGS.max_clipping)
+    samples, missed, turns = search(samples, least, most, sums, low, high, bases, slots, searched, SETTINGS)
     missed = tl.where(going, missed, 0)
     if slots is not None:
         line = (missed > 0) & ((tl.minimum(slots[0], slots[1]) == 1) | (slots[1] == PAIRED + 2))
         if any_of(line):
-            middle = into_intervals(wanted, low, high, bases, slots, TO_THE_MIDDLE)
-            samples, solved, nodes = search_line(samples, middle, least, most, sums, low, high, bases, slots, line)
-            missed, turns = tl.where(solved, 0, missed), turns + nodes // NODES_OF_A_TURN
+            middle = into_intervals(wanted, low, high, bases, slots, WHOLE_INTERVAL)
+            samples, solved, nodes = search_line(
+                samples, middle, least, most, sums, low, high, bases, slots, line, SETTINGS
+            )
+            missed, turns = tl.where(solved, 0, missed), turns + nodes // SETTINGS.nodes_per_turn
     return samples, missed, turns
 
 
@@ -121,10 +123,11 @@ def touches(samples, least, most, slots):
 
 @triton.jit
 def settle_luma(
-    y, chroma, luma_first, size, ends, draw, bases, ranges, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
-):
+    y, chroma, luma_first, size, ends, margin, bases, ranges, SETTINGS: tl.constexpr,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
     """Luma's blocks, bounded by chroma unless luma comes first. Returns the plane; how many coefficients [G] are wrong,
-    pixels outside the gamut counted too; the turns [G]; and [G] whether the gamut may be to blame, or an edge."""
+    pixels outside the gamut counted too; the turns [G]; and [G] whether the gamut, or an edge, may be the cause."""
     slots, inside = luma_slots(size, V, H), inside_image(size, V, H)
     wanted = to_blocks(tl.where(inside, y, 0), V, H)
     least, most = tl.where(inside, y * 0 - 128, 0), tl.where(inside, y * 0 + 127, 0)
@@ -136,18 +139,21 @@ def settle_luma(
         outside = tl.where(luma_first, 0, sum_pixels(none))
     least, most = to_blocks(least, V, H), to_blocks(most, V, H)
     going = tl.broadcast_to(some_slots(slots), [wanted.shape[0]])
-    samples, missed, turns = settle(wanted, least, most, None, ends[0], ends[1], bases, slots, None, draw, going)
-    blamed = some((missed > 0) & (touches(samples, least, most, slots) | luma_first), V * H) | (outside > 0)
-    return from_blocks(samples, V, H), per_mcu(missed, V * H) + outside, per_mcu(turns, V * H), blamed
+    samples, missed, turns = settle(
+        wanted, least, most, None, ends[0], ends[1], bases, slots, None, margin, going, SETTINGS
+    )
+    constrained = some((missed > 0) & (touches(samples, least, most, slots) | luma_first), V * H) | (outside > 0)
+    return from_blocks(samples, V, H), per_mcu(missed, V * H) + outside, per_mcu(turns, V * H), constrained
 
 
 @triton.jit
 def settle_chroma(
-    y, chroma, found, settled, luma_first, mine, size, ends, draw, bases, ranges, V: tl.constexpr, H: tl.constexpr
-):
+    y, chroma, found, settled, luma_first, mine, size, ends, margin, bases, ranges, SETTINGS: tl.constexpr,
+    V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
     """The blocks of the components `mine` [2 G], if luma comes first bounded by it and each by the other component, as
     it is `found` if that is settled. Returns both planes; how many coefficients [G] are wrong; the turns [G]; and [G]
-    each whether the gamut may be to blame, or an edge, and whether there are wrong blocks where neither is."""
+    each whether the gamut, or an edge, may be the cause, and whether there are wrong blocks where neither is."""
     slots = chroma_slots(size, V, H)
     wanted, inside = average(chroma, size, V, H), inside_slots(slots)
     least, most = tl.where(inside, wanted * 0 - 128, 0), tl.where(inside, wanted * 0 + 127, 0)
@@ -161,34 +167,39 @@ def settle_chroma(
     if V * H == 4:  # as many blocks as of luma: so these share registers with luma's, and threads would do the same
         samples, missed, turns = settle(
             twice(wanted), twice(least), twice(most), both_twice(sums), twice(ends[0]), twice(ends[1]), bases,
-            both_twice(slots), twice(rows), draw, twice(going),
+            both_twice(slots), twice(rows), margin, twice(going), SETTINGS,
         )  # fmt: skip
         samples = tl.max(tl.reshape(samples, [wanted.shape[0], 2, 8, 8]), axis=1)
         missed, turns = once(missed), once(turns)
     else:
-        samples, missed, turns = settle(wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, draw, going)
+        samples, missed, turns = settle(
+            wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, margin, going, SETTINGS
+        )
     lowest, highest = chroma * 0, chroma * 0
     if luma_first:  # again, not to keep them during the search
         lowest, highest = bound_chroma(y, chroma, found, settled, ranges)
     spread = spread_chroma(samples, chroma, lowest, highest, luma_first, size, V, H)
     bounded = touches(samples, least, most, slots) | luma_first
-    blamed, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
-    return tl.where(per_pixel(mine), spread, found), per_mcu(missed, 2), per_mcu(turns, 2), blamed, narrow
+    constrained, narrow = some((missed > 0) & bounded, 2), some((missed > 0) & (bounded == 0), 2)
+    return tl.where(per_pixel(mine), spread, found), per_mcu(missed, 2), per_mcu(turns, 2), constrained, narrow
 
 
 @triton.jit
 def attempt(
-    wanted, size, luma_ends, chroma_ends, draw, order, bases, ranges, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr
-):
+    wanted, size, luma_ends, chroma_ends, margin, order, bases, ranges, SETTINGS: tl.constexpr,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
     """One attempt on MCUs: the three channels wanted, in sixteenths → their Y, Cb and Cr in integers. order:
     CHROMA_FIRST, when it bounds luma; BLUE_SECOND or RED_SECOND, when luma bounds it. Returns with the planes how many
-    coefficients [G] are wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut may
-    be to blame for what is wrong, or an edge."""
+    coefficients [G] are wrong, pixels outside the gamut counted too; the turns [G] taken; and [G] whether the gamut,
+    or an edge, may be the cause of what is wrong."""
     luma_first = order != CHROMA_FIRST
     red, green, blue = wanted
     if C == 1:
         y, chroma = to_ycc(red, green, blue, C)
-        y, wrong, turns, tight = settle_luma(y, y, luma_first, size, luma_ends, draw, bases, ranges, C, V, H)
+        y, wrong, turns, tight = settle_luma(
+            y, y, luma_first, size, luma_ends, margin, bases, ranges, SETTINGS, C, V, H
+        )
         return y, chroma, wrong, turns, tight
     else:
         found, theirs = red * 0, pair(red, red) * 0
@@ -202,16 +213,16 @@ def attempt(
                 chroma_ends = shifted(chroma_ends, zero)
             if (stage == 0) == luma_first:
                 y = to_ycc(red, green, blue, C)[0]
-                found, missed, took, blamed = settle_luma(
-                    y, theirs, luma_first, size, luma_ends, draw, bases, ranges, C, V, H
+                found, missed, took, constrained = settle_luma(
+                    y, theirs, luma_first, size, luma_ends, margin, bases, ranges, SETTINGS, C, V, H
                 )
-                wrong, turns, tight = wrong + missed, turns + took, tight | blamed
+                wrong, turns, tight = wrong + missed, turns + took, tight | constrained
             else:
                 chroma = to_ycc(red, green, blue, C)[1]
                 mine = (number == ((order - BLUE_SECOND) ^ (stage - 1))) | (order == CHROMA_FIRST)
-                theirs, missed, took, blamed, unbounded = settle_chroma(
-                    found, chroma, theirs, stage == 2, luma_first, mine, both_twice(size), chroma_ends, draw, bases,
-                    ranges, V, H,
+                theirs, missed, took, constrained, unbounded = settle_chroma(
+                    found, chroma, theirs, stage == 2, luma_first, mine, both_twice(size), chroma_ends, margin, bases,
+                    ranges, SETTINGS, V, H,
                 )  # fmt: skip
-                wrong, turns, tight, narrow = wrong + missed, turns + took, tight | blamed, narrow | unbounded
+                wrong, turns, tight, narrow = wrong + missed, turns + took, tight | constrained, narrow | unbounded
         return found, theirs, wrong, turns, tight & (narrow == 0)

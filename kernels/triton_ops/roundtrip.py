@@ -1,6 +1,8 @@
 """roundtrip: images → what JPEG leaves of them, differentiable; one launch each way.
 
 y = limit(RGB(repeat(limit(IDCT(step round(DCT(downsample(YCC(x))) / step))))))
+
+Shapes as in blocks.py: B blocks of G MCUs of C components; V and H, the sampling factors.
 """
 
 from __future__ import annotations
@@ -16,21 +18,17 @@ from kernels.coefficients import Subsampling, check_images
 from kernels.triton_ops.blocks import (
     apart,
     beside,
-    forward,
-    grow,
-    inverse,
     limit,
     load_table,
+    locate_blocks,
+    locate_chroma_blocks,
     luma_pixels,
-    rgb,
-    round_half_away,
-    shrink,
-    spot,
-    spot_chroma,
-    ycc,
 )
-from kernels.triton_ops.edges import averaging_adjoint, load_inside, load_pixels, store_pixels
+from kernels.triton_ops.colour import rgb_to_ycc, rgb_to_ycc_adjoint, ycc_to_rgb, ycc_to_rgb_adjoint
+from kernels.triton_ops.dct import forward_dct8, inverse_dct8, round_half_away
+from kernels.triton_ops.edges import load_inside, load_pixels, store_pixels
 from kernels.triton_ops.launch import SIZES, Configuration, check_precision, configured, launch
+from kernels.triton_ops.sampling import averaging_adjoint, repeat_chroma, sum_under_samples
 
 
 @triton.jit
@@ -40,43 +38,25 @@ def passed(gradient, x, low, high):
 
 
 @triton.jit
-def decoded(x, SAMPLES: tl.constexpr, tables, component, image, valid, C: tl.constexpr):
+def decoded(x, SAMPLES: tl.constexpr, tables, component, blocks, C: tl.constexpr):
     """Blocks, each value the sum of SAMPLES → IDCT(step round(DCT / step)), not limited."""
-    steps = load_table(tables, image, valid, component, C)
-    return inverse(round_half_away(forward(x) / (8.0 * SAMPLES * steps)) * (steps * 0.125))
+    steps = load_table(tables, blocks, component, C)
+    return inverse_dct8(round_half_away(forward_dct8(x) / (8.0 * SAMPLES * steps)) * (steps * 0.125))
 
 
 @triton.jit
-def decoded_planes(
-    x,
-    tables,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    mcus,
-    rows,
-    columns,
-    height,
-    width,
-    C: tl.constexpr,
-    V: tl.constexpr,
-    G: tl.constexpr,
-    H: tl.constexpr,
-):
-    """The decoded planes less 128, not limited: luma [8, V G H, 8], both differences' samples [8, 2 G, 8]."""
-    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    red, green, blue = load_pixels(
-        x, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C, V
-    )
-    luma, blueness, redness = ycc(red, green, blue, C)
-    luma = decoded(luma_pixels(luma, row, height, V), 1, tables, 0, image, valid, C)
+def decoded_planes(x, tables, strides, grid, size, C: tl.constexpr, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
+    """The decoded planes less 128, not limited: luma [8, V G H, 8], both chroma components' samples [8, 2 G, 8]."""
+    blocks = locate_blocks(grid, V, G, H)
+    red, green, blue = load_pixels(x, blocks, size, strides, C, V)
+    luma, cb, cr = rgb_to_ycc(red, green, blue, C)
+    luma = decoded(luma_pixels(luma, blocks[1], size[0], V), 1, tables, 0, blocks, C)
     if C == 1:
         return luma, luma
     else:
-        image, row, column, valid, component = spot_chroma(mcus, rows, columns, G, 1)
-        samples = beside(shrink(blueness, V, G, H), shrink(redness, V, G, H))
-        return luma, decoded(samples, V * H, tables, component, image, valid, C)
+        blocks, component = locate_chroma_blocks(grid, G, 1)
+        samples = beside(sum_under_samples(cb, V, G, H), sum_under_samples(cr, V, G, H))
+        return luma, decoded(samples, V * H, tables, component, blocks, C)
 
 
 @triton.jit
@@ -86,89 +66,33 @@ def decoded_colours(luma, chroma, C: tl.constexpr, V: tl.constexpr, G: tl.conste
     if C == 1:
         return luma, luma, luma
     else:
-        blueness, redness = apart(limit(chroma, -128.0, 127.0))
-        return rgb(luma, grow(blueness, V, G, H), grow(redness, V, G, H))
+        cb, cr = apart(limit(chroma, -128.0, 127.0))
+        return ycc_to_rgb(luma, repeat_chroma(cb, V, G, H), repeat_chroma(cr, V, G, H))
 
 
 @configured(Configuration(4, 1), Configuration(32, 4))
 @triton.jit(do_not_specialize=SIZES)
 def roundtrip_kernel(
-    x,
-    out,
-    tables,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    mcus,
-    rows,
-    columns,
-    height,
-    width,
-    C: tl.constexpr,
-    V: tl.constexpr,
-    H: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+    x, out, tables,
+    stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     """One read of the pixels, one write, both laid out alike."""
     G: tl.constexpr = BLOCKS // (V * H)
-    luma, chroma = decoded_planes(
-        x, tables, stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width, C, V, G, H
-    )
+    strides, grid, size = (stride_n, stride_c, stride_h, stride_w), (mcus, rows, columns), (height, width)
+    luma, chroma = decoded_planes(x, tables, strides, grid, size, C, V, G, H)
     red, green, blue = decoded_colours(luma, chroma, C, V, G, H)
     red, green, blue = limit(red, 0.0, 255.0), limit(green, 0.0, 255.0), limit(blue, 0.0, 255.0)
-    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    store_pixels(
-        out, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
-    )
-
-
-@triton.jit
-def rgb_adjoint(red, green, blue, C: tl.constexpr):
-    """The gradient of (R, G, B) → of (Y, Cb, Cr), the transpose of blocks.rgb; of gray, the same."""
-    if C == 1:
-        return red, red, red
-    else:
-        blueness = 1.772 * blue - (0.114 * 1.772 / 0.587) * green
-        return red + green + blue, blueness, 1.402 * red - (0.299 * 1.402 / 0.587) * green
-
-
-@triton.jit
-def ycc_adjoint(luma, blueness, redness, C: tl.constexpr):
-    """The gradient of (Y, Cb, Cr) → of (R, G, B), the transpose of blocks.ycc; of gray, the same."""
-    if C == 1:
-        return luma, luma, luma
-    else:
-        b, r = blueness * (1 / 1.772), redness * (1 / 1.402)
-        y = luma - b - r
-        return 0.299 * y + r, 0.587 * y, 0.114 * y + b
+    store_pixels(out, red, green, blue, locate_blocks(grid, V, G, H), size, strides, C)
 
 
 @configured(Configuration(4, 1))
 @triton.jit(do_not_specialize=SIZES)
 def roundtrip_backward_kernel(
-    x,
-    gradient,
-    out,
-    tables,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    gradient_stride_n,
-    gradient_stride_c,
-    gradient_stride_h,
-    gradient_stride_w,
-    mcus,
-    rows,
-    columns,
-    height,
-    width,
-    C: tl.constexpr,
-    V: tl.constexpr,
-    H: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+    x, gradient, out, tables, stride_n, stride_c, stride_h, stride_w,
+    gradient_stride_n, gradient_stride_c, gradient_stride_h, gradient_stride_w, mcus, rows, columns, height, width,
+    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     """dL/dx = YCC^T downsample^T ([-128 <= plane <= 127] repeat^T RGB^T ([0 <= colour <= 255] dL/dy))
 
     where plane and colour are what `limit` is given, a bracket is 1 where it holds and 0 elsewhere, and ^T transposes a
@@ -176,26 +100,23 @@ def roundtrip_backward_kernel(
     computed again for the brackets: one read of the pixels and of the gradient, one write.
     """
     G: tl.constexpr = BLOCKS // (V * H)
-    luma, chroma = decoded_planes(
-        x, tables, stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width, C, V, G, H
-    )
+    strides, grid, size = (stride_n, stride_c, stride_h, stride_w), (mcus, rows, columns), (height, width)
+    gradient_strides = gradient_stride_n, gradient_stride_c, gradient_stride_h, gradient_stride_w
+    luma, chroma = decoded_planes(x, tables, strides, grid, size, C, V, G, H)
     red, green, blue = decoded_colours(luma, chroma, C, V, G, H)
-    image, row, column, valid = spot(mcus, rows, columns, V, G, H)
-    n, c, h, w = gradient_stride_n, gradient_stride_c, gradient_stride_h, gradient_stride_w
-    for_red, for_green, for_blue = load_inside(gradient, image, row, column, valid, height, width, n, c, h, w, C)
+    blocks = locate_blocks(grid, V, G, H)
+    for_red, for_green, for_blue = load_inside(gradient, blocks, size, gradient_strides, C)
     for_red, for_green = passed(for_red, red, 0.0, 255.0), passed(for_green, green, 0.0, 255.0)
     for_blue = passed(for_blue, blue, 0.0, 255.0)
-    for_luma, for_blueness, for_redness = rgb_adjoint(for_red, for_green, for_blue, C)
+    for_luma, for_cb, for_cr = ycc_to_rgb_adjoint(for_red, for_green, for_blue, C)
     for_luma = passed(for_luma, luma, -128.0, 127.0)
     if C == 3:
-        samples = beside(shrink(for_blueness, V, G, H), shrink(for_redness, V, G, H))
-        for_blueness, for_redness = apart(passed(samples, chroma, -128.0, 127.0))
-        for_blueness = averaging_adjoint(for_blueness, row, column, height, width, V, G, H)
-        for_redness = averaging_adjoint(for_redness, row, column, height, width, V, G, H)
-    red, green, blue = ycc_adjoint(for_luma, for_blueness, for_redness, C)
-    store_pixels(
-        out, red, green, blue, image, row, column, valid, height, width, stride_n, stride_c, stride_h, stride_w, C
-    )
+        samples = beside(sum_under_samples(for_cb, V, G, H), sum_under_samples(for_cr, V, G, H))
+        for_cb, for_cr = apart(passed(samples, chroma, -128.0, 127.0))
+        for_cb = averaging_adjoint(for_cb, blocks, size, V, G, H)
+        for_cr = averaging_adjoint(for_cr, blocks, size, V, G, H)
+    red, green, blue = rgb_to_ycc_adjoint(for_luma, for_cb, for_cr, C)
+    store_pixels(out, red, green, blue, blocks, size, strides, C)
 
 
 def empty_image(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,5 @@
 """8x8 blocks of samples: libjpeg's integer DCT, the nearest point of the intervals, and the search for integers inside
-them, many blocks side by side. The twin of numba_ops/block.py, to the bit.
+them, many blocks side by side. The twin of numba_ops/samples.py, to the bit.
 
 Blocks are [B, 8, 8] int32, for (block, row, column), samples less 128, wanted ones in sixteenths of a gray level.
 Intervals, low and high [B, 8, 8] int32, are of 8 times the DCT. `slots` are two [B] int32: how many rows and columns of
@@ -14,18 +14,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels import exact as settings
+from kernels import exact as constants
 from kernels.triton_ops.launch import INTERPRETED
 
-INTO = tl.constexpr(settings.INTO_COLUMNS)
-BACK_TO = tl.constexpr(settings.BACK_TO_COLUMNS)
-CAPPED = tl.constexpr(settings.CAPPED)
-TURNS = tl.constexpr(settings.TURNS)
-STALE = tl.constexpr(settings.STALE)
-TENURE = tl.constexpr(settings.TENURE)
-PAIRED = tl.constexpr(settings.PAIRED)
+INTO = tl.constexpr(constants.INTO_COLUMNS)
+BACK_TO = tl.constexpr(constants.BACK_TO_COLUMNS)
+MAX_DISTANCE = tl.constexpr(constants.MAX_DISTANCE)
+PAIRED = tl.constexpr(constants.PAIRED)
 
-AT_ONCE = tl.constexpr(8 if INTERPRETED else 1)
+AT_ONCE = 8 if INTERPRETED else 1
 """Columns of coefficients that `measure_steps` holds in registers. The interpreter's time goes into calls, whatever the
 tensors' size."""
 
@@ -115,12 +112,12 @@ def along_columns(v, m):
 
 
 @triton.jit
-def into_intervals(wanted, low, high, bases, slots, draw):
+def into_intervals(wanted, low, high, bases, slots, margin):
     """Wanted samples moved to the nearest point of the intervals (of the slots there are: about the nearest), their
-    ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones."""
+    ends drawn in by `margin` 128ths of the DCT's unit, or to the middle of narrow ones."""
     value = along_rows(wanted, load_basis(bases, slots, 1, False)) + 4096 >> 13
     value = along_columns(value, load_basis(bases, slots, 0, False)) + 4096 >> 13  # 128 times the DCT
-    middle, half = 8 * (low + high), tl.maximum(8 * (high - low + 1) - draw, 0)
+    middle, half = 8 * (low + high), tl.maximum(8 * (high - low + 1) - margin, 0)
     change = tl.minimum(tl.maximum(value, middle - half), middle + half) - value + 4 >> 3
     change = tl.minimum(tl.maximum(change, -15000), 15000)
     change = along_rows(change, load_basis(bases, slots, 1, True)) + 16384 >> 15
@@ -140,7 +137,7 @@ def transform(samples, bases, slots):
 def excess(found, low, high):
     """How far beyond its interval a coefficient is, as `transform` has it."""
     found = found + 16384 >> 15
-    return tl.minimum(tl.maximum(tl.maximum(low - found, found - high), 0), CAPPED)
+    return tl.minimum(tl.maximum(tl.maximum(low - found, found - high), 0), MAX_DISTANCE)
 
 
 @triton.jit
@@ -151,36 +148,37 @@ def judge(found, low, high):
 
 
 @triton.jit
-def columns(x, first):
-    """Columns `first` to `first` + AT_ONCE of [B, 8, 8] → [B, 8, AT_ONCE]."""
-    groups: tl.constexpr = 8 // AT_ONCE
-    x = tl.reshape(x, [x.shape[0], 8, groups, AT_ONCE])
-    return tl.sum(tl.where((tl.arange(0, groups) * AT_ONCE == first)[:, None], x, 0), axis=2)
+def columns(x, first, COLUMNS: tl.constexpr):
+    """Columns `first` to `first` + COLUMNS of [B, 8, 8] → [B, 8, COLUMNS]."""
+    groups: tl.constexpr = 8 // COLUMNS
+    x = tl.reshape(x, [x.shape[0], 8, groups, COLUMNS])
+    return tl.sum(tl.where((tl.arange(0, groups) * COLUMNS == first)[:, None], x, 0), axis=2)
 
 
 @triton.jit
-def by_frequency(x, first):
-    """The same → [8, AT_ONCE, B, 1, 1]."""
-    return tl.permute(columns(x, first), (1, 2, 0))[:, :, :, None, None]
+def by_frequency(x, first, COLUMNS: tl.constexpr):
+    """The same → [8, COLUMNS, B, 1, 1]."""
+    return tl.permute(columns(x, first, COLUMNS), (1, 2, 0))[:, :, :, None, None]
 
 
 @triton.jit
-def measure_steps(exact, found, low, high, bases, slots, turn):
+def measure_steps(exact, found, low, high, bases, slots, turn, COLUMNS: tl.constexpr = AT_ONCE):
     """The cost after each step up, and down: [B, 8, 8] each, by the sample. Coefficients [row, column] frequency come
     first: a thread has all those of a column. turn: [B], of a search."""
-    at, some = tl.arange(0, 8), tl.arange(0, AT_ONCE)
+    at, some = tl.arange(0, 8), tl.arange(0, COLUMNS)
     spread = tl.permute(load_basis(bases, slots, 0, False), (2, 1, 0))[:, None, :, :, None]
     count = tl.full([1], 8, tl.int32) if slots is None else slots[1]
     kind: tl.constexpr = INTO * (2 * PAIRED + 1)
     weights = ((count + kind) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
     up, down = exact * 0, exact * 0
     end = 8 + tl.minimum(tl.max(turn, axis=0), 0)  # no constant, or the assembler would unroll the loop
-    for first in range(0, end, AT_ONCE):
+    for first in range(0, end, COLUMNS):
         weight = tl.load(bases + (weights + first))[:, :, None, :]
-        base = tl.permute(columns(exact, first), (2, 0, 1))[:, :, :, None] + 1024
+        base = tl.permute(columns(exact, first, COLUMNS), (2, 0, 1))[:, :, :, None] + 1024
         now = base >> 11
         rise, fall = (base + weight >> 11) - now, (base - weight >> 11) - now
-        value, lowest, highest = by_frequency(found, first), by_frequency(low, first), by_frequency(high, first)
+        value = by_frequency(found, first, COLUMNS)
+        lowest, highest = by_frequency(low, first, COLUMNS), by_frequency(high, first, COLUMNS)
         far = excess(value + spread * rise[None], lowest, highest)
         up += tl.sum(tl.sum(far * far, axis=0), axis=0)
         far = excess(value + spread * fall[None], lowest, highest)
@@ -240,7 +238,7 @@ def bound_pairs(samples, least, most, sums, slots):
 
 
 @triton.jit
-def search(samples, least, most, sums, low, high, bases, slots, going):
+def search(samples, least, most, sums, low, high, bases, slots, going, SETTINGS: tl.constexpr):
     """Mends the samples of blocks `going` [B], each within `least` and `most`, until libjpeg's DCT of them lies in the
     intervals: a tabu search by steps of one. Returns the samples at the best place found, how many coefficients [B] are
     wrong there, and how many turns [B] it took."""
@@ -249,7 +247,7 @@ def search(samples, least, most, sums, low, high, bases, slots, going):
     going &= fewest > 0
     best, free_from = samples, tl.zeros_like(samples)
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
-    tenure = turn + TENURE
+    tenure = turn + SETTINGS.tenure
     if slots is not None:
         tenure = tl.minimum(tenure, slots[0] * count_of(slots[1]) // 4)
     while any_of(going):
@@ -268,5 +266,5 @@ def search(samples, least, most, sums, low, high, bases, slots, going):
         better = going & (cost < best_cost)
         best_cost, fewest = tl.where(better, cost, best_cost), tl.where(better, wrong, fewest)
         fresh, best = tl.where(better, turn, fresh), tl.where(expand(better), samples, best)
-        going &= (fewest > 0) & (turn < TURNS) & (turn - fresh < STALE)
+        going &= (fewest > 0) & (turn < SETTINGS.max_turns) & (turn - fresh < SETTINGS.max_stale_turns)
     return best, fewest, turn

@@ -176,7 +176,7 @@ def compile_kernels(
     tasks = operator_tasks(operators, samplings, dtypes, device) | {"noise": partial(draw_noise, device)}
     failed = warm_up(tasks, processes=processes, progress=progress)
     for name, reason in failed.items():
-        print(f"kernels of {name} could not be compiled ahead: {reason}", file=sys.stderr)
+        print(f"kernels of {name} could not be compiled in advance: {reason}", file=sys.stderr)
     return failed
 
 
@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="0: one for each core but one [0]")
     options = parser.parse_args()
     if not (torch.cuda.is_available() or INTERPRETED):
-        parser.error("PyTorch sees no GPU; `python -m kernels.triton_ops.ahead` compiles for GPUs that are not here")
+        parser.error("PyTorch sees no GPU; `python -m kernels.triton_ops.aot` compiles for GPUs that are not here")
     device = torch.device("cpu" if INTERPRETED else "cuda")
     samplings = [Subsampling.from_label(label) for label in options.sampling]
     failed = compile_kernels(device, options.processes, operators=options.operator, samplings=samplings, dtypes=DTYPES)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.coefficients import Subsampling
-from kernels.colour import BLUE, BLUE_RANGE, GREEN, RED, RED_RANGE
-from kernels.mcu import block_dct
-from kernels.torch_ops import empty_planes, round_half_away
+from kernels.torch_ops.blocks import empty_planes
+from kernels.torch_ops.colour import BLUE, BLUE_RANGE, GREEN, RED, RED_RANGE
+from kernels.torch_ops.dct import block_dct, round_half_away
 
 BLUE_IN_GREEN, RED_IN_GREEN = BLUE * BLUE_RANGE / GREEN, RED * RED_RANGE / GREEN
 """G = Y - BLUE_IN_GREEN (Cb - 128) - RED_IN_GREEN (Cr - 128)."""

@@ -298,12 +298,12 @@ def test_a_compiled_generator_draws_the_same():
         assert torch.allclose(compiled(*inputs).samples, generator(*inputs).samples, atol=1e-4)
 
 
-AHEAD = """
+AOT = """
 import json
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kernels.triton_ops.ahead import usage
+from kernels.triton_ops.aot import usage
 from kernels.triton_ops.noise import CONSTANTS, noise_kernel
 
 kernel, pointers = noise_kernel.fn, {"seeds": "*i64", "origins": "*i64", "amplitude": "*fp32", "out32": "*fp32"}
@@ -319,7 +319,7 @@ for capability in (80, 90, 100):
 def test_the_kernel_compiles_ahead_of_time_without_a_stack():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", AHEAD], env=environment, capture_output=True, text=True, check=False, timeout=280
+        [sys.executable, "-c", AOT], env=environment, capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 0, done.stderr
     found = {capability: usage for capability, *usage in map(json.loads, done.stdout.splitlines())}

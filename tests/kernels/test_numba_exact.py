@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from scenes import by_libjpeg, in_colours_of, scene, tables_of, tensor_of
 
 from kernels import Coefficients, Subsampling, project_exact
-from kernels.exact import INTO_ROWS, TURNS, edge_bases, ranges_of
+from kernels.exact import DEFAULT_SETTINGS, edge_bases, ranges_of
 from kernels.libjpeg import integer_dct, integer_ycc
-from kernels.numba_ops import block, compile_kernels, exact, gamut, line, mcu, planes
+from kernels.numba_ops import chroma, compile_kernels, exact, gamut, lines, mcus, planes
+from kernels.numba_ops import samples as blocks
 from kernels.numba_ops.compiler import FOLDER, cache_folder
 
 REACHED = 4_007_200
@@ -56,18 +58,19 @@ def pixels_near(ycc: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 @numba.njit
 def transformed(samples: np.ndarray, bases: np.ndarray) -> np.ndarray:
-    work = np.zeros((block.WORK, 64), np.int32)
-    block.transform(samples, bases, 8, 8, work)
-    return work[block.FOUND]
+    work = np.zeros((blocks.WORK, 64), np.int32)
+    blocks.transform(samples, bases, 8, 8, work)
+    return work[blocks.FOUND]
 
 
 @numba.njit
 def searched(  # noqa: PLR0917  # numba takes no keywords alone
     samples: np.ndarray, least: np.ndarray, most: np.ndarray, low: np.ndarray, high: np.ndarray, constants: tuple
 ) -> tuple[int, int]:
-    work = np.zeros((block.WORK, 64), np.int32)
-    bases, spreads = constants
-    return block.search(samples, least, most, low, high, bases, spreads[8], 8, 8, TURNS, work)
+    work = np.zeros((blocks.WORK, 64), np.int32)
+    settings, bases, spreads, _ = constants
+    turns = settings.max_turns
+    return blocks.search(samples, least, most, low, high, bases, spreads[8], 8, 8, turns, settings, work)
 
 
 @numba.njit
@@ -76,32 +79,33 @@ def found_on_a_line(  # noqa: PLR0917
     middle: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
-    bases: np.ndarray,
+    constants: tuple,
     rows: int,
     columns: int,
 ) -> tuple[bool, int]:
     least, most = np.full(64, -128, np.int32), np.full(64, 127, np.int32)
-    work = np.zeros((block.WORK, 64), np.int32)
-    found, _ = line.search_line(samples, middle, least, most, low, high, bases, rows, columns, work)
-    block.transform(samples, bases, rows, columns, work)
-    return found, block.judge(work[block.FOUND], low, high)[1]
+    work = np.zeros((blocks.WORK, 64), np.int32)
+    settings, bases, _, _ = constants
+    found, _ = lines.search_line(samples, middle, least, most, low, high, bases, rows, columns, settings, work)
+    blocks.transform(samples, bases, rows, columns, work)
+    return found, blocks.judge(work[blocks.FOUND], low, high)[1]
 
 
 @numba.njit
 def spread(plane: np.ndarray, geometry: tuple, bounded: bool) -> tuple[np.ndarray, np.ndarray]:
     """Slots near those of a wanted plane, and the plane that `spread_chroma` makes of them."""
-    block_of, samples, work = np.zeros(64, np.int32), np.zeros(64, np.int32), np.zeros((block.WORK, 64), np.int32)
+    block_of, samples, work = np.zeros(64, np.int32), np.zeros(64, np.int32), np.zeros((blocks.WORK, 64), np.int32)
     out, limits = np.zeros_like(plane), np.empty((2, len(plane)), np.int32)
     limits[0], limits[1] = -128, 127
     n = geometry[0] * geometry[1]
-    mcu.gather_block(np.stack((plane, plane, plane)), n, geometry, block_of)
-    rows, columns = mcu.slots_of(n, geometry)
+    planes.gather_block(np.stack((plane, plane, plane)), n, geometry, block_of)
+    rows, columns = mcus.slots_of(n, geometry)
     for p in range(64):
         samples[p] = (block_of[p] + 8) >> 4
-    work[block.SUMS, :8], work[block.SUMS, 8:16] = -256, 254
-    if columns > block.PAIRED:
+    work[blocks.SUMS, :8], work[blocks.SUMS, 8:16] = -256, 254
+    if columns > blocks.PAIRED:
         planes.round_pairs(block_of, geometry[2], rows, columns, samples, work)
-    mcu.spread_chroma(samples, plane, geometry, limits, bounded, out)
+    chroma.spread_chroma(samples, plane, geometry, limits, bounded, out)
     return samples, out
 
 
@@ -167,8 +171,7 @@ def test_the_transform_is_libjpegs(seed):
 @pytest.mark.parametrize("step", [3, 8, 20])
 def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
     random, left = np.random.default_rng(seed), 0
-    bases = edge_bases().numpy()
-    constants = bases, np.repeat(bases[INTO_ROWS], 8, axis=2)
+    constants, max_turns = exact.constants_of(DEFAULT_SETTINGS), DEFAULT_SETTINGS.max_turns
     for samples in random.integers(-100, 100, (40, 64)).astype(np.int32):
         found = integer_dct(torch.from_numpy(samples).float()).numpy().astype(np.int64)
         low, high = bounds_of(found, step)
@@ -177,7 +180,7 @@ def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
         wrong, turns = searched(start, least, most, low, high, constants)
         again = integer_dct(torch.from_numpy(start).float()).numpy()
         assert wrong == ((again < low) | (again > high)).sum()
-        assert turns <= TURNS
+        assert turns <= max_turns
         assert (least <= start).all() and (start <= most).all()
         left += wrong
     assert left <= (4 if step == 3 else 0)
@@ -186,7 +189,7 @@ def test_a_disturbed_block_finds_its_way_back_within_bounds(step, seed):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 8), (8, 1), (1, 3), (5, 1), (1, 1)])
 def test_a_line_is_found(rows, columns, seed):
     random, found = np.random.default_rng(seed), 0
-    bases = edge_bases().numpy()
+    constants = exact.constants_of(DEFAULT_SETTINGS)
     for _ in range(50):
         line = random.integers(-100, 100, (rows, columns))
         whole = np.pad(line, ((0, 8 - rows), (0, 8 - columns)), mode="edge").reshape(64)
@@ -195,7 +198,7 @@ def test_a_line_is_found(rows, columns, seed):
         slots[:rows, :columns] = line
         middle = (16 * slots.reshape(64) + random.integers(-10, 11, 64)).astype(np.int32)
         start = np.where(slots.reshape(64) != 0, slots.reshape(64) + 1, 0).astype(np.int32)
-        success, wrong = found_on_a_line(start, middle, low, high, bases, rows, columns)
+        success, wrong = found_on_a_line(start, middle, low, high, constants, rows, columns)
         assert not success or wrong == 0
         found += success
     assert found == 50
@@ -245,7 +248,7 @@ def test_formats_of_the_image_change_nothing(seed):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (61, 47)])
-def test_coefficients_that_no_image_has_take_bounded_work(size, seed, monkeypatch):
+def test_coefficients_that_no_image_has_take_bounded_work(size, seed):
     """Counted in attempts: a damaged MCU is left after the first, or the second."""
     sampling, random = Subsampling.S420, torch.Generator().manual_seed(seed)
     c = by_libjpeg(in_colours_of(scene(*size, seed), sampling), tables_of(50, sampling), sampling)
@@ -256,9 +259,8 @@ def test_coefficients_that_no_image_has_take_bounded_work(size, seed, monkeypatc
     x = torch.rand(1, 3, *size, generator=random) * 255
     expected, mismatches = project_exact(x, damaged)
     assert int(mismatches) > 100
-    constants = exact._constants()
-    monkeypatch.setattr(exact, "_constants", lambda: constants._replace(draws=constants.draws[:2].copy()))
-    assert torch.equal(project_exact(x, damaged)[0], expected)
+    two_attempts = replace(DEFAULT_SETTINGS, margins=DEFAULT_SETTINGS.margins[:2])
+    assert torch.equal(exact.project_exact(x, damaged, two_attempts)[0], expected)
 
 
 def test_another_process_finds_what_is_compiled():

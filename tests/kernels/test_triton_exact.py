@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -12,28 +13,31 @@ import triton.language as tl
 from scenes import by_libjpeg, in_colours_of, pictures, scene, tables_of, tensor_of
 
 from kernels import Coefficients, Subsampling, decode, encode, numba_ops
-from kernels.exact import DRAWS, INTO_ROWS, PAIRED, edge_bases
+from kernels.exact import DEFAULT_SETTINGS, PAIRED, SearchSettings, edge_bases
 from kernels.libjpeg import compress, integer_dct
-from kernels.numba_ops import block, joint, line, mcu
 from kernels.numba_ops import exact as numba_exact
+from kernels.numba_ops import lines as numba_lines
+from kernels.numba_ops import mcus as numba_mcus
+from kernels.numba_ops import pixels as numba_pixels
+from kernels.numba_ops import samples as numba_samples
 from kernels.triton_ops import exact, lines, mcus, pixels, samples
 from kernels.triton_ops.exact import project_exact
-from kernels.triton_ops.launch import INTERPRETED, three
+from kernels.triton_ops.launch import three
 
 ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: sampling.label)
 
 
-def limit_attempts(monkeypatch: pytest.MonkeyPatch, attempts: int) -> None:
-    """On both sides: the interpreter would take minutes over a stubborn MCU."""
-    draws, constants = DRAWS[:attempts], numba_exact._constants()._replace(draws=np.array(DRAWS[:attempts], np.int32))
-    monkeypatch.setattr(numba_exact, "_constants", lambda: constants)
-    monkeypatch.setattr(exact, "_draws", lambda device: torch.tensor(draws, dtype=torch.int32, device=device))
+def limited(attempts: int) -> SearchSettings:
+    """So many attempts on an MCU: the interpreter would take minutes over a stubborn one."""
+    return replace(DEFAULT_SETTINGS, margins=DEFAULT_SETTINGS.margins[:attempts])
 
 
-def check(x: torch.Tensor, c: Coefficients, device: torch.device) -> torch.Tensor:
+def check(
+    x: torch.Tensor, c: Coefficients, device: torch.device, settings: SearchSettings = DEFAULT_SETTINGS
+) -> torch.Tensor:
     """Asserts that both give the same, and a true certificate, which it returns."""
-    expected, counts = numba_ops.project_exact(x, c)
-    image, mismatches = project_exact(x.to(device), c.to(device))
+    expected, counts = numba_ops.project_exact(x, c, settings)
+    image, mismatches = project_exact(x.to(device), c.to(device), settings)
     assert (image.dtype, mismatches.dtype) == (torch.uint8, torch.int64)
     assert torch.equal(mismatches.cpu(), counts)
     assert torch.equal(image.cpu(), expected)
@@ -61,60 +65,55 @@ def blurred(sampling: Subsampling, size: tuple[int, int], quality: int, seed: in
 
 @ALL
 @pytest.mark.usefixtures("poisoned")
-def test_whole_mcus_are_the_cpus(sampling, device, seed, monkeypatch):
-    limit_attempts(monkeypatch, 1)
-    check(*restored(sampling, sampling.mcu, [10, 75]), device)
+def test_whole_mcus_are_the_cpus(sampling, device, seed):
+    check(*restored(sampling, sampling.mcu, [10, 75]), device, limited(1))
 
 
 @ALL
 @pytest.mark.usefixtures("poisoned")
-def test_mcus_over_the_edge_are_the_cpus(sampling, device, monkeypatch):
+def test_mcus_over_the_edge_are_the_cpus(sampling, device):
     """A whole MCU beside such as have one column, one row, and a single pixel."""
-    limit_attempts(monkeypatch, 1)
     torch.manual_seed({"gray": 25, "4:4:4": 5, "4:2:2": 5, "4:4:0": 7, "4:2:0": 4}[sampling.label])
     height, width = sampling.mcu
-    check(*restored(sampling, (height + 1, width + 1), [10 if sampling is Subsampling.S422 else 30]), device)
+    check(
+        *restored(sampling, (height + 1, width + 1), [10 if sampling is Subsampling.S422 else 30]), device, limited(1)
+    )
 
 
 @pytest.mark.parametrize(("sampling", "size", "seed"), [(Subsampling.S420, (5, 1), 2), (Subsampling.S444, (6, 1), 7)])
-def test_lines_at_edges_are_the_cpus(sampling, size, seed, device, monkeypatch):
+def test_lines_at_edges_are_the_cpus(sampling, size, seed, device):
     """Pictures with lines, at 4:2:0 of pairs, that are soon found but not by steps."""
-    limit_attempts(monkeypatch, 1)
     torch.manual_seed(seed)
-    check(*restored(sampling, size, [90]), device)
+    check(*restored(sampling, size, [90]), device, limited(1))
 
 
 @pytest.mark.parametrize("sampling", [Subsampling.S444, Subsampling.S420], ids=lambda sampling: sampling.label)
-def test_attempts_at_edges_take_turns_as_the_cpus(sampling, device, monkeypatch):
+def test_attempts_at_edges_take_turns_as_the_cpus(sampling, device):
     """Pictures right after two more attempts, each with another order of planes; at 4:2:0 with pairs."""
     x, c = blurred(sampling, (7, 5), *{"4:4:4": (75, 120), "4:2:0": (50, 196)}[sampling.label])
-    limit_attempts(monkeypatch, 3)
-    assert check(x, c, device).tolist() == [0]
+    assert check(x, c, device, limited(3)).tolist() == [0]
 
 
 @ALL
-def test_further_attempts_are_the_cpus(sampling, device, monkeypatch):
+def test_further_attempts_are_the_cpus(sampling, device):
     """Pictures of one MCU that is right after another attempt, not the first."""
     seeds = {"gray": 17, "4:4:4": 17, "4:2:2": 41, "4:4:0": 10, "4:2:0": 1}
     x, c = blurred(sampling, sampling.mcu, 75, seeds[sampling.label])
-    limit_attempts(monkeypatch, 2)
-    assert check(x, c, device).tolist() == [0]
+    assert check(x, c, device, limited(2)).tolist() == [0]
 
 
-def test_all_attempts_are_the_cpus(device, monkeypatch):
+def test_all_attempts_are_the_cpus(device):
     """A picture of one MCU that is right after its pixels have been searched and luma has come first, not before."""
     x, c = blurred(Subsampling.S444, (8, 8), 98, 1151)
     assert check(x, c, device).tolist() == [0]
-    limit_attempts(monkeypatch, 8)
-    assert numba_ops.project_exact(x, c)[1].item() > 0
+    assert numba_ops.project_exact(x, c, limited(8))[1].item() > 0
 
 
 @pytest.mark.parametrize("sampling", [Subsampling.GRAY, Subsampling.S420], ids=lambda sampling: sampling.label)
-def test_coefficients_that_no_image_has(sampling, device, seed, monkeypatch):
-    limit_attempts(monkeypatch, 2)
+def test_coefficients_that_no_image_has(sampling, device, seed):
     x, c = restored(sampling, sampling.mcu, [50])
     planes = tuple(plane + torch.randint(500, 900, plane.shape, dtype=torch.int16) for plane in c.planes)
-    assert check(x, Coefficients(planes, c.tables, sampling, c.size), device).item() > 20
+    assert check(x, Coefficients(planes, c.tables, sampling, c.size), device, limited(2)).item() > 20
 
 
 @pytest.mark.parametrize(
@@ -125,28 +124,45 @@ def test_coefficients_that_no_image_has(sampling, device, seed, monkeypatch):
         (torch.uint8, torch.channels_last),
     ],
 )
-def test_dtypes_and_layouts(dtype, layout, device, seed, monkeypatch):
-    limit_attempts(monkeypatch, 1)
+def test_dtypes_and_layouts(dtype, layout, device, seed):
     x, c = restored(Subsampling.S444, (8, 16), [5, 10])
-    check(x.clamp(0, 255).to(dtype).contiguous(memory_format=layout), c, device)
+    check(x.clamp(0, 255).to(dtype).contiguous(memory_format=layout), c, device, limited(1))
 
 
-def test_no_float_is_too_strange(device, seed, monkeypatch):
-    limit_attempts(monkeypatch, 1)
+def test_no_float_is_too_strange(device, seed):
     x, c = restored(Subsampling.S444, (8, 8), [10])
     x[0, 0, ::3], x[0, 1, ::5], x[0, 2, ::7], x[0, :, 1] = float("nan"), float("inf"), -float("inf"), 3e38
-    check(x, c, device)
-
-
-@pytest.mark.skipif(not INTERPRETED, reason="the interpreter's setting; a GPU's has no other")
-def test_a_gpus_setting_gives_the_same(device, seed, monkeypatch):
-    monkeypatch.setattr(samples, "AT_ONCE", tl.constexpr(1))
-    limit_attempts(monkeypatch, 1)
-    check(*restored(Subsampling.GRAY, (8, 10), [50]), device)
+    check(x, c, device, limited(1))
 
 
 @triton.jit
-def line_kernel(start, middle, low, high, bases, rows, columns, found, solved, nodes, B: tl.constexpr):
+def steps_kernel(blocks, low, high, bases, up, down, B: tl.constexpr, COLUMNS: tl.constexpr):
+    one = tl.arange(0, B)
+    where = 64 * one[:, None, None] + samples.places()
+    rows, found = samples.transform(tl.load(blocks + where), bases, None)
+    ends = tl.load(low + where), tl.load(high + where)
+    rise, fall = samples.measure_steps(rows, found, ends[0], ends[1], bases, None, one * 0, COLUMNS)
+    tl.store(up + where, rise)
+    tl.store(down + where, fall)
+
+
+def test_steps_cost_the_same_however_many_columns_are_measured_at_once(device, seed):
+    """A GPU measures one, the interpreter all eight."""
+    blocks = torch.randint(-128, 128, (4, 64), dtype=torch.int32)
+    middle = integer_dct(blocks.float()).int() + torch.randint(-40, 41, blocks.shape, dtype=torch.int32)
+    given = [tensor.to(device) for tensor in (blocks, middle - 12, middle + 12)]
+    costs = torch.zeros(3, 2, 4, 64, dtype=torch.int32, device=device)
+    for n, columns in enumerate((1, 2, 8)):
+        steps_kernel[(1,)](*given, edge_bases(device), costs[n, 0], costs[n, 1], B=4, COLUMNS=columns)
+    assert torch.equal(costs[0], costs[1])
+    assert torch.equal(costs[0], costs[2])
+    assert costs.float().std() > 0
+
+
+@triton.jit
+def line_kernel(
+    start, middle, low, high, bases, rows, columns, found, solved, nodes, SETTINGS: tl.constexpr, B: tl.constexpr
+):
     one = tl.arange(0, B)
     where = 64 * one[:, None, None] + samples.places()
     slots = tl.load(rows + one), tl.load(columns + one)
@@ -155,7 +171,7 @@ def line_kernel(start, middle, low, high, bases, rows, columns, found, solved, n
     sums = tl.full([B, 8], -256, tl.int32), tl.full([B, 8], 254, tl.int32)
     line, success, tried = lines.search_line(
         given, tl.load(middle + where), least, most, sums, tl.load(low + where), tl.load(high + where), bases, slots,
-        one >= 0,
+        one >= 0, SETTINGS,
     )  # fmt: skip
     tl.store(found + where, line)
     tl.store(solved + one, success.to(tl.int32))
@@ -164,16 +180,16 @@ def line_kernel(start, middle, low, high, bases, rows, columns, found, solved, n
 
 @numba.njit
 def search_lines(  # numba takes no keywords alone
-    samples: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, bases: np.ndarray, rows: np.ndarray,
+    samples: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, constants: tuple, rows: np.ndarray,
     columns: np.ndarray,
 ) -> list[tuple[bool, int]]:  # fmt: skip
     """The same in numba, in place."""
     found, least, most = [], np.full(64, -128, np.int32), np.full(64, 127, np.int32)
-    work = np.zeros((block.WORK, 64), np.int32)
-    work[block.SUMS, :8], work[block.SUMS, 8:16] = -256, 254
+    work, settings, bases = np.zeros((numba_samples.WORK, 64), np.int32), constants[0], constants[1]
+    work[numba_samples.SUMS, :8], work[numba_samples.SUMS, 8:16] = -256, 254
     for n in range(len(samples)):
-        arguments = samples[n], middle[n], least, most, low[n], high[n], bases, rows[n], columns[n], work
-        found.append(line.search_line(*arguments))
+        arguments = samples[n], middle[n], least, most, low[n], high[n], bases, rows[n], columns[n]
+        found.append(numba_lines.search_line(*arguments, settings, work))
     return found
 
 
@@ -201,12 +217,13 @@ def test_lines_are_the_cpus(device, seed):
         middle[n] = (16 * slots + np.where(slots, random.integers(-16, 17, (8, 8)), 0)).reshape(64)
     low[:8, 63] = high[:8, 63] + 1  # no line has that
     expected = np.zeros_like(middle)
-    results = search_lines(expected, middle, low, high, edge_bases().numpy(), rows, columns)
+    constants = numba_exact.constants_of(DEFAULT_SETTINGS)
+    results = search_lines(expected, middle, low, high, constants, rows, columns)
     soon = np.array([n for n, (_, nodes) in enumerate(results) if nodes <= 60][:32])
     given = [torch.from_numpy(array[soon]).to(device) for array in (0 * middle, middle, low, high)]
     shape = [torch.from_numpy(array[soon]).int().to(device) for array in (rows, columns)]
     found, counts = torch.zeros_like(given[0]), torch.zeros(2, 32, dtype=torch.int32).to(device)
-    line_kernel[(1,)](*given, edge_bases(device), *shape, found, counts[0], counts[1], B=32)
+    line_kernel[(1,)](*given, edge_bases(device), *shape, found, counts[0], counts[1], DEFAULT_SETTINGS, B=32)
     assert np.array_equal(found.cpu().numpy(), expected[soon])
     assert counts.T.tolist() == [list(results[n]) for n in soon]
     assert 0 < counts[0].sum() < 32
@@ -216,17 +233,19 @@ def test_lines_are_the_cpus(device, seed):
 @triton.jit
 def pixel_kernel(
     x, luma, blue, red, tables, bases, out, wrong, turns, count, columns, height, width,
-    V: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
+    SETTINGS: tl.constexpr, V: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """Images of one row of MCUs."""
     mcu = tl.arange(0, G)
     there, mcu = mcu < count, tl.minimum(mcu, count - 1)
-    size = mcus.sizes(mcu, there, 1, columns, height, width, V, H)
-    area = height * width
-    r, g, b = mcus.load_pixels(x, mcu, size, 1, columns, 3 * area, area, width, 1, 3, V, H)
-    luma_ends, chroma_ends = exact.load_file(luma, blue, red, tables, mcu, 1, columns, 3, V, H)
-    r, g, b, left, took = pixels.search_pixels(r >> 4, g >> 4, b >> 4, luma_ends, chroma_ends, bases, there, V, H)
-    mcus.store_pixels(out, r, g, b, there, mcu, size, 1, columns, height, width, 3, V, H)
+    grid, shape, area = (count, 1, columns), (height, width), height * width
+    size = mcus.sizes(mcu, there, grid, shape, V, H)
+    r, g, b = mcus.load_pixels(x, mcu, size, grid, (3 * area, area, width, 1), 3, V, H)
+    luma_ends, chroma_ends = exact.load_file((luma, blue, red, tables), mcu, grid, 3, V, H)
+    r, g, b, left, took = pixels.search_pixels(
+        r >> 4, g >> 4, b >> 4, luma_ends, chroma_ends, bases, there, SETTINGS, V, H
+    )
+    mcus.store_pixels(out, r, g, b, there, mcu, size, grid, shape, 3, V, H)
     tl.store(wrong + mcu, left, mask=there)
     tl.store(turns + mcu, took, mask=there)
 
@@ -234,21 +253,25 @@ def pixel_kernel(
 @numba.njit
 def search_mcus(  # numba takes no keywords alone
     image: np.ndarray, luma: np.ndarray, blue: np.ndarray, red: np.ndarray, tables: np.ndarray, vertical: int,
-    horizontal: int, bases: np.ndarray, spread: np.ndarray,
+    horizontal: int, constants: tuple,
 ) -> list[tuple[int, int]]:  # fmt: skip
     """The same in numba, in place: what is wrong with each MCU, and the turns."""
     found, count, wide = [], vertical * horizontal, 8 * horizontal
     low, high = np.zeros((count + 2, 64), np.int32), np.zeros((count + 2, 64), np.int32)
-    rgb, works = np.zeros((3, 64 * count), np.int32), np.zeros((count + 2, block.WORK, 64), np.int32)
+    rgb, works = np.zeros((3, 64 * count), np.int32), np.zeros((count + 2, numba_samples.WORK, 64), np.int32)
+    settings, bases, spreads, _ = constants
     for m in range(image.shape[2] // wide):
         for n in range(count):
-            mcu.intervals(luma[n // horizontal, m * horizontal + n % horizontal], tables[0], low[n], high[n])
-        mcu.intervals(blue[0, m], tables[1], low[count], high[count])
-        mcu.intervals(red[0, m], tables[2], low[count + 1], high[count + 1])
+            numba_mcus.load_intervals(
+                luma[n // horizontal, m * horizontal + n % horizontal], tables[0], low[n], high[n]
+            )
+        numba_mcus.load_intervals(blue[0, m], tables[1], low[count], high[count])
+        numba_mcus.load_intervals(red[0, m], tables[2], low[count + 1], high[count + 1])
         part = image[:, :, m * wide : (m + 1) * wide]
         for p in range(64 * count):
             rgb[:, p] = part[:, p // wide, p % wide]
-        found.append(joint.search_pixels(rgb, low, high, vertical, horizontal, bases, spread, works))
+        arguments = rgb, low, high, vertical, horizontal, bases, spreads[8], settings, works
+        found.append(numba_pixels.search_pixels(*arguments))
         for p in range(64 * count):
             part[:, p // wide, p % wide] = rgb[:, p]
     return found
@@ -262,32 +285,33 @@ def test_searched_pixels_are_the_cpus(device, seed):
     c = by_libjpeg(scene(height, count * width, seed), tables_of(90, sampling), sampling)
     moved = torch.randint(-2, 3, image.shape) * (torch.rand(image.shape) < 0.03)
     start = (image.int() + moved).clamp(0, 255).to(torch.uint8)
-    expected, bases = start[0].int().numpy(), edge_bases().numpy()
+    expected, constants = start[0].int().numpy(), numba_exact.constants_of(DEFAULT_SETTINGS)
     planes, tables = [plane[0].flatten(2).numpy() for plane in c.planes], c.tables[0].flatten(1).numpy()
-    spread = np.repeat(bases[INTO_ROWS], 8, axis=2)[8]
-    found = search_mcus(expected, *planes, tables, vertical, horizontal, bases, spread)
+    found = search_mcus(expected, *planes, tables, vertical, horizontal, constants)
     out, left = torch.zeros_like(start).to(device), torch.zeros(2, count, dtype=torch.int32).to(device)
     file = (*three([plane.to(device) for plane in c.planes]), c.tables.to(device))
     pixel_kernel[(1,)](
         start.to(device), *file, edge_bases(device), out, left[0], left[1], count, count, height, count * width,
-        V=vertical, H=horizontal, G=4, num_warps=8,
+        DEFAULT_SETTINGS, V=vertical, H=horizontal, G=4, num_warps=8,
     )  # fmt: skip
     assert np.array_equal(out[0].cpu().numpy(), expected)
     assert left.T.tolist() == [list(pair) for pair in found]
     assert any(turns > 0 for _, turns in found)
 
 
-def test_it_is_a_custom_operator(device, seed, monkeypatch):
-    limit_attempts(monkeypatch, 1)
+def test_it_is_a_custom_operator(device, seed):
     sampling = Subsampling.S444
     x = pictures(1, sampling, (8, 8)).clamp(0, 255)
     c = encode(x, tables_of(5, sampling), sampling).to(device)
     planes = [plane.contiguous() for plane in c.planes]
     x = x.to(device)
-    torch.library.opcheck(torch.ops.jpeg_posterior.project_exact, (x, planes, c.tables, sampling.label, *c.size))
+    settings = limited(1)
+    margins, *limits = vars(settings).values()
+    arguments = x, planes, c.tables, sampling.label, *c.size, margins, limits
+    torch.library.opcheck(torch.ops.jpeg_posterior.project_exact, arguments)
     compiled = torch.compile(project_exact, fullgraph=True, backend="eager")
     with torch.autocast(device.type, torch.bfloat16):
-        for mine, theirs in zip(compiled(x, c), project_exact(x, c), strict=True):
+        for mine, theirs in zip(compiled(x, c, settings), project_exact(x, c, settings), strict=True):
             assert torch.equal(mine, theirs)
 
 

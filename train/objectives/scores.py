@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.colour import rgb_to_ycc
+from kernels.torch_ops.colour import rgb_to_ycc
 from model.features import Features
 
 PIXELS = (1, 4, 8)

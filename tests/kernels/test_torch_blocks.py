@@ -7,8 +7,10 @@ from torch import Tensor
 
 from kernels import Subsampling
 from kernels.libjpeg import integer_basis, integer_dct
-from kernels.mcu import Mcu, block_dct, blocks_of, from_tiles, map_regions, mcu_matrices, put_blocks, regions, to_tiles
-from kernels.torch_ops import forward_dct, repeat_chroma, tile_planes, times
+from kernels.torch_ops.blocks import Mcu, blocks_of, from_tiles, map_regions, put_blocks, regions, to_tiles
+from kernels.torch_ops.colour import tile_planes
+from kernels.torch_ops.dct import block_dct, forward_dct, mcu_matrices, times
+from kernels.torch_ops.sampling import repeat_chroma
 
 ALL = pytest.mark.parametrize("sampling", Subsampling, ids=lambda sampling: sampling.label)
 pytestmark = pytest.mark.usefixtures("seed")

@@ -6,9 +6,9 @@ A block over the image's edge repeats its last true row and column (libjpeg's ow
 chroma's of 4:2:0 do, libjpeg has T >> 1 in even places and (T + 1) >> 1 in odd ones: the last two slots stand for
 these, and go together; such `columns` count PAIRED more.
 
-Samples are flat [64] int32 by row, less 128; `wanted` ones count sixteenths of a gray level. Intervals, low and high
-[64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds it, that
-gives the file's coefficient. `work` is [WORK, 64] int32 for what lives no longer than a call.
+Shapes: samples are flat, [64] int32 by row, less 128; `wanted` ones are in sixteenths of a gray level. Intervals, low
+and high [64] int32, are those of libjpeg's quantiser: the least and the largest value of 8 times the DCT, as it holds
+it, that gives the file's coefficient. `work` is [WORK, 64] int32 for what lives no longer than a call.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from kernels.exact import (
     BACK_TO_COLUMNS,
     BACK_TO_ROWS,
-    CAPPED,
     INTO_COLUMNS,
     INTO_ROWS,
+    MAX_DISTANCE,
     PAIRED,
-    STALE,
-    TENURE,
+    SearchSettings,
 )
 from kernels.numba_ops.compiler import jit
 
@@ -37,7 +36,7 @@ UP, DOWN, SUMS = 8, 16, 24
 """Rows of `work`; UP and DOWN are the first of eight. SUMS: the least of each row's sum of paired slots [8], and the
 largest."""
 
-MARGIN = 4
+SAFE_DISTANCE = 4
 """How far inside its interval a coefficient lies that no single step of a sample brings out, with 8 x 8 slots."""
 
 NONE = 0x7FFFFFFF
@@ -66,10 +65,10 @@ def along_columns(v: Ints, m: Ints, out: Ints) -> None:
 
 @jit
 def into_intervals(
-    wanted: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int, draw: int, work: Ints
+    wanted: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int, margin: int, work: Ints
 ) -> bool:
     """Moves wanted samples to the nearest point of the intervals (of the slots there are: about the nearest), their
-    ends drawn in by `draw` 128ths of the DCT's unit, or to the middle of narrow ones. Whether it has moved any."""
+    ends drawn in by `margin` 128ths of the DCT's unit, or to the middle of narrow ones. Whether it has moved any."""
     first, second = work[EXACT], work[FOUND]
     along_rows(wanted, bases[INTO_COLUMNS, columns], first)
     for i in range(64):
@@ -79,7 +78,7 @@ def into_intervals(
     for i in range(64):
         value = int32(second[i] + int32(4096)) >> 13  # 128 times the DCT
         middle = int32(8 * (low[i] + high[i]))
-        half = max(int32(8 * (high[i] - low[i] + 1) - draw), int32(0))
+        half = max(int32(8 * (high[i] - low[i] + 1) - margin), int32(0))
         nearest = min(max(int32(value), int32(middle - half)), int32(middle + half))
         second[i] = min(max(int32(nearest - value + 4) >> 3, -15000), 15000)
         moved |= second[i]
@@ -115,15 +114,15 @@ def judge(found: Ints, low: Ints, high: Ints) -> tuple[int, int]:
     cost, wrong = int32(0), int32(0)
     for i in range(64):
         f = int32(int32(found[i] + int32(16384)) >> 15)
-        far = min(max(int32(low[i] - f), int32(f - high[i]), int32(0)), int32(CAPPED))
+        far = min(max(int32(low[i] - f), int32(f - high[i]), int32(0)), int32(MAX_DISTANCE))
         cost = int32(cost + int32(far * far))
         wrong = int32(wrong + min(far, int32(1)))
     return cost, wrong
 
 
 @jit
-def measure_steps(low: Ints, high: Ints, spread: Ints, margin: int, work: Ints) -> None:
-    """The cost after each step up and down, but for coefficients further inside their intervals than `margin`, which
+def measure_steps(low: Ints, high: Ints, spread: Ints, distance: int, work: Ints) -> None:
+    """The cost after each step up and down, but for coefficients further inside their intervals than `distance`, which
     no step brings out. spread: [8, 64], INTO_ROWS with each row's number repeated along it."""
     up, down, found = work[UP : UP + 8], work[DOWN : DOWN + 8], work[FOUND]
     cost_up, cost_down = work[COST_UP], work[COST_DOWN]
@@ -132,15 +131,15 @@ def measure_steps(low: Ints, high: Ints, spread: Ints, margin: int, work: Ints) 
         cost_down[p] = 0
     for i in range(64):
         value, lowest, highest = int32(found[i] + int32(16384)), low[i], high[i]
-        if value >> 15 >= lowest + margin and value >> 15 <= highest - margin:
+        if value >> 15 >= lowest + distance and value >> 15 <= highest - distance:
             continue
         j, k = i >> 3, i & 7
         for p in range(64):
             f = int32(int32(value + int32(spread[j, p] * up[k, p])) >> 15)
-            far = min(max(int32(lowest - f), int32(f - highest), int32(0)), int32(CAPPED))
+            far = min(max(int32(lowest - f), int32(f - highest), int32(0)), int32(MAX_DISTANCE))
             cost_up[p] = int32(cost_up[p] + int32(far * far))
             f = int32(int32(value + int32(spread[j, p] * down[k, p])) >> 15)
-            far = min(max(int32(lowest - f), int32(f - highest), int32(0)), int32(CAPPED))
+            far = min(max(int32(lowest - f), int32(f - highest), int32(0)), int32(MAX_DISTANCE))
             cost_down[p] = int32(cost_down[p] + int32(far * far))
 
 
@@ -195,7 +194,7 @@ def count_of(columns: int) -> int:
 
 
 @jit
-def pair_of(columns: int) -> tuple[int, int]:
+def pair_slots(columns: int) -> tuple[int, int]:
     """Which of paired columns stand for T >> 1, and for (T + 1) >> 1."""
     first = columns - PAIRED - 2
     return first + (first & 1), first + 1 - (first & 1)
@@ -204,14 +203,14 @@ def pair_of(columns: int) -> tuple[int, int]:
 @jit
 def halve(total: int, r: int, columns: int, samples: Ints) -> None:
     """Puts the halves of a sum into a row's paired slots."""
-    even, odd = pair_of(columns)
+    even, odd = pair_slots(columns)
     samples[8 * r + even], samples[8 * r + odd] = total >> 1, (total + 1) >> 1
 
 
 @jit
 def bound_pairs(samples: Ints, least: Ints, most: Ints, rows: int, columns: int, work: Ints) -> None:
     """Lets paired slots take only those steps after which they still are the halves of one sum."""
-    even, odd = pair_of(columns)
+    even, odd = pair_slots(columns)
     for r in range(rows):
         total = samples[8 * r + even] + samples[8 * r + odd]
         rise, fall = 8 * r + (even if total & 1 else odd), 8 * r + (odd if total & 1 else even)
@@ -233,6 +232,7 @@ def search(
     rows: int,
     columns: int,
     turns: int,
+    settings: SearchSettings,
     work: Ints,
 ) -> tuple[int, int]:
     """Mends samples, each within `least` and `most`, until libjpeg's DCT of them lies in the intervals: a tabu search
@@ -250,13 +250,13 @@ def search(
         free_from[p] = 0
     for r in range(8):
         weigh_row(r, by_column, work)
-    margin = MARGIN if rows == 8 and columns == 8 else 1 << 20
-    tenure = min(TENURE, rows * count_of(columns) // 4)
+    distance = SAFE_DISTANCE if rows == 8 and columns == 8 else 1 << 20
+    tenure = min(settings.tenure, rows * count_of(columns) // 4)
     turn, fresh = int64(0), int64(0)
-    while fewest > 0 and turn < turns and turn - fresh < STALE:
+    while fewest > 0 and turn < turns and turn - fresh < settings.max_stale_turns:
         if columns > PAIRED:
             bound_pairs(samples, least, most, rows, columns, work)
-        measure_steps(low, high, spread, margin, work)
+        measure_steps(low, high, spread, distance, work)
         chosen = best_step(samples, least, most, best_cost, turn, work)
         if chosen < 0:
             break

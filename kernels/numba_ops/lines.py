@@ -3,7 +3,10 @@ coefficients far there, and often no other samples than the original's have the 
 
 The samples along the line are integers whose weighted sums lie in a box: the points of a lattice in a box. They are
 found as in sphere decoding (Fincke and Pohst 1985; Schnorr and Euchner 1994): among the points of the ellipsoid around
-the box, one sample after the other, each nearest to what the samples before it leave as its middle. All is in integers.
+the box, one sample after the other, each nearest to what the samples before it leave as its middle. All is in integers:
+the squared distance is sum of scales[n] (x[n] + sum of shares[n, m] x[m], m < n)^2, an LDL decomposition.
+
+Shapes: 64 slots of a block, flat; up to 8 samples, or sums of pairs, along a line, and 8 frequencies.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.exact import INTO_COLUMNS, INTO_ROWS, NODES, PAIRED, RADIUS
-from kernels.numba_ops.block import BEST, FOUND, SUMS, Ints, halve, judge, transform
+from kernels.exact import INTO_COLUMNS, INTO_ROWS, PAIRED, RADIUS, SearchSettings
 from kernels.numba_ops.compiler import jit
+from kernels.numba_ops.samples import BEST, FOUND, SUMS, Ints, halve, judge, transform
 
 Longs = NDArray[np.int64]
 
@@ -67,7 +70,7 @@ def factor(weights: Longs, limits: Longs, scales: Longs, shares: Longs) -> bool:
 @jit
 def search_line(
     samples: Ints, middle: Ints, least: Ints, most: Ints, low: Ints, high: Ints, bases: Ints, rows: int, columns: int,
-    work: Ints,
+    settings: SearchSettings, work: Ints,
 ) -> tuple[bool, int]:  # fmt: skip
     """Finds samples of which no coefficient is wrong, or leaves them as they are. Returns whether it has, and how many
     values it tried. middle: of the intervals, sixteenths [64]. Of pairs the integers are the sums, the slots' middles
@@ -89,7 +92,7 @@ def search_line(
     found, offset, tried = np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.zeros(slots, np.int64)
     distance = np.zeros(slots + 1, np.int64)
     level = nodes = 0
-    while level >= 0 and nodes < NODES:
+    while level >= 0 and nodes < settings.max_nodes:
         nodes += 1
         nearest = (centre[level] - offset[level] + 8) >> 4
         side = 1 if centre[level] - offset[level] > 16 * nearest else -1

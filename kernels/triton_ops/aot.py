@@ -1,8 +1,8 @@
-"""Compiles every configuration of every kernel for GPUs that need not be there, and reads off what each takes.
+"""Ahead-of-time compilation of every configuration of every kernel, without a GPU, and the resources that each takes.
 
-python -m kernels.triton_ops.ahead              a table for sm_80, sm_90 and sm_100
-python -m kernels.triton_ops.ahead --json       the same for programs
-python -m kernels.triton_ops.ahead --check      the table, and an error when a kernel spills
+python -m kernels.triton_ops.aot              a table for sm_80, sm_90 and sm_100
+python -m kernels.triton_ops.aot --json       the same for programs
+python -m kernels.triton_ops.aot --check      the table, and an error when a kernel spills
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.coefficients import Subsampling
+from kernels.exact import DEFAULT_SETTINGS
 from kernels.triton_ops import KERNELS, noise
 from kernels.triton_ops.launch import INTERPRETED
 
@@ -36,16 +37,20 @@ IMAGES = ("fp32", "bf16", "fp16")
 POINTERS = {
     **dict.fromkeys(("x", "out", "gradient"), "image"),
     **dict.fromkeys(("out32", "gradient32", "amplitude"), "fp32"),
-    **dict.fromkeys(("luma_plane", "blue_plane", "red_plane", "ranges"), "i16"),
-    **dict.fromkeys(("tables", "mismatches", "listed", "bases", "draws"), "i32"),
+    **dict.fromkeys(("luma_plane", "cb_plane", "cr_plane", "ranges"), "i16"),
+    **dict.fromkeys(("tables", "mismatches", "listed", "bases", "margins"), "i32"),
     **dict.fromkeys(("seeds", "origins"), "i64"),
     "image8": "u8",
 }
-"""What pointers point to, by the argument's name; image: to what the caller's images are made of."""
+"""Element types of pointers, by the argument's name; image: that of the caller's images."""
 
 FLOATS = ("half", "limit")
 
-CONSTANTS: dict[str, dict[str, Any]] = {"noise": noise.CONSTANTS, "uniform": noise.CONSTANTS}
+CONSTANTS: dict[str, dict[str, Any]] = {
+    "noise": noise.CONSTANTS,
+    "uniform": noise.CONSTANTS,
+    **{name: {"SETTINGS": replace(DEFAULT_SETTINGS, margins=())} for name in ("exact", "mend", "edge")},
+}
 """Constants of a kernel that neither its sampling nor its configuration says, by the kernel's name."""
 
 Job = tuple[str, Subsampling, str, int]
@@ -95,7 +100,7 @@ def compile_kernel(name: str, sampling: Subsampling, dtype: str, capability: int
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
-    """(registers, stack in bytes) of a thread, as cuobjdump of Triton's own package tells."""
+    """(registers, stack in bytes) of a thread, by the cuobjdump of Triton's own package."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -159,7 +164,7 @@ def main() -> int:
         tqdm.write(line, file=sys.stdout)
         wrong += [f"{row.kernel} {row.sampling} sm_{row.capability}: {fault}" for fault in faults(row)]
     if options.check and wrong:
-        print("ahead:", *wrong, sep="\n", file=sys.stderr)
+        print("aot:", *wrong, sep="\n", file=sys.stderr)
     return int(options.check and bool(wrong))
 
 

@@ -1,44 +1,17 @@
-"""An MCU's geometry: what its blocks' slots stand for, libjpeg's averages of chroma, and the ways from the image and
-from the file. Its pixels are flat, by row: `P` of them, also where the image ends before."""
+"""Chroma of an MCU: libjpeg's averages of the pixels, and pixels of given averages.
+
+Shapes: P pixels of an MCU, flat, by row; the 64 slots of a chroma block, flat; groups, the up to 4 pixels under each
+chroma sample: [4, 64].
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import int32
-from numpy.typing import NDArray
 
-from kernels.exact import FARTHEST, PAIRED
-from kernels.numba_ops.block import Ints
 from kernels.numba_ops.compiler import jit
-
-Geometry = tuple[int, int, int, int]
-"""Of an MCU: its vertical and horizontal sampling factors, its true rows and columns of pixels."""
-
-
-@jit
-def intervals(coefficients: NDArray[np.int16], steps: Ints, low: Ints, high: Ints) -> None:
-    """A block's coefficients [64] and steps [64] → what libjpeg's quantiser, rounding half away from zero, takes for
-    them, of 8 times the DCT."""
-    for i in range(64):
-        step, value = min(steps[i], FARTHEST), int32(coefficients[i])
-        value = min(max(value, -1), 1) if step == FARTHEST else value
-        middle = 8 * value * step
-        low[i] = min(max(middle - 4 * step + int32(value <= 0), -(1 << 20)), 1 << 20)
-        high[i] = min(max(middle + 4 * step - int32(value >= 0), -(1 << 20)), 1 << 20)
-
-
-@jit
-def load_mcu(x: NDArray[np.float32], top: int, left: int, rows: int, columns: int, width: int, rgb: Ints) -> None:
-    """The pixels of [C, H, W] under an MCU, limited to 0..255, in sixteenths; 0 beyond the image."""
-    for component in range(x.shape[0]):
-        if rows * columns < rgb.shape[1]:
-            for p in range(rgb.shape[1]):
-                rgb[component, p] = 0
-        for r in range(rows):
-            for c in range(columns):
-                value = x[component, top + r, left + c]
-                value = min(value if value > 0 else np.float32(0), np.float32(255))  # 0 also for what is no number
-                rgb[component, r * width + c] = int32(value * np.float32(16) + np.float32(0.5))
+from kernels.numba_ops.mcus import Geometry, chroma_slots
+from kernels.numba_ops.samples import Ints
 
 
 @jit
@@ -47,46 +20,6 @@ def bias_of(vertical: int, horizontal: int, column: int) -> int:
     if horizontal == 2:
         return (column & 1) + (1 if vertical == 2 else 0)
     return 1 if vertical == 2 else 0
-
-
-@jit
-def place_of(p: int, vertical: int, horizontal: int) -> tuple[int, int, int]:
-    """Of pixel p of an MCU: its luma block, its place there, and the chroma sample over it."""
-    width = 8 * horizontal
-    y, x = p // width, p % width
-    return (y >> 3) * horizontal + (x >> 3), 8 * (y & 7) + (x & 7), 8 * (y // vertical) + x // horizontal
-
-
-@jit
-def first_pixel(n: int, horizontal: int) -> int:
-    """Where luma block n begins."""
-    return 64 * horizontal * (n // horizontal) + 8 * (n % horizontal)
-
-
-@jit
-def chroma_slots(geometry: Geometry) -> tuple[int, int, int]:
-    """Of an MCU's chroma blocks: how many rows and columns of slots they have, and how many of the columns average
-    pixels of their own. Beyond these, if chroma is halved across, all samples average the last true column alone: one
-    slot stands for them. But where they are the halves of a sum T of two of its pixels there are two, as block.py says;
-    not if there is one such sample, nor in a single row, which has no odd sums."""
-    vertical, horizontal, rows, columns = geometry
-    inner = columns // horizontal
-    outer = 1 if horizontal == 2 and columns < 16 else 0
-    if outer and vertical == 2 and inner < 7 and rows > 1:
-        outer = 2
-    return (rows + vertical - 1) // vertical, inner + outer, inner
-
-
-@jit
-def slots_of(n: int, geometry: Geometry) -> tuple[int, int]:
-    """How many rows and columns of slots block n of an MCU has, luma's first, as block.py counts them; none of a block
-    of padding."""
-    vertical, horizontal, rows, columns = geometry
-    if n >= vertical * horizontal:
-        slot_rows, slot_columns, inner = chroma_slots(geometry)
-        return slot_rows, slot_columns + (PAIRED if slot_columns == inner + 2 else 0)
-    top, left = 8 * (n // horizontal), 8 * (n % horizontal)
-    return min(max(rows - top, 0), 8), min(max(columns - left, 0), 8)
 
 
 @jit
@@ -106,30 +39,6 @@ def average(plane: Ints, geometry: Geometry, wanted: Ints) -> None:
                 for x in range(first, last):
                     total += plane[y * width + x]
             wanted[8 * r + c] = total // (height * (last - first))
-
-
-@jit
-def gather_block(planes: Ints, n: int, geometry: Geometry, block: Ints) -> None:
-    """The slots [64] of block n of wanted planes [C, P], luma's blocks first; 0 where there are none."""
-    component = max(n - geometry[0] * geometry[1] + 1, 0)
-    if component:
-        average(planes[component], geometry, block)
-        return
-    slot_rows, slot_columns = slots_of(n, geometry)
-    first = first_pixel(n, geometry[1])
-    for p in range(64):
-        inside = (p >> 3) < slot_rows and (p & 7) < slot_columns
-        block[p] = planes[0, first + (p >> 3) * 8 * geometry[1] + (p & 7)] if inside else 0
-
-
-@jit
-def put_luma(block: Ints, n: int, geometry: Geometry, plane: Ints) -> None:
-    """Writes the slots [64] of luma block n into the plane [P]: the inverse of `gather_block`."""
-    slot_rows, slot_columns = slots_of(n, geometry)
-    first = first_pixel(n, geometry[1])
-    for p in range(64):
-        if (p >> 3) < slot_rows and (p & 7) < slot_columns:
-            plane[first + (p >> 3) * 8 * geometry[1] + (p & 7)] = block[p]
 
 
 @jit
@@ -246,7 +155,7 @@ def spread_chroma(samples: Ints, plane: Ints, geometry: Geometry, limits: Ints, 
             lowest = count * samples[g] - bias_of(vertical, horizontal, c)
             low[g], high[g] = -((-lowest) // weight) - fixed, (lowest + count - 1) // weight - fixed
             if last:
-                low[g], high[g] = last_column(samples, r, height, geometry)
+                low[g], high[g] = last_sums(samples, r, height, geometry)
         share(wanted, there, low, high, found)
         if bounded:
             mend_groups(there, low, high, least, most, found)
@@ -258,7 +167,7 @@ def spread_chroma(samples: Ints, plane: Ints, geometry: Geometry, limits: Ints, 
 
 
 @jit
-def last_column(samples: Ints, r: int, height: int, geometry: Geometry) -> tuple[int, int]:
+def last_sums(samples: Ints, r: int, height: int, geometry: Geometry) -> tuple[int, int]:
     """Between which values the sum of the last true column's pixels, `height` of them, lies in row r of a chroma block
     whose slots [64] beyond its own columns stand for it."""
     _, slot_columns, inner = chroma_slots(geometry)

@@ -2,7 +2,9 @@
 such as highlights in which two channels are at 255.
 
 A step changes one pixel's channels by -1, 0 or 1 each. What it does to a block is nothing, or one step of one of its
-samples: so the tables by which `block.search` ranks its steps, kept for all blocks at once, rank these.
+samples: so the tables by which `samples.search` ranks its steps, kept for all blocks at once, rank these.
+
+Shapes: P pixels of an MCU, flat, by row, [3, P]; its blocks, luma's first, with 64 samples each, flat.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ import numpy as np
 from numba import int64
 from numpy.typing import NDArray
 
-from kernels.exact import INTO_COLUMNS, INTO_ROWS, PIXEL_STALE, PIXEL_TENURE, PIXEL_TURNS
-from kernels.numba_ops.block import (
+from kernels.exact import INTO_COLUMNS, INTO_ROWS, SearchSettings
+from kernels.numba_ops.chroma import bias_of
+from kernels.numba_ops.compiler import jit
+from kernels.numba_ops.gamut import blue_of, luma_of, red_of, to_triples
+from kernels.numba_ops.mcus import place_of
+from kernels.numba_ops.samples import (
     COST_DOWN,
     COST_UP,
     FOUND,
-    MARGIN,
+    SAFE_DISTANCE,
     Ints,
     judge,
     measure_steps,
@@ -24,9 +30,6 @@ from kernels.numba_ops.block import (
     transform,
     weigh_row,
 )
-from kernels.numba_ops.compiler import jit
-from kernels.numba_ops.gamut import blue_of, luma_of, red_of, to_triples
-from kernels.numba_ops.mcu import bias_of, place_of
 
 STEPS = 27
 """Of a pixel, its own place (13) among them."""
@@ -80,7 +83,7 @@ def gather(rgb: Ints, ycc: Ints, vertical: int, horizontal: int, sums: Ints, sam
 
 
 @jit
-def choose(
+def best_steps(
     codes: NDArray[np.int8], gains: Ints, free_from: Ints, turn: int, enough: int, vertical: int, horizontal: int
 ) -> int:
     """The step, STEPS p + n, after which the cost has risen least; ties to the first; one of a pixel that is not free
@@ -100,9 +103,10 @@ def choose(
 
 @jit
 def search_pixels(
-    rgb: Ints, low: Ints, high: Ints, vertical: int, horizontal: int, bases: Ints, spread: Ints, works: Ints
-) -> tuple[int, int]:
-    """Mends the pixels [3, P] of a whole MCU by steps of one of them; a tabu search like `block.search`. Returns how
+    rgb: Ints, low: Ints, high: Ints, vertical: int, horizontal: int, bases: Ints, spread: Ints,
+    settings: SearchSettings, works: Ints,
+) -> tuple[int, int]:  # fmt: skip
+    """Mends the pixels [3, P] of a whole MCU by steps of one of them; a tabu search like `samples.search`. Returns how
     many coefficients are wrong at the best place found, where it leaves the pixels, and how many turns it took.
     works: [blocks, WORK, 64]."""
     pixels, blocks, count = rgb.shape[1], low.shape[0], vertical * horizontal
@@ -127,16 +131,16 @@ def search_pixels(
             best_cost, fewest, fresh = costs.sum(), wrongs.sum(), turn
             for p in range(pixels):
                 best[0, p], best[1, p], best[2, p] = rgb[0, p], rgb[1, p], rgb[2, p]
-        if fewest == 0 or turn == PIXEL_TURNS or turn - fresh == PIXEL_STALE:
+        if fewest == 0 or turn == settings.max_pixel_turns or turn - fresh == settings.max_stale_pixel_turns:
             break
         for b in range(blocks):
             if changed[b]:
-                measure_steps(low[b], high[b], spread, int64(MARGIN), works[b])
+                measure_steps(low[b], high[b], spread, int64(SAFE_DISTANCE), works[b])
                 for p in range(64):
                     gains[b, 0, p] = works[b, COST_DOWN, p] - costs[b]
                     gains[b, 2, p] = works[b, COST_UP, p] - costs[b]
                 changed[b] = 0
-        chosen = choose(codes, gains, free_from, turn, best_cost - costs.sum(), vertical, horizontal)
+        chosen = best_steps(codes, gains, free_from, turn, best_cost - costs.sum(), vertical, horizontal)
         if chosen < 0:
             break
         turn += 1
@@ -158,7 +162,7 @@ def search_pixels(
         ycc[2, p] = red_of(rgb[0, p], rgb[1, p], rgb[2, p])
         sums[0, g] += ycc[1, p]
         sums[1, g] += ycc[2, p]
-        free_from[p] = turn + PIXEL_TENURE
+        free_from[p] = turn + settings.pixel_tenure
         first = (g >> 3) * vertical * 8 * horizontal + (g & 7) * horizontal
         for i in range(count):
             encode_steps(

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from kernels.triton_ops import KERNELS
-from kernels.triton_ops.ahead import MOST_SHARED, Resources, faults
+from kernels.triton_ops.aot import MOST_SHARED, Resources, faults
 
 
 def compiled(*arguments: str, processes: int = 2) -> list[dict[str, Any]]:
-    """What `python -m kernels.triton_ops.ahead` finds: one of its own, for here kernels are interpreted."""
-    command = [sys.executable, "-m", "kernels.triton_ops.ahead", "--json", "--processes", str(processes), *arguments]
+    """What `python -m kernels.triton_ops.aot` finds: one of its own, for here kernels are interpreted."""
+    command = [sys.executable, "-m", "kernels.triton_ops.aot", "--json", "--processes", str(processes), *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,10 @@
-"""Images as minimum coded units: the unit to which everything but the triangle upsampling of `decode` is local.
+"""Images and coefficient planes as minimum coded units (MCUs); all but decode's chroma filter is local to one.
+
+Shapes: N images, [rows, columns] MCUs of a region, C components, P pixels of an MCU, B blocks of one component of it.
 
 A tile tensor is [N, rows, columns, C, P]: for each MCU and component its P pixels, block after block and row after row
 within a block, so that `tile.unflatten(-1, (-1, 64))` are its 8x8 blocks without moving memory. Edges follow
-libjpeg-turbo (T.81, A.2.4 leaves them free): an MCU that hangs over the image repeats the last column and row.
+libjpeg-turbo (T.81, A.2.4 leaves them free): an MCU that extends beyond the image repeats the last column and row.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.coefficients import Subsampling
-from kernels.tables import constant, dct_basis
+from kernels.coefficients import Coefficients, Subsampling
 
 BAND_PIXELS = 1 << 16
 """Pixels that are worked on at a time: a band's float planes stay in a core's cache."""
@@ -86,52 +87,6 @@ class Mcu:
         return torch.zeros(self.pixels, 64).index_add_(0, self.chroma_source(), self.chroma_samples())
 
 
-@constant
-def block_dct(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
-    """[64, 64]: a flattened block times this is its two-dimensional orthonormal DCT; its transpose is the inverse."""
-    basis = dct_basis(torch.float64, device)
-    return torch.kron(basis, basis).T.contiguous().to(dtype)
-
-
-@dataclass(frozen=True)
-class McuMatrices:
-    """The linear maps of one kind of MCU between pixels and coefficients, matrices to multiply tiles by from the right.
-
-    luma [B, B], luma_back [B, B]: pixels → coefficients and the way back, B = 64 for a whole MCU (block by block) and P
-        for one at an edge.
-    chroma [P, 64], chroma_back [64, P]: the same through averaging, with repetition on the way back.
-
-    At an edge the way back gives a pixel the mean of what comes to the places that repeat it.
-    """
-
-    luma: Tensor
-    luma_back: Tensor
-    chroma: Tensor
-    chroma_back: Tensor
-
-
-def repetition_inverse(spread: Tensor) -> Tensor:
-    """The pseudo-inverse of a 0/1 matrix [pixels, places] that shows each pixel at some places: the mean over them."""
-    return spread.T / spread.sum(1).clamp(min=1)
-
-
-@constant
-def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
-    """Places beyond the image and blocks of padding have rows and columns of zeros."""
-    dct = block_dct("cpu", torch.float64)
-    average = mcu.chroma_sums().double() / (mcu.sampling.factors[0] * mcu.sampling.factors[1])
-    repeat = mcu.chroma_samples().double().T
-    luma, luma_back, chroma_back = dct, dct.T, dct.T @ repeat
-    if not mcu.whole:
-        blocks = torch.block_diag(*[dct] * len(mcu.true_luma_blocks))
-        shown = torch.tensor(mcu.true_luma_blocks).repeat_interleave(64)
-        spread = F.one_hot(mcu.luma_source(), mcu.pixels).double().T * shown
-        luma, luma_back = spread @ blocks, blocks.T @ repetition_inverse(spread)
-        chroma_back = chroma_back @ repetition_inverse(F.one_hot(mcu.chroma_source(), mcu.pixels).double().T)
-    matrices = (luma, luma_back, average @ dct, chroma_back)
-    return McuMatrices(*(m.to(device, dtype).contiguous() for m in matrices))
-
-
 @dataclass(frozen=True)
 class Region:
     """A rectangle of MCUs of one kind: rows `top` to `bottom` and columns `left` to `right`, ends exclusive."""
@@ -162,6 +117,21 @@ def regions(sampling: Subsampling, size: tuple[int, int], images: int, banded: b
     ]
 
 
+def flat_regions(sampling: Subsampling, size: tuple[int, int], images: int) -> Iterator[Region]:
+    """All regions, bands first to last."""
+    for row in regions(sampling, size, images):
+        yield from row
+
+
+def map_regions(
+    function: Callable[[Region], Tensor], sampling: Subsampling, size: tuple[int, int], images: int, banded: bool
+) -> Tensor:
+    """An image put together from `function(region)`, each [N, C, h, w]. Without bands it is at most four regions, which
+    is what autograd wants."""
+    grid = regions(sampling, size, images, banded)
+    return torch.cat([torch.cat([function(region) for region in row], dim=3) for row in grid], dim=2)
+
+
 def to_tiles(x: Tensor, region: Region) -> Tensor:
     """[N, C, H, W] → [N, rows, columns, C, P] of one region; places beyond the image are zero."""
     height, width = region.mcu.sampling.mcu
@@ -181,15 +151,6 @@ def from_tiles(tiles: Tensor, region: Region) -> Tensor:
     x = tiles.reshape(n, rows, columns, channels, vertical, horizontal, 8, 8).permute(0, 3, 1, 4, 6, 2, 5, 7)
     x = x.reshape(n, channels, rows * height, columns * width)
     return x[:, :, : (rows - 1) * height + region.mcu.rows, : (columns - 1) * width + region.mcu.columns]
-
-
-def map_regions(
-    function: Callable[[Region], Tensor], sampling: Subsampling, size: tuple[int, int], images: int, banded: bool
-) -> Tensor:
-    """An image put together from `function(region)`, each [N, C, h, w]. Without bands it is at most four regions, which
-    is what autograd wants."""
-    grid = regions(sampling, size, images, banded)
-    return torch.cat([torch.cat([function(region) for region in row], dim=3) for row in grid], dim=2)
 
 
 def blocks_of(plane: Tensor, component: int, region: Region) -> Tensor:
@@ -217,7 +178,16 @@ def put_blocks(plane: Tensor, component: int, region: Region, blocks: Tensor) ->
     ] = blocks.reshape(n, rows * vertical, columns * horizontal, 8, 8)
 
 
-def flat_regions(sampling: Subsampling, size: tuple[int, int], images: int) -> Iterator[Region]:
-    """All regions, bands first to last."""
-    for row in regions(sampling, size, images):
-        yield from row
+def empty_planes(sampling: Subsampling, size: tuple[int, int], images: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Zero coefficient planes, int16."""
+    grids = (sampling.plane_blocks(component, size) for component in range(sampling.components))
+    return tuple(torch.zeros(images, *grid, 8, 8, dtype=torch.int16, device=device) for grid in grids)
+
+
+def keep_true_blocks(coefficients: Coefficients) -> Coefficients:
+    """Sets the padding blocks to zero, in place."""
+    for component, plane in enumerate(coefficients.planes):
+        rows, columns = coefficients.sampling.true_blocks(component, coefficients.size)
+        plane[:, rows:] = 0
+        plane[:, :, columns:] = 0
+    return coefficients
