@@ -68,8 +68,7 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
 
 def excess(x: Tensor, c: Coefficients) -> Tensor:
     """[N] float64: by how many quantisation steps, at most, an image's coefficients lie outside c's intervals; 0: the
-    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on
-    every device: a measure, not a stage."""
+    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on every device: a measure, not a stage."""
     largest: Tensor = implementation(x.device).excess(x, c)
     return largest
 

@@ -118,7 +118,11 @@ def compile_job(job: Job) -> list[Resources]:
 
 
 def compile_all(work: list[Job], processes: int) -> Iterator[Resources]:
-    """In the order of `work`, as it is done."""
+    """In the order of `work`, as it is done; in this process if there is to be one."""
+    if processes == 1:
+        for job in tqdm(work, unit="kernel", leave=False, file=sys.stderr):
+            yield from compile_kernel(*job)
+        return
     context = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         for found in tqdm(pool.map(compile_job, work), total=len(work), unit="kernel", leave=False, file=sys.stderr):

@@ -1,9 +1,6 @@
 """The noise's Triton kernel: the words of the CPU bit for bit, its values but for the last bits, one launch a draw."""
 
-import json
 import math
-import os
-import subprocess
 import sys
 
 import pytest
@@ -296,34 +293,3 @@ def test_a_compiled_generator_draws_the_same():
     compiled = torch.compile(generator, fullgraph=True, dynamic=False)
     with torch.no_grad():
         assert torch.allclose(compiled(*inputs).samples, generator(*inputs).samples, atol=1e-4)
-
-
-AOT = """
-import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from kernels.triton_ops.aot import usage
-from kernels.triton_ops.noise import CONSTANTS, noise_kernel
-
-kernel, pointers = noise_kernel.fn, {"seeds": "*i64", "origins": "*i64", "amplitude": "*fp32", "out32": "*fp32"}
-kinds = dict.fromkeys(kernel.arg_names, "i32") | pointers | {"limit": "fp32"} | dict.fromkeys(CONSTANTS, "constexpr")
-source = ASTSource(kernel, kinds, CONSTANTS, attrs={(kernel.arg_names.index("out32"),): [["tt.divisibility", 16]]})
-for capability in (80, 90, 100):
-    target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options=noise_kernel.configuration.options)
-    print(json.dumps([capability, *usage(compiled.asm["cubin"]), compiled.metadata.shared]))
-"""
-
-
-def test_the_kernel_compiles_ahead_of_time_without_a_stack():
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", AOT], env=environment, capture_output=True, text=True, check=False, timeout=280
-    )
-    assert done.returncode == 0, done.stderr
-    found = {capability: usage for capability, *usage in map(json.loads, done.stdout.splitlines())}
-    assert found.keys() == {80, 90, 100}
-    for registers, stack, shared in found.values():
-        assert registers <= 64  # 1024 threads of an SM's 65,536 registers
-        assert (stack, shared) == (0, 0)

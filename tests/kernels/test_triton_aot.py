@@ -13,9 +13,9 @@ from kernels.triton_ops import KERNELS
 from kernels.triton_ops.aot import MOST_SHARED, Resources, faults
 
 
-def compiled(*arguments: str, processes: int = 2) -> list[dict[str, Any]]:
+def compiled(*arguments: str) -> list[dict[str, Any]]:
     """What `python -m kernels.triton_ops.aot` finds: one of its own, for here kernels are interpreted."""
-    command = [sys.executable, "-m", "kernels.triton_ops.aot", "--json", "--processes", str(processes), *arguments]
+    command = [sys.executable, "-m", "kernels.triton_ops.aot", "--json", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -31,12 +31,13 @@ def test_kernels_compile_ahead_of_time_without_spilling():
         assert row["stack"] == 0, row
         assert row["shared"] < 100 * 1024, row
         assert 0 < row["registers"] <= 255, row
+        if row["kernel"] == "noise":  # 1024 threads of an SM's 65,536 registers, without shared memory
+            assert (row["registers"] <= 64, row["shared"]) == (True, 0)
 
 
 def test_images_of_half_the_size():
     rows = compiled(
-        *("--check", "--dtype", "bf16", "fp16", "--sampling", "gray", "--capability", "80", "--kernel", "encode"),
-        processes=1,
+        *("--check", "--dtype", "bf16", "fp16", "--sampling", "gray", "--capability", "80", "--kernel", "encode")
     )
     assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
 

@@ -102,11 +102,22 @@ def test_further_attempts_are_the_cpus(sampling, device):
     assert check(x, c, device, limited(2)).tolist() == [0]
 
 
-def test_all_attempts_are_the_cpus(device):
-    """A picture of one MCU that is right after its pixels have been searched and luma has come first, not before."""
-    x, c = blurred(Subsampling.S444, (8, 8), 98, 1151)
-    assert check(x, c, device).tolist() == [0]
-    assert numba_ops.project_exact(x, c, limited(8))[1].item() > 0
+def test_all_kinds_of_attempts_are_the_cpus(device):
+    """A picture of one MCU whose pixels are searched, and which is right after luma has come first, not before. Short
+    searches: the interpreter would take half a minute over the default's."""
+    x, c = blurred(Subsampling.S444, (8, 8), 98, 729)
+    settings = SearchSettings(
+        margins=DEFAULT_SETTINGS.margins[:6],
+        first_pixel_attempt=3,
+        alternations=4,
+        max_turns=8,
+        max_stale_turns=4,
+        max_pixel_turns=8,
+        max_stale_pixel_turns=4,
+    )
+    assert check(x, c, device, settings).tolist() == [0]
+    left = [numba_ops.project_exact(x, c, replace(settings, margins=settings.margins[:n]))[1].item() for n in (3, 4)]
+    assert left[0] > left[1] > 0  # before pixels are searched, and after
 
 
 @pytest.mark.parametrize("sampling", [Subsampling.GRAY, Subsampling.S420], ids=lambda sampling: sampling.label)
