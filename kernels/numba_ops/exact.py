@@ -104,9 +104,12 @@ def project_mcu(
         if components == 1:
             for p in range(pixels):
                 candidate[0, p] = found[0, p] + 128
-        elif to_pixels(found, wanted, candidate) > 0:  # what the search has counted is not what the pixels are
-            to_triples(candidate, found)
-            wrong, tight = recount(found, low, high, geometry, bases, works[0, SAMPLES], works[0]), True
+        else:
+            missed = to_pixels(found, wanted, candidate)
+            if missed > 0 or n > 0 or not whole:  # averages may be missed, and triples not be those of a pixel
+                to_triples(candidate, found)
+                counted, wrong = wrong, recount(found, low, high, geometry, bases, works[0, SAMPLES], works[0])
+                tight = tight or missed > 0 or wrong != counted
         if n >= first_late and order == CHROMA_FIRST and wrong > 0 and tight and components == 3 and whole:
             wrong, took = search_pixels(
                 candidate, low, high, vertical, horizontal, bases, constants.spreads[8], settings, works

@@ -63,19 +63,26 @@ UNKNOWN = tl.constexpr(1 << 20)
 @triton.jit
 def examine(
     y, chroma, wanted, wrong, tight, size, luma_ends, chroma_ends, bases,
-    C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
+    RECOUNT: tl.constexpr, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr,
 ):  # fmt: skip
-    """MCUs' pixels, near the channels wanted; how many coefficients are wrong: what the attempt has counted, unless
-    there are no such pixels; and whether the gamut, or an edge, may be the cause."""
+    """MCUs' pixels, near the channels wanted; how many coefficients are wrong; and whether the gamut, or an edge, may
+    be the cause. Without RECOUNT the attempt's count holds where all triples are those of a pixel; at edges and where
+    luma bounds chroma, averages may be missed as well."""
     if C == 1:
         return y + 128, y, y, wrong, tight
     else:
         cb, cr = unpair(chroma)
         red, green, blue, missed = to_pixels(y, cb, cr, wanted, inside_image(size, V, H))
-        if any_of(missed):
+        other = sum_pixels(missed) > 0
+        if RECOUNT:
             y, cb, cr = to_triples(red, green, blue)
             luma, others = recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V, H)
-            other = sum_pixels(missed) > 0
+            counted = per_mcu(luma, V * H) + per_mcu(others, 2)
+            tight |= other | (counted != wrong)
+            wrong = counted
+        elif any_of(missed):
+            y, cb, cr = to_triples(red, green, blue)
+            luma, others = recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V, H)
             wrong = tl.where(other, per_mcu(luma, V * H) + per_mcu(others, 2), wrong)
             tight |= other
         return red, green, blue, wrong, tight
@@ -145,7 +152,7 @@ def exact_kernel(
     y, chroma, wrong, turns, tight = attempt(
         wanted, None, luma, others, tl.load(margins), CHROMA_FIRST, bases, ranges, SETTINGS, C, V, H
     )
-    red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, None, luma, others, bases, C, V, H)
+    red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, None, luma, others, bases, False, C, V, H)
     store_pixels(image8, red, green, blue, there, mcu, None, grid, shape, C, V, H)
     again = there & (wrong > 0) & tight & (tl.zeros_like(turns) + attempts > 1)
     tl.atomic_add(mismatches + mcu // (rows * columns), wrong, mask=there & (wrong > 0) & (again == 0))
@@ -184,7 +191,7 @@ def make_attempts(
             wanted, size, luma, others, margin, order, bases, ranges, SETTINGS, C, V, H
         )
         turns += took
-        r, g, b, wrong, tight = examine(y, chroma, wanted, wrong, tight, size, luma, others, bases, C, V, H)
+        r, g, b, wrong, tight = examine(y, chroma, wanted, wrong, tight, size, luma, others, bases, True, C, V, H)
         if C == 3 and size is None:
             joint = going & (wrong > 0) & tight
             if (n >= late) & (order == CHROMA_FIRST) & any_of(joint):
