@@ -63,7 +63,8 @@ def end_pass(f, end):
 def borders(planes, tables, grid, G: tl.constexpr, DOWN: tl.constexpr):
     """The lines of samples that touch 2 G blocks: above and below with DOWN, else left and right. An octet along the
     lines, [G / 2, 8] for (block, side): the lines of four blocks stand together as a block's rows do."""
-    (image, row, column, valid), component = locate_chroma_blocks(grid, G, 2)
+    blocks, component = locate_chroma_blocks(grid, G, 2)
+    image, row, column, valid = blocks
     side = column % 2 * 2 - 1
     column = column // 2
     if DOWN:
@@ -81,7 +82,8 @@ def borders(planes, tables, grid, G: tl.constexpr, DOWN: tl.constexpr):
 def corners(planes, tables, grid, G: tl.constexpr):
     """The samples that touch 2 G blocks at their corners: the left and the right ones, [G / 2, 8] each for (block,
     above or below)."""
-    (image, row, column, valid), component = locate_chroma_blocks(grid, G, 4)
+    blocks, component = locate_chroma_blocks(grid, G, 4)
+    image, row, column, valid = blocks
     row, column = row + column // 2 % 2 * 2 - 1, column // 4 + column % 2 * 2 - 1
     plane = chroma_plane(planes, component)
     f = load_dequantised(plane, tables, component, (image, row, column, valid), (grid[1], grid[2]), 3)

@@ -75,7 +75,8 @@ def store_pixels(x, red, green, blue, blocks, size, strides, C: tl.constexpr):
 @triton.jit
 def touches_edge(grid, size, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
     """Whether one of the program's MCUs may extend beyond the image."""
-    (_, rows, columns), (height, width) = grid, size
+    _, rows, columns = grid
+    height, width = size
     first = tl.program_id(0) * G
     right = (width % (8 * H) != 0) & (first % columns + G >= columns)
     bottom = (height % (8 * V) != 0) & (first % (rows * columns) + G > (rows - 1) * columns)
@@ -86,7 +87,9 @@ def touches_edge(grid, size, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
 def showings(blocks, size, V: tl.constexpr, H: tl.constexpr):
     """[8, B, 8]: how many places of an MCU show the pixel that each place shows: 1 inside the image. With V = 2 the two
     rows of the last group share the places below it, or the one row has them all."""
-    (height, width), (_, row, column, _), (y, place) = size, blocks, places(blocks)
+    height, width = size
+    _, row, column, _ = blocks
+    y, place = places(blocks)
     end, last = (column[:, None] // H + 1) * 8 * H, width - 1
     across = tl.where(place < last, 1, tl.maximum(end - last, 1)).to(tl.float32)
     end, last = (row[None, :] // V + 1) * 8 * V, (height - 1) // V * V
@@ -109,7 +112,8 @@ def mean_of_places(x, blocks, pixel_column, size, V: tl.constexpr, G: tl.constex
 
     Rows repeat as whole rows of samples. Columns repeat pixel by pixel: of the samples under an even width's last two
     columns, only the right half is the last column's."""
-    (height, width), (y, place) = size, places(blocks)
+    height, width = size
+    y, place = places(blocks)
     x = mean_of_rows(x, y, (height + V - 1) // V)
     last = width - 1
     weight = tl.minimum(tl.maximum((place + 1) * H - last, 0), H).to(tl.float32)

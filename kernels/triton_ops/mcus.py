@@ -61,7 +61,8 @@ def once(x):
 @triton.jit
 def whole_mcus(n, grid, shape, V: tl.constexpr, H: tl.constexpr):
     """The numbers [G] of whole MCUs, the n-th [G] of all images' each."""
-    (_, rows, columns), (height, width) = grid, shape
+    _, rows, columns = grid
+    height, width = shape
     full_rows, full_columns = height // (8 * V), width // (8 * H)
     image, n = n // (full_rows * full_columns), n % (full_rows * full_columns)
     return (image * rows + n // full_columns) * columns + n % full_columns
@@ -70,7 +71,8 @@ def whole_mcus(n, grid, shape, V: tl.constexpr, H: tl.constexpr):
 @triton.jit
 def edge_mcus(n, grid, shape, V: tl.constexpr, H: tl.constexpr):
     """The same of those over the edge: of an image first the last column's, then the last row's."""
-    (_, rows, columns), (height, width) = grid, shape
+    _, rows, columns = grid
+    height, width = shape
     full_rows, full_columns = height // (8 * V), width // (8 * H)
     count, right = rows * columns - full_rows * full_columns, full_rows * (columns - full_columns)
     image, n = n // count, n % count
@@ -81,7 +83,8 @@ def edge_mcus(n, grid, shape, V: tl.constexpr, H: tl.constexpr):
 @triton.jit
 def sizes(mcus, there, grid, shape, V: tl.constexpr, H: tl.constexpr):
     """The true rows and columns [G] of the MCUs that are `there` [G]."""
-    (_, rows, columns), (height, width) = grid, shape
+    _, rows, columns = grid
+    height, width = shape
     down = tl.minimum(height - mcus // columns % rows * (8 * V), 8 * V)
     across = tl.minimum(width - mcus % columns * (8 * H), 8 * H)
     return tl.where(there, down, 0), tl.where(there, across, 0)
@@ -227,7 +230,8 @@ def load_channel(x, inside):
 @triton.jit
 def addresses(x, mcus, size, grid, strides, V: tl.constexpr, H: tl.constexpr):
     """Pointers [G, 8, 8, M] to the first channel's pixels of MCUs."""
-    (_, rows, columns), (stride_n, _, stride_h, stride_w) = grid, strides
+    _, rows, columns = grid
+    stride_n, _, stride_h, stride_w = strides
     row, column = coordinates(size, V, H)
     row = per_pixel(mcus // columns % rows * (8 * V)) + row
     column = per_pixel(mcus % columns * (8 * H)) + column

@@ -101,7 +101,8 @@ def search_pixels(
         best_blue = tl.where(chosen, blue, best_blue)
         going &= (fewest > 0) & (turn < SETTINGS.max_pixel_turns) & (turn - fresh < SETTINGS.max_stale_pixel_turns)
         luma_gains = from_blocks(luma_up, V, H), from_blocks(luma_down, V, H)
-        (blue_up, red_up), (blue_down, red_down) = unpair(as_plane(up)), unpair(as_plane(down))
+        blue_up, red_up = unpair(as_plane(up))
+        blue_down, red_down = unpair(as_plane(down))
         steps = 27 + tl.minimum(tl.max(turn, axis=0), 0)  # as in `measure_steps`
         gain, step = best_steps(
             red, green, blue, (y, cb, cr), luma_gains, (blue_up, blue_down), (red_up, red_down),

@@ -38,7 +38,8 @@ def repeat_chroma(x, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
 def averaging_adjoint(x, blocks, size, V: tl.constexpr, G: tl.constexpr, H: tl.constexpr):
     """The gradient of samples [8, G, 8] → of the pixels [8, V G H, 8] that each averages. The last row of an odd height
     counts twice in its samples, the last column of an odd width likewise."""
-    (height, width), (y, place) = size, places(blocks)
+    height, width = size
+    y, place = places(blocks)
     across = tl.where(place == width - 1, H - (width - 1) % H, 1).to(tl.float32) * (1 / (V * H))
     down = tl.where(y == height - 1, V - (height - 1) % V, 1).to(tl.float32)
     return repeat_chroma(x, V, G, H) * (across[None, :, :] * down[:, :, None])
