@@ -29,7 +29,7 @@ from pipeline.inputs.remote import Address, Remote
 from pipeline.jpeg.dali_frontend import FrontendError
 from pipeline.outputs.formats import require
 from pipeline.outputs.manifest import manifest_address, merge
-from pipeline.outputs.record import SinkError
+from pipeline.outputs.record import SinkError, describe_counts
 from pipeline.report import write_report
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
@@ -84,7 +84,7 @@ def restore(given: argparse.Namespace) -> int:
             raise UsageError(f"--merge: in a store the manifest stays in parts: {manifest_address(given.output_dir)}")
         counts = merge(given.output_dir)
         if not given.quiet:
-            print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no lines", file=sys.stderr)
+            print(describe_counts(counts) or "no lines", file=sys.stderr)
         return SOME_FAILED if counts["failed"] else FINISHED
     if given.engine == "ray":
         return SOME_FAILED if on_cluster(given) else FINISHED

@@ -31,10 +31,10 @@ from tqdm import tqdm
 from pipeline.distributed.ray_worker import PATIENCE, PROBE, Hello, Outcome, Plan, Worker
 from pipeline.distributed.units import Unit, units_of
 from pipeline.engine.job import Job
-from pipeline.engine.progress import keep_history, progress_bar, summary
+from pipeline.engine.progress import keep_history, progress_bar, report_failures, summary
 from pipeline.engine.run import list_inputs, name_filter, takes_key
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.inputs.remote import Address, RemoteError, failures_of
+from pipeline.inputs.remote import Address, RemoteError
 from pipeline.inputs.source import Item
 from pipeline.outputs.record import SinkError
 from pipeline.outputs.store import PARTIAL
@@ -196,9 +196,7 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
             manifest.append(outcome.records)
             megapixels += outcome.megapixels
             watch.merge(outcome.times or {})
-            for record in outcome.records:
-                if record.status == "failed":
-                    progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
+            report_failures(progress, outcome.records)
             progress.set_postfix_str(f"{megapixels / (time.perf_counter() - started):.2f} MP/s", refresh=False)
             progress.update(len(outcome.records))
     counts, seconds = manifest.counts, time.perf_counter() - started
@@ -248,10 +246,8 @@ def _probe(output: Address) -> Iterator[str]:
         return
     place = output / PROBE
     try:
-        with failures_of(place):
-            place.fs.pipe_file(place.address, token.encode())
+        place.write_bytes(token.encode())
         yield token
-        with failures_of(place):
-            place.fs.rm_file(place.address)
+        place.unlink()
     except RemoteError as error:
         raise SinkError(f"{output}: cannot be used for output: {error}") from error

@@ -24,8 +24,8 @@ from pipeline.inputs.names import digest
 from pipeline.inputs.remote import RemoteError
 from pipeline.inputs.source import Item, Position, SideMember, read
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
-from pipeline.outputs.manifest import read_records, read_run
-from pipeline.outputs.record import Record, SinkError, Status, refuse_another_run
+from pipeline.outputs.manifest import read_records
+from pipeline.outputs.record import Record, SinkError, Status, read_identity, refuse_another_run
 from pipeline.report.statistics import Reasons, Statistics
 
 SAMPLE = 64
@@ -114,7 +114,7 @@ def finished_sources(job: Job) -> set[bytes]:
     if job.overwrite:
         return set()
     try:
-        if (earlier := read_run(job.output)) is not None:
+        if (earlier := read_identity(job.output)) is not None:
             refuse_another_run(str(job.output), earlier, job.identity())
         return {digest(record.source) for record in read_records(job.output, job.retry_failed)}
     except FileNotFoundError:

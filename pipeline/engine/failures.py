@@ -8,7 +8,6 @@ from pipeline.engine.task import Step, Task
 from pipeline.engine.worker import WorkerError
 from pipeline.jpeg.errors import JpegError
 from pipeline.outputs.formats import EncodeError
-from pipeline.outputs.sink import failed
 
 
 class CertificateError(Exception):
@@ -30,7 +29,7 @@ def fail(step: Step, error: Exception) -> Step:
     assert isinstance(step, Task)  # nothing is done to others
     known = isinstance(error, JpegError | EncodeError | CertificateError | WorkerError | TooLargeError)
     reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"  # out of memory, or a bug
-    return Task(step.item, failed(step.record, reason, is_transient(error)))
+    return Task(step.item, step.record.failed(reason, is_transient(error)))
 
 
 def is_transient(error: Exception) -> bool:

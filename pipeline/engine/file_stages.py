@@ -28,14 +28,14 @@ from pipeline.engine.job import Job
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.results import Restored, Work
-from pipeline.engine.stage import Stage, whole
+from pipeline.engine.stage import Stage, run_stages, whole
 from pipeline.engine.task import Decoded, Passed, RawFile, Step, Task
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import as_read
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.jpeg.fallback import plain_decode
-from pipeline.outputs.formats import encode_image
+from pipeline.outputs.formats import Metadata, encode_image
 from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.verify import count_mismatches
 
@@ -70,7 +70,7 @@ def stages(job: Job) -> list[Stage[Step]]:
             max_batch=lambda kind: DALI_BATCH,
         )
         return [together, *every]
-    return every if restorer.batched else [whole(partial(at_once, job), without_shared_memory), *every]
+    return every if restorer.batched else [whole(partial(run_stages, every), without_shared_memory), *every]
 
 
 def without_shared_memory(step: Step) -> bool:
@@ -106,18 +106,6 @@ def in_memory(buffers: Buffers | None, bitstream: Bitstream) -> Bitstream:
     return replace(bitstream, coefficients=buffers.fill(bitstream.coefficients))
 
 
-def at_once(job: Job, step: Step) -> Step:
-    """All stages of a file."""
-    for file in files_of(step):
-        step = merge_decoded(job, step, file, entropy_decode(job, file))
-    if (work := work_of(step)) is not None:
-        for part in work.parts:
-            work.deviations.extend(job.restorer.restore_parts([part])())
-    for result in results_of(step):
-        step = merge_images(step, result, encode_images(job, *result))
-    return step
-
-
 def entropy_decode(job: Job, file: RawFile) -> Decoded | Passed:
     """Its coefficients, unless DALI has read them; what is not modelled is decoded as it is."""
     restorer, buffers = job.restorer, file.buffers(job.restorer)
@@ -151,7 +139,9 @@ def pass_through(job: Job, file: RawFile, reason: str) -> Passed:
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return Passed((encode_image(plain.pixels, job.format, plain.icc, plain.exif),), (height, width), reason)
+        return Passed(
+            (encode_image(plain.pixels, job.format, Metadata(plain.icc, plain.exif)),), (height, width), reason
+        )
 
 
 def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) -> Step:
@@ -192,7 +182,7 @@ def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequen
     source, watch = restored.bitstream, job.restorer.stopwatch
     with watch("encode"):
         images = [
-            encode_image(x.numpy(), job.format, source.icc, source.exif, provenance_of(job, restored, number))
+            encode_image(x.numpy(), job.format, Metadata(source.icc, source.exif, provenance_of(job, restored, number)))
             for number, x in enumerate(restored.images)
         ]
     if job.verify:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, NoReturn, get_args
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ from pipeline.engine.scheduler import Scheduler
 from pipeline.inputs.source import Position
 from pipeline.outputs.history import append_run
 from pipeline.outputs.manifest import manifest_address
-from pipeline.outputs.record import Status
+from pipeline.outputs.record import STATUSES, Record, describe_counts
 
 
 def progress_bar(total: int | None, done: int, quiet: bool) -> tqdm[NoReturn]:
@@ -22,6 +23,13 @@ def progress_bar(total: int | None, done: int, quiet: bool) -> tqdm[NoReturn]:
     where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{n_fmt} images [{elapsed}"
     bar = where + ", {rate_noinv_fmt}{postfix}]"
     return tqdm(total=total, initial=done, unit=" images", disable=quiet, smoothing=0.1, bar_format=bar)
+
+
+def report_failures(progress: tqdm[NoReturn], records: Iterable[Record]) -> None:
+    """Prints a line to stderr for each record that failed."""
+    for record in records:
+        if record.status == "failed":
+            progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
 
 
 def time_left(position: Position, total: int | None) -> Callable[[], str]:
@@ -47,10 +55,10 @@ def summary(
     counts: Counter[str], done: int, job: Job, *, megapixels: float, seconds: float, how: str, table: str
 ) -> str:
     """Where the time went, how fast and how, what became of the inputs, and where to look. done: inputs in this run."""
-    fates = ", ".join(f"{counts[status]} {status.replace('_', ' ')}" for status in get_args(Status))
+    described = describe_counts(dict.fromkeys(STATUSES, 0) | counts)
     return (
         f"{table}\n{megapixels:.2f} MP in {seconds:.1f} s, {megapixels / seconds:.2f} MP/s{how}\n"
-        f"{counts.total()} inputs: {fates} ({done} in this run)\n"
+        f"{counts.total():,} inputs: {described} ({done:,} in this run)\n"
         f"images are in {job.output}, a line for each input in {manifest_address(job.output, job.share.part)}"
     )
 

@@ -23,7 +23,7 @@ from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mo
 from pipeline.engine.results import Failure, File, Restored, Source, Work, data_of
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.sixteen_bits import project_16
-from pipeline.engine.stage import Stage, alike
+from pipeline.engine.stage import Stage, alike, run_stages
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.transfers import Deviations, Part, Picture, Transfers, send
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse, read_scans
@@ -199,8 +199,7 @@ class Restorer:
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
         """The same from coefficients that have been read already."""
         tiles: Stage[Work] = self.tiles_stage(lambda work: work)
-        (work,) = Scheduler([tiles], Work.on_error, workers=1).run([self.begin(bitstream, seed, key)])
-        return work.restored()
+        return run_stages([tiles], self.begin(bitstream, seed, key)).restored()
 
     def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None) -> Work:
         """A file's tiles, to be restored one by one or together with those of other files. images: where the result is

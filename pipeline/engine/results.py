@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.engine.transfers import Deviations, Part
 from pipeline.jpeg.bitstream import Bitstream
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.outputs.formats import Format, encode_image
+from pipeline.outputs.formats import Format, Metadata, encode_image
 
 Source = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 """Of a JPEG file: its bytes, its path, or the file itself, open for reading in binary mode."""
@@ -78,7 +78,7 @@ class Restored:
 
     def encode(self, format: Format = "png", sample: int = 0) -> bytes:
         """The image as a lossless file, with the JPEG file's ICC profile and EXIF. Raises EncodeError."""
-        return encode_image(self.images[sample].numpy(), format, self.bitstream.icc, self.bitstream.exif)
+        return encode_image(self.images[sample].numpy(), format, Metadata(self.bitstream.icc, self.bitstream.exif))
 
 
 def as_pixels(image: Tensor) -> NDArray[Any]:
@@ -96,10 +96,6 @@ class Work:
     seed: int
     parts: list[Part]
     deviations: list[Deviations] = field(default_factory=list)
-
-    def on_error(self, error: Exception) -> NoReturn:
-        """See Scheduler: the file has been decoded, so an error is a defect or a lack of resources, and is raised."""
-        raise error
 
     def restored(self) -> Restored:
         """The result, once all tiles are restored."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pipeline.engine.device import one_thread
 from pipeline.engine.file_stages import merge_decoded, pass_through
 from pipeline.engine.job import Job
-from pipeline.engine.progress import closing_lines, keep_history, progress_bar, time_left
+from pipeline.engine.progress import closing_lines, keep_history, progress_bar, report_failures, time_left
 from pipeline.engine.resources import open_resources
 from pipeline.engine.signals import undisturbed
 from pipeline.engine.stopwatch import Stopwatch
@@ -31,7 +31,7 @@ from pipeline.inputs.source import Item, Position, SideMember, read
 from pipeline.jpeg.errors import UnsupportedJpeg
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Ledger, Names, Sink, failed
+from pipeline.outputs.sink import FolderSink, Ledger, Names, Sink
 
 SinkOf = Callable[[Job, Ledger, Sources], Sink]
 
@@ -116,9 +116,9 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
             continue
         record, bare = new_record(job, item), replace(item, data=None)
         if item.data is None and wanted:
-            yield Task(bare, failed(record, item.error or "", item.transient))
+            yield Task(bare, record.failed(item.error or "", item.transient))
         elif owner is not None:
-            yield Task(bare, failed(record, f"duplicate key: {owner} has it already"))
+            yield Task(bare, record.failed(f"duplicate key: {owner} has it already"))
         else:
             yield begin(job, Task(bare, record), item.data or b"", reason)
 
@@ -163,10 +163,8 @@ def write(
                 continue
             with undisturbed():  # an output and its line
                 record = sink.write(step.item, step.record, step.images)
-        if record.status == "restored" and record.size is not None:
-            pixels += record.size[0] * record.size[1] * len(record.outputs)
-        if record.status == "failed":
-            progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
+        pixels += record.pixels
+        report_failures(progress, [record])
         rate = pixels / 1e6 / (time.perf_counter() - started)
         progress.set_postfix_str(f"{rate:.2f} MP/s{left()}", refresh=False)
         progress.update()

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from pipeline.engine.queue import Entry, Queue, Unit
-from pipeline.engine.stage import Stage, batches, begin, end, result_of
+from pipeline.engine.stage import Stage, begin, end, result_of, run_stages
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.worker import Workers
 from pipeline.engine.worker_pool import WorkerPool
@@ -303,10 +303,6 @@ class Scheduler(Generic[T]):
 
     def _in_turn(self, item: T) -> T:
         try:
-            for stage in self._stages:
-                for units in batches(stage, stage.split(item)):
-                    for unit, result in zip(units, stage.do(units)(), strict=True):
-                        item = stage.merge(item, unit, result)
+            return run_stages(self._stages, item)
         except Exception as error:
             return self._failed(item, error)
-        return item

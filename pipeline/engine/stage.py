@@ -55,6 +55,15 @@ def batches(stage: Stage[T], units: Sequence[Any]) -> Iterator[list[Any]]:
         yield from ([units[n] for n in numbers[first : first + step]] for first in range(0, len(numbers), step))
 
 
+def run_stages(stages: Sequence[Stage[T]], item: T) -> T:
+    """Runs an item through all stages, one after another, in this thread. Raises what a stage raises."""
+    for stage in stages:
+        for units in batches(stage, stage.split(item)):
+            for unit, result in zip(units, stage.do(units)(), strict=True):
+                item = stage.merge(item, unit, result)
+    return item
+
+
 def result_of(stage: Stage[T], unit: Any) -> Any:
     """Of one unit, or the Exception in its place."""
     try:

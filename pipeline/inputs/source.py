@@ -196,6 +196,8 @@ def _read_member(
         error = error or _too_large(member.size, limit)
     times = repeats[digest(name)] = repeats.get(digest(name), 0) + 1
     source = f"{shard.name}/{name}" + (f"#{times}" if times > 1 else "")
+    if not image and error is None and finished(source):
+        return None
     if not image and error is None:
         return SideMember(name, source, member_data(archive, member), shard.name)
     data = None if error is not None or finished(source) else member_data(archive, member)

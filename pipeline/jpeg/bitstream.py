@@ -19,13 +19,12 @@ from struct import pack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling
 from kernels.tables import nearest_quality
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.jpeg.fallback import for_pillow
+from pipeline.jpeg.fallback import pillow_error
 from pipeline.jpeg.header import (
     DQT,
     EOI,
@@ -295,7 +294,7 @@ def _read_blocks(header: Header, segments: bytes, data: bytes, blocks: list[Plan
         reason = "truncated or damaged: libjpeg-turbo could not read to an end-of-image marker (it says why on stderr)"
     else:
         reason = "truncated: the file has no end-of-image marker"
-    if _may_have_scans(header) or not _pillow_loads(data):
+    if _may_have_scans(header) or pillow_error(data) is not None:
         raise BitstreamError(reason)
     # What follows the scan must not matter. Any marker ends it, except that a decoder looking for the next restart
     # marker passes over invalid ones.
@@ -320,14 +319,6 @@ def _libjpeg_reads(stream: Iterable[bytes | memoryview], blocks: list[Plane]) ->
             return True
         os.close(os.open(path, os.O_RDONLY))  # raises OSError if that was why: too many open files, or no /proc
         return False
-
-
-def _pillow_loads(data: bytes) -> bool:
-    try:
-        JpegImageFile(for_pillow(data)).load()
-    except Exception:  # of any type: Pillow's readers of metadata do not guard theirs
-        return False
-    return True
 
 
 @cache

@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from kernels.coefficients import Subsampling
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse
 from pipeline.jpeg.errors import BitstreamError, JpegError
-from pipeline.jpeg.fallback import for_pillow
+from pipeline.jpeg.fallback import pillow_error
 from pipeline.jpeg.recovery import recover
 
 MAX_BATCH = 32
@@ -201,10 +200,15 @@ def _touchstone() -> bytes:
 
 
 def _refused(data: bytes, error: RuntimeError) -> BitstreamError:
-    """DALI does not say why, so Pillow is asked."""
-    try:
-        JpegImageFile(for_pillow(data)).load()
-    except Exception as reason:  # Pillow raises half a dozen types over damaged files
+    """DALI does not say what is wrong with a file, so Pillow's error is given."""
+    if (reason := pillow_error(data)) is not None:
         return BitstreamError(f"DALI cannot decode it, nor can Pillow: {reason}")
-    cause = str(error).rpartition("encountered:")[2].strip().partition("\n")[0] or type(error).__name__
-    return BitstreamError(f"DALI cannot decode it, though Pillow can ({cause}): restore it with --frontend libjpeg")
+    return BitstreamError(
+        f"DALI cannot decode it, though Pillow can ({dali_cause(error)}): restore it with --frontend libjpeg"
+    )
+
+
+def dali_cause(error: RuntimeError) -> str:
+    """The line of DALI's error message that names the cause; the exception's type if there is none."""
+    cause = str(error).rpartition("encountered:")[2].strip()
+    return cause.partition("\n")[0] or type(error).__name__

@@ -34,6 +34,15 @@ def for_pillow(data: bytes) -> io.BytesIO:
     return io.BytesIO(_PARSED_BY_PILLOW.sub(lambda found: bytes(len(found[0])), data))
 
 
+def pillow_error(data: bytes) -> Exception | None:
+    """What Pillow raises when it decodes a JPEG file; None if it decodes it."""
+    try:
+        JpegImageFile(for_pillow(data)).load()
+    except Exception as error:  # Pillow does not document what its readers of metadata and of damaged data raise
+        return error
+    return None
+
+
 def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
     """Decodes as it is; CMYK becomes RGB by Pillow's formula, and loses its profile.
 

@@ -1,6 +1,6 @@
 """Images as lossless files: PNG of 8 and 16 bits, WebP, JPEG XL, and plain arrays for programs.
 
-    data = encode_image(image, "png", icc, exif)      # [3 or 1, H, W] uint8 → bytes
+    data = encode_image(image, "png", Metadata(icc))   # [3 or 1, H, W] uint8 → bytes
     pixels = decode_image(data)                       # bytes → [H, W, 3] or [H, W] uint8
 
 PNG (ISO/IEC 15948) is put together here, around a deflate stream by igzip (Intel's ISA-L): every row is filtered with
@@ -64,20 +64,17 @@ class Metadata:
     @property
     def tiff(self) -> bytes | None:
         """The EXIF payload without the header that JPEG has."""
-        return None if self.exif is None else self.exif.removeprefix(_EXIF)
+        return self.exif.removeprefix(_EXIF) if self.exif else None
 
     @property
     def xmp(self) -> bytes | None:
         return None if self.provenance is None else self.provenance.xmp()
 
 
-def encode_image(
-    image: NDArray[Any],
-    format: Format = "png",
-    icc: bytes | None = None,
-    exif: bytes | None = None,
-    provenance: Provenance | None = None,
-) -> bytes:
+NO_METADATA = Metadata()
+
+
+def encode_image(image: NDArray[Any], format: Format = "png", metadata: Metadata = NO_METADATA) -> bytes:
     """`image` [3 or 1, H, W], uint8 or for `png16` uint16, as a lossless file, with its ICC profile, EXIF and
     provenance; pixels are never turned. Thread-safe.
 
@@ -89,7 +86,7 @@ def encode_image(
     if image.dtype == np.uint16 and format not in ("png", "png16", "npy"):
         raise EncodeError(f"{format} is written with 8 bits a channel, not 16: take png16 or npy")
     try:
-        return _ENCODERS[format](image, Metadata(icc or None, exif or None, provenance))
+        return _ENCODERS[format](image, metadata)
     except (OSError, ValueError, RuntimeError) as error:
         height, width = image.shape[1:]
         raise EncodeError(f"{width}x{height} pixels cannot be written as {format}: {error}") from error
@@ -135,7 +132,7 @@ def _encode_png(image: NDArray[Any], metadata: Metadata) -> bytes:
     channels, height, width = image.shape
     header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, 2 if channels == 3 else 0, 0, 0, 0)
     chunks = [_PNG, *_chunk(b"IHDR", header)]
-    if metadata.icc is not None and len(metadata.icc) <= MAX_TEXT_CHUNK:
+    if metadata.icc and len(metadata.icc) <= MAX_TEXT_CHUNK:
         chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + isal_zlib.compress(metadata.icc))
     if metadata.tiff is not None:
         chunks += _chunk(b"eXIf", metadata.tiff)
@@ -203,7 +200,7 @@ def _encode_jxl(image: NDArray[Any], metadata: Metadata) -> bytes:
         )
         return data
 
-    if metadata.icc is not None:
+    if metadata.icc:
         try:
             return encode(metadata.icc)
         except RuntimeError:  # what it is told is no more than the function that failed

@@ -71,10 +71,7 @@ class LocalLines:
 
     def identity(self) -> dict[str, object] | None:
         """See Lines."""
-        try:
-            return read_identity((self.folder / IDENTITY).read_bytes())
-        except FileNotFoundError:
-            return None
+        return read_identity(self.folder)
 
     def identify(self, run: RunIdentity) -> bool:
         """See Lines."""

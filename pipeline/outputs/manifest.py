@@ -33,7 +33,6 @@ from pipeline.outputs.record import (
     Record,
     RunIdentity,
     SinkError,
-    read_identity,
     refuse_another_run,
     valid_blocks,
 )
@@ -185,15 +184,6 @@ def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record
         lines = read_remote_part(output, part) if isinstance(output, Remote) else read_part(output, part)
         for _, _, records in valid_blocks(lines, done, lambda outputs: True, retry_failed):
             yield from records
-
-
-def read_run(output: Address) -> dict[str, object] | None:
-    """The fields of the RunIdentity that is written down there, {} if that is damaged, None if there is nothing. Raises
-    OSError and RemoteError."""
-    try:
-        return read_identity((output / IDENTITY).read_bytes())
-    except FileNotFoundError:
-        return None
 
 
 def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool) -> None:

@@ -148,13 +148,9 @@ class RemoteLines:
 
     def identity(self) -> dict[str, object] | None:
         """See Lines. Ranks wait for the first of them."""
-        place = self.folder / IDENTITY
         if self.part and not self.part.startswith("0-"):
-            _await(place)
-        try:
-            return read_identity(place.read_bytes())
-        except FileNotFoundError:
-            return None
+            _await(self.folder / IDENTITY)
+        return read_identity(self.folder)
 
     def identify(self, run: RunIdentity) -> bool:
         """See Lines."""

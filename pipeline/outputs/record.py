@@ -3,14 +3,15 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
 from pipeline.inputs.names import digest
+from pipeline.inputs.remote import Address
 
 Status = Literal["restored", "passed_through", "failed"]
-
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 IDENTITY = "manifest.run.json"
 """The file beside a manifest that holds its RunIdentity."""
@@ -98,6 +99,26 @@ class Record:
     strength: float | None = None
     excess: float | None = None
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of all restored outputs together."""
+        if self.status != "restored" or self.size is None:
+            return 0
+        return self.size[0] * self.size[1] * len(self.outputs)
+
+    def failed(self, reason: str, transient: bool = False) -> Self:
+        """The line of this input when it has failed: no outputs, no certificate."""
+        return replace(
+            self,
+            status="failed",
+            reason=reason,
+            mismatches=None,
+            sample_mismatches=None,
+            excess=None,
+            outputs=(),
+            transient=transient or None,
+        )
+
     def to_json(self) -> str:
         """One line without its end, in ASCII: names that are not valid Unicode survive as escapes."""
         values = vars(self).items()
@@ -117,7 +138,7 @@ class Record:
                 known[name] = tuple(known[name])
         if not (isinstance(known["key"], str) and isinstance(known["source"], str)):
             raise ValueError("a record needs a key and a source")
-        if known["status"] not in _STATUSES or not isinstance(known["outputs"], tuple):
+        if known["status"] not in STATUSES or not isinstance(known["outputs"], tuple):
             raise ValueError(f"no such status or outputs: {known['status']!r}")
         record = object.__new__(cls)
         vars(record).update(known)  # as __init__ does, in a fifth of its time: manifests have many lines
@@ -127,9 +148,13 @@ class Record:
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Record)}
 """Of every field; those without one have to be given."""
 
-_STATUSES = get_args(Status)
 _RARE = frozenset(("coefficients_from", "recovered", "transient", "strength", "excess"))
 """Fields that only those lines have of which they say something."""
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """`3 restored, 1 failed`: the statuses that `counts` has, in the order of STATUSES."""
+    return ", ".join(f"{counts[status]:,} {status.replace('_', ' ')}" for status in STATUSES if status in counts)
 
 
 class Done:
@@ -188,10 +213,13 @@ def identity_text(run: RunIdentity) -> bytes:
     return (json.dumps(asdict(run), indent=1) + "\n").encode()
 
 
-def read_identity(text: bytes) -> dict[str, object]:
-    """Its fields; none if it is damaged."""
+def read_identity(output: Address) -> dict[str, object] | None:
+    """The fields of an output folder's RunIdentity; {} if its file is damaged, None if there is none. Raises OSError
+    and RemoteError."""
     try:
-        found = json.loads(text)
+        found = json.loads((output / IDENTITY).read_bytes())
+    except FileNotFoundError:
+        return None
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

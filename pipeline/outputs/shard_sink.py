@@ -18,7 +18,7 @@ from pipeline.inputs.listing import Sources
 from pipeline.inputs.remote import RemoteError, same_place
 from pipeline.inputs.source import Item, SideMember
 from pipeline.outputs.record import Record, SinkError
-from pipeline.outputs.sink import PLAIN_NAMES, Ledger, Names, failed
+from pipeline.outputs.sink import PLAIN_NAMES, Ledger, Names
 from pipeline.outputs.store import OutputNameError
 
 LOOSE_SHARD = "files.tar"
@@ -88,7 +88,7 @@ class ShardSink:
                 self._add(shard, name, data)
             record = replace(record, outputs=tuple(f"{shard.name}/{name}" for name in names))
         except OutputNameError as error:
-            record = failed(record, str(error))
+            record = record.failed(str(error))
         return shard.keep(record)
 
     def carry(self, member: SideMember) -> None:
@@ -109,7 +109,7 @@ class ShardSink:
         try:
             self._put_in_place(shard)
         except OutputNameError as error:
-            records = [failed(record, str(error)) if record.outputs else record for record in records]
+            records = [record.failed(str(error)) if record.outputs else record for record in records]
         if records:
             whole = None if shard.refusal else len(records)
             self._manifest.append([*records[:-1], replace(records[-1], shard_lines=whole)])

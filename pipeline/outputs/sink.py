@@ -133,7 +133,7 @@ class FolderSink:
         except OutputNameError as error:
             for name in placed:
                 self._manifest.store.remove(name)
-            record = failed(record, str(error))
+            record = record.failed(str(error))
         self._manifest.append([record])
         return record
 
@@ -150,17 +150,3 @@ class FolderSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def failed(record: Record, reason: str, transient: bool = False) -> Record:
-    """The line of an input without an output. transient: see Record."""
-    return replace(
-        record,
-        status="failed",
-        reason=reason,
-        mismatches=None,
-        sample_mismatches=None,
-        excess=None,
-        outputs=(),
-        transient=transient or None,
-    )

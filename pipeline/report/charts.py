@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipeline.outputs.record import STATUSES, describe_counts
+
 WIDTH = 360
 
 BIN = 5
@@ -52,10 +54,10 @@ class Chart:
 
 def status_chart(counts: Mapping[str, int], total: int) -> Chart:
     """One bar, divided by status."""
-    present = [(status, counts[status]) for status in ("restored", "passed_through", "failed") if counts.get(status)]
-    said = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in present)
+    present = [(status, counts[status]) for status in STATUSES if status in counts]
     rows = [(status.replace("_", " ").capitalize(), count) for status, count in present]
-    chart = Chart("status", "Inputs by status", f"{total:,} inputs: {said}.", 12, ("Status", "Inputs"), rows, 1000)
+    description = f"{total:,} inputs: {describe_counts(counts)}."
+    chart = Chart("status", "Inputs by status", description, 12, ("Status", "Inputs"), rows, 1000)
     least, gap, x = 6.0, 3.0, 0.0
     room = chart.width - gap * (len(present) - 1) - least * len(present)
     for (status, count), (label, _) in zip(present, rows, strict=True):

@@ -9,10 +9,9 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from pipeline.inputs.listing import Entry, SourceError, find_input
-from pipeline.inputs.names import is_shard, safe_name
+from pipeline.inputs.names import UnsafeNameError, is_shard, safe_name
 from pipeline.inputs.remote import Address, RemoteError
-from pipeline.inputs.source import Item, read
-from pipeline.inputs.tar import member_data, members_of, open_tar
+from pipeline.inputs.source import read
 from pipeline.outputs.record import Record
 
 
@@ -39,15 +38,16 @@ def _entry(inputs: Sequence[Address], source: str) -> Entry:
 
 
 def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    """(Source, bytes) of the wanted members of a tar, or of a single file, as far as they can be read."""
     missing = set(wanted)
     try:
-        for item in read([entry], finished=lambda source: source not in wanted):
-            if isinstance(item, Item) and item.data is not None:
+        for item in read([entry], lambda source: source not in missing, side_members=True):
+            if item.data is not None:
                 yield item.source, item.data
                 missing.discard(item.source)
             if not missing:
                 return
-    except SourceError:  # a store does not answer: what it has is missing from the report, no more
+    except SourceError:  # a store does not answer: the report goes without these files
         return
 
 
@@ -64,22 +64,8 @@ def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[s
             except (OSError, ValueError, RemoteError):
                 continue
     for shard, names in shards.items():
-        yield from _shard_members(output, shard, names)
-
-
-def _shard_members(output: Address, shard: str, names: set[str]) -> Iterator[tuple[str, bytes]]:
-    missing = set(names)
-    try:
-        with open_tar(output / safe_name(shard)) as (archive, _):
-            for member in members_of(archive):
-                name = f"{shard}/{member.name}"
-                if name in missing and member.isreg():
-                    yield name, member_data(archive, member)
-                    missing.discard(name)
-                if not missing:
-                    return
-    except Exception:  # tarfile and the decompressors raise a dozen types over damaged archives
-        return
+        with suppress(UnsafeNameError):
+            yield from _members(Entry(output / safe_name(shard), shard, shard=True), names)
 
 
 def link_to(record: Record, name: str) -> str:

@@ -14,9 +14,9 @@ from markupsafe import Markup
 from model.weights import write_whole
 from pipeline.inputs.remote import Address, AddressError, Remote, RemoteError, address
 from pipeline.outputs.history import RunSummary, read_history
-from pipeline.outputs.manifest import read_records, read_run
+from pipeline.outputs.manifest import read_records
 from pipeline.outputs.provenance import program_version
-from pipeline.outputs.record import IDENTITY, SinkError
+from pipeline.outputs.record import IDENTITY, SinkError, describe_counts, read_identity
 from pipeline.report.charts import quality_chart, sampling_chart, status_chart
 from pipeline.report.gallery import Exhibit, make_gallery
 from pipeline.report.pictures import HEAT
@@ -51,7 +51,7 @@ def write_report(output: Address, inputs: Sequence[Address] = (), gallery: int =
 
 def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
     """Raises SinkError, OSError and RemoteError."""
-    run = read_run(output)
+    run = read_identity(output)
     statistics, selection = Statistics(), Selection(gallery)
     for record in read_records(output):
         statistics.note(record)
@@ -116,9 +116,7 @@ def verdict(statistics: Statistics) -> str:
     if counts["restored"] == total:
         fates = f"{total:,} inputs, all restored." if total > 1 else "One input, restored."
     else:
-        words = {"restored": "restored", "passed_through": "passed through", "failed": "failed"}
-        parts = [f"{counts[status]:,} {word}" for status, word in words.items() if counts[status]]
-        fates = f"{total:,} {'input' if total == 1 else 'inputs'}: {', '.join(parts)}."
+        fates = f"{total:,} {'input' if total == 1 else 'inputs'}: {describe_counts(counts)}."
     if not statistics.coefficients:
         return fates
     if not statistics.mismatches:

@@ -104,8 +104,7 @@ class Statistics:
             self.qualities[record.quality] += 1
         if record.sampling is not None:
             self.samplings[record.sampling] += 1
-        if record.size is not None:
-            self.megapixels += record.size[0] * record.size[1] * len(record.outputs) / 1e6
+        self.megapixels += record.pixels / 1e6
         self.outputs += len(record.outputs)
         if record.excess is not None:
             self.excess = max(record.excess, self.excess or 0.0)

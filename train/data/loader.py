@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.jpeg.dali_frontend import dali_cause
 from train.data.dali_crops import (
     TOUCHSTONE,
     build_pipeline,
     find_undecodable,
     graph_inputs,
-    reason_of,
     run_pipeline,
     touchstone,
 )
@@ -185,7 +185,7 @@ class Loader:
         broken = dict(find_undecodable(self.config, [*samples, touchstone(self.config.crop)]))
         if not broken or TOUCHSTONE in broken:
             how = "with a sound image, too" if broken else "though it decodes each image alone"
-            raise LoaderError(f"DALI fails at step {self.step}, {how}: {reason_of(error)}") from error
+            raise LoaderError(f"DALI fails at step {self.step}, {how}: {dali_cause(error)}") from error
         for image, reason in broken.items():
             note_broken(self.index, image, reason, _cache(self.config))
         self._report(broken)
