@@ -26,7 +26,7 @@ from bench.encoders import processor
 from bench.photographs import load, to_jpeg
 from pipeline.engine.device import choose_device
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
-from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, as_read
+from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, bitstream_or_raise
 from pipeline.jpeg.errors import JpegError
 
 Reader = Callable[[Sequence[bytes]], Sequence[Bitstream | JpegError]]
@@ -106,7 +106,7 @@ def measure(front_end: DaliFrontend, row: Row, files: Sequence[bytes], repeat: i
         own = timed(read_in_turn, files, row.libjpeg)
         found = timed(front_end.read_many, files, row.dali)
     for a, b in zip(found, own, strict=True):
-        row.count(as_read(a), as_read(b))
+        row.count(bitstream_or_raise(a), bitstream_or_raise(b))
     return row
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from pipeline.distributed.ranks import choose
+from pipeline.distributed.ranks import choose_share
 from pipeline.engine.options import FRONTENDS, MODES, REGRESSION, SAMPLER, Options
 from pipeline.inputs.filters import PASSED_THROUGH, Filters
 from pipeline.inputs.rank_share import Share
@@ -18,13 +18,13 @@ from pipeline.outputs.formats import Format
 from pipeline.outputs.provenance import PROGRAM, program_version
 from pipeline.yaml_file import YamlError, read_mapping
 
-OUTPUT = "restored"
+DEFAULT_OUTPUT = "restored"
 """The output folder, in the current one, unless told otherwise."""
 
-AVERAGED = 16
+MEAN_SAMPLES = 16
 """Draws of which mode `mean` is the average, unless told otherwise."""
 
-ALONE = ("merge", "overwrite", "retry_failed", "limit", "dry_run")
+SINGLE_RUN_OPTIONS = ("merge", "overwrite", "retry_failed", "limit", "dry_run")
 """Options that a rank of several does not take, nor --merge the others."""
 
 QUALITIES = ("min_quality", "max_quality")
@@ -108,7 +108,7 @@ def _add_places(add: Add) -> None:
         metavar="INPUT",
         help="the same; with several, keys of a folder's files begin with its name",
     )
-    add("--output-dir", metavar="DIR", help=f"where images and the manifest go; made when missing [{OUTPUT}]")
+    add("--output-dir", metavar="DIR", help=f"where images and the manifest go; made when missing [{DEFAULT_OUTPUT}]")
     add("--format", choices=get_args(Format), default="png", help=f"{FORMATS} [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, its other members carried along")
     add("--no-provenance", action="store_true", help="do not record in the images that they were restored, and how")
@@ -123,7 +123,7 @@ def _add_places(add: Add) -> None:
 def _add_restoration(add: Add) -> None:
     add("--weights", metavar="NAME|PATH", help=f"shipped weights or a file [{SAMPLER}; {REGRESSION} for mode mmse]")
     add("--mode", choices=MODES, help="draw samples, average them, or regress [sample, if the weights can draw]")
-    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
+    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {MEAN_SAMPLES} in mode mean]")
     add("--seed", type=int, default=0, metavar="N", help="the noise depends on it, on the file's key and no more [0]")
     add(
         "--strength",
@@ -189,9 +189,9 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore")
         tokens = _tokens(given.config, given, parser(prog, exit_on_error=False))
         given = commands.parse_args([*tokens, *(sys.argv[1:] if arguments is None else arguments)])
     if given.output_dir is None and not given.merge:
-        given.output_dir = OUTPUT
+        given.output_dir = DEFAULT_OUTPUT
         if not given.quiet:
-            where = f"{Path(OUTPUT).absolute()} (--output-dir names another folder)"
+            where = f"{Path(DEFAULT_OUTPUT).absolute()} (--output-dir names another folder)"
             print(f"restore: outputs {'would ' * given.dry_run}go to {where}", file=sys.stderr)
     given.inputs = [_place("input", text) for text in given.inputs + given.input_dir]
     if not given.inputs and not given.merge:
@@ -241,7 +241,7 @@ def filters_of(given: argparse.Namespace) -> Filters:
 def share_of(given: argparse.Namespace) -> Share:
     """Which rank this process is. Raises UsageError."""
     try:
-        share = choose(given.rank, given.world_size, os.environ)
+        share = choose_share(given.rank, given.world_size, os.environ)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Share() if given.merge and given.rank is None else share
@@ -250,14 +250,14 @@ def share_of(given: argparse.Namespace) -> Share:
 def _check_combinations(given: argparse.Namespace) -> None:
     """Raises UsageError for options that do not go together."""
     share: Share = given.share
-    alone = [f"--{name.replace('_', '-')}" for name in ALONE if getattr(given, name)]
+    alone = [f"--{name.replace('_', '-')}" for name in SINGLE_RUN_OPTIONS if getattr(given, name)]
     if given.merge and len(alone) > 1:
         raise UsageError(f"{alone[1]}: not with --merge, which restores nothing")
     if share.part and given.report:
         instead = "when all have ended, use --merge --report (of a store: python -m pipeline.report)"
-        raise UsageError(f"--report: not with {share.ranks} ranks; {instead}")
+        raise UsageError(f"--report: not with {share.world_size} ranks; {instead}")
     if share.part and alone:
-        raise UsageError(f"{alone[0]}: not with {share.ranks} ranks; use it with a run of one")
+        raise UsageError(f"{alone[0]}: not with {share.world_size} ranks; use it with a run of one")
     if given.engine == "ray" and (given.limit is not None or given.dry_run):
         raise UsageError(f"{alone[-1]}: not with --engine ray; use it with a run on one machine")
     if given.limit is not None and given.output_shards:

@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from pipeline.engine.signals import leave
+from pipeline.engine.signals import exit_process
 from pipeline.outputs.provenance import PROGRAM, program_version
 
 COMMANDS = {
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def script() -> NoReturn:
     """What the installed script calls."""
-    leave(main())
+    exit_process(main())
 
 
 if __name__ == "__main__":

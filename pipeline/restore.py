@@ -16,18 +16,18 @@ from typing import NoReturn
 import torch
 
 from model.weights import SHIPPED
-from pipeline.command_line import AVERAGED, UsageError, filters_of, parse
+from pipeline.command_line import MEAN_SAMPLES, UsageError, filters_of, parse
 from pipeline.distributed import cluster
 from pipeline.engine.dry_run import dry_run
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.run import run
-from pipeline.engine.signals import leave
+from pipeline.engine.signals import exit_process
 from pipeline.inputs.listing import SourceError
 from pipeline.inputs.remote import Address, Remote
 from pipeline.jpeg.dali_frontend import FrontendError
-from pipeline.outputs.formats import require
+from pipeline.outputs.formats import check_installed
 from pipeline.outputs.manifest import manifest_address, merge
 from pipeline.outputs.record import SinkError, describe_counts
 from pipeline.report import write_report
@@ -35,9 +35,9 @@ from pipeline.report import write_report
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
 
 
-def prepare(given: argparse.Namespace) -> Job:
+def make_job(given: argparse.Namespace) -> Job:
     """Loads the weights and says what is to be done. Raises UsageError when the options cannot be."""
-    samples = given.samples or (AVERAGED if given.mode == "mean" else 1)
+    samples = given.samples or (MEAN_SAMPLES if given.mode == "mean" else 1)
     if given.format == "png16" and given.verify:
         raise UsageError("--verify: png16 has no certificate, as libjpeg-turbo compresses 8 bits")
     options = Options(
@@ -53,7 +53,7 @@ def prepare(given: argparse.Namespace) -> Job:
     )
     device = given.share.device(given.device, torch.cuda.device_count())
     try:
-        require(given.format)
+        check_installed(given.format)
         restorer = Restorer.from_pretrained(given.weights, device, given.dtype, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -88,12 +88,12 @@ def restore(given: argparse.Namespace) -> int:
         return SOME_FAILED if counts["failed"] else FINISHED
     if given.engine == "ray":
         return SOME_FAILED if on_cluster(given) else FINISHED
-    job = prepare(given)
+    job = make_job(given)
     if given.dry_run:
         print(dry_run(job))
         return FINISHED
     if job.share.part and not job.quiet:
-        who = f"rank {job.share.rank} of {job.share.ranks} ({job.share.said_by})"
+        who = f"rank {job.share.rank} of {job.share.world_size} ({job.share.origin})"
         print(f"restore: {who}, on {job.restorer.device}", file=sys.stderr)
     failed = run(job)
     return SOME_FAILED if failed and not job.share.part else FINISHED
@@ -104,14 +104,14 @@ def on_cluster(given: argparse.Namespace) -> int:
     if given.device not in ("auto", "cpu"):
         raise UsageError(f"--device {given.device}: with --engine ray, auto or cpu; each worker gets a GPU of its own")
     if given.share.part:
-        raise UsageError(f"--engine ray: start it once, not as {given.share.ranks} ranks")
+        raise UsageError(f"--engine ray: start it once, not as {given.share.world_size} ranks")
     given.inputs = [absolute(one) for one in given.inputs]
     given.output_dir = absolute(given.output_dir)
     if given.weights is not None and not (SHIPPED / f"{given.weights}.safetensors").exists():
         given.weights = str(Path(given.weights).absolute())
     device, given.device = given.device, "cpu"
     compiled, given.compile = given.compile, False  # not here: by the workers
-    job = prepare(given)
+    job = make_job(given)
     job.restorer.options = replace(job.restorer.options, compile=compiled)
     return cluster.run(job, given.weights, device, given.dtype, address=given.address, cpus=given.actor_cpus)
 
@@ -121,7 +121,7 @@ def absolute(place: Address) -> Address:
 
 
 @contextmanager
-def terminable() -> Iterator[list[int]]:
+def sigterm_as_interrupt() -> Iterator[list[int]]:
     """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind. Yields the SIGTERMs that arrived.
     An exception of another class would not tell: Ray replaces what is raised inside its own code."""
     arrived: list[int] = []
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
     """Restores and returns the exit code; see --help. To be called from the main thread, which signals reach."""
     arrived: list[int] = []
     try:
-        with terminable() as arrived:
+        with sigterm_as_interrupt() as arrived:
             given = parse(arguments, prog)
             code = restore(given)
             if given.report and not given.dry_run:
@@ -162,4 +162,4 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -19,7 +19,7 @@ from kernels import Subsampling, quality_to_tables
 from model.features import EfficientNetLite0, FeaturesError, read_tensors
 from pipeline.engine.results import as_pixels
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
-from pipeline.jpeg.fallback import plain_decode
+from pipeline.jpeg.fallback import fallback_decode
 from pipeline.outputs.verify import recompress
 from train.frechet import gaussian_distance
 from train.hed import HED
@@ -81,7 +81,7 @@ def compress(key: str, image: Tensor, quality: int, sampling: Subsampling) -> Co
 
 
 def _read(data: bytes, largest: int) -> tuple[Bitstream, Tensor]:
-    return read_bitstream(data, largest), torch.from_numpy(plain_decode(data, largest).pixels.copy())
+    return read_bitstream(data, largest), torch.from_numpy(fallback_decode(data, largest).pixels.copy())
 
 
 @dataclass(frozen=True)

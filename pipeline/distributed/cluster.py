@@ -28,21 +28,21 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from pipeline.distributed.ray_worker import PATIENCE, PROBE, Hello, Outcome, Plan, Worker
-from pipeline.distributed.units import Unit, units_of
+from pipeline.distributed.ray_worker import PROBE, TIMEOUT_S, UnitResult, Worker, WorkerReady, WorkerSetup
+from pipeline.distributed.units import InputUnit, split_into_units
 from pipeline.engine.job import Job
 from pipeline.engine.progress import keep_history, progress_bar, report_failures, summary
-from pipeline.engine.run import list_inputs, name_filter, takes_key
+from pipeline.engine.run import claims_key, list_inputs, name_filter
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.inputs.remote import Address, RemoteError
 from pipeline.inputs.source import Item
 from pipeline.outputs.record import SinkError
 from pipeline.outputs.store import PARTIAL
 
-ATTEMPTS = 5
+MAX_ATTEMPTS = 5
 """So many workers may be lost over a unit before it is left to another run."""
 
-LATE = 60.0
+STARTUP_WARNING_S = 60.0
 """Seconds after which a driver without any worker says so."""
 
 
@@ -50,20 +50,20 @@ class ClusterError(Exception):
     """The cluster cannot be used, or no longer. What is finished stays finished."""
 
 
-class Crew:
+class WorkerSet:
     """The workers: those that have not said hello, those that have nothing to do, and those with a unit."""
 
-    def __init__(self, ray: Any, plan: Plan, cpus: int | None) -> None:
-        self._ray, self._plan, self._cpus = ray, plan, cpus
+    def __init__(self, ray: Any, setup: WorkerSetup, cpus: int | None) -> None:
+        self._ray, self._setup, self._cpus = ray, setup, cpus
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, Unit]] = {}
+        self._busy: dict[Any, tuple[Any, InputUnit]] = {}
         self._numbers = itertools.count()
-        self._lost, self._why = 0, ""
-        self.kind, self.dtype = plan.device, ""
-        self._late = time.monotonic() + LATE
+        self._lost, self._last_error = 0, ""
+        self.kind, self.dtype = setup.device, ""
+        self._warn_at = time.monotonic() + STARTUP_WARNING_S
         self.nodes: set[str] = set()
-        self.most = 0
+        self.peak_workers = 0
         """Workers at the same time, at most."""
 
     def __enter__(self) -> Self:
@@ -75,34 +75,36 @@ class Crew:
         workers = [*self._idle, *self._starting.values(), *(worker for worker, _ in self._busy.values())]
         if error is None:
             with suppress(Exception):
-                self._ray.get([worker.close.remote() for worker in self._idle], timeout=PATIENCE)
+                self._ray.get([worker.close.remote() for worker in self._idle], timeout=TIMEOUT_S)
         for worker in workers:
             with suppress(Exception):
                 self._ray.kill(worker)
 
-    def outcomes(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+    def results(self, units: Iterable[InputUnit]) -> Iterator[UnitResult]:
         """Those of all units, as they come. Raises ClusterError when no worker can work, and, after everything else is
         done, when a unit has cost too many."""
-        waiting, again, given_up = iter(units), deque[Unit](), list[Unit]()
-        while self._give(again, waiting):
-            self._grow()
+        waiting, again, given_up = iter(units), deque[InputUnit](), list[InputUnit]()
+        while self._assign(again, waiting):
+            self._start_workers()
             for message in self._ray.wait([*self._starting, *self._busy], timeout=1.0)[0]:
                 if message in self._starting:
-                    self._greet(message, self._starting.pop(message))
+                    self._register(message, self._starting.pop(message))
                     continue
                 worker, unit = self._busy.pop(message)
-                if (outcome := self._receive(message)) is not None:
+                if (result := self._receive(message)) is not None:
                     self._idle.append(worker)
-                    yield outcome
-                elif unit.attempt + 1 < ATTEMPTS:
+                    yield result
+                elif unit.attempt + 1 < MAX_ATTEMPTS:
                     again.append(replace(unit, attempt=unit.attempt + 1))
                 else:
                     given_up.append(unit)
         if given_up:
             what = "; ".join(map(str, given_up))
-            raise ClusterError(f"{what}: {ATTEMPTS} workers were lost over it; all else is done; the last: {self._why}")
+            raise ClusterError(
+                f"{what}: {MAX_ATTEMPTS} workers were lost over it; all else is done; the last: {self._last_error}"
+            )
 
-    def _give(self, again: deque[Unit], waiting: Iterator[Unit]) -> bool:
+    def _assign(self, again: deque[InputUnit], waiting: Iterator[InputUnit]) -> bool:
         """Units to those that have none. False when nothing is left to do or to wait for."""
         while True:
             if not again:
@@ -112,40 +114,40 @@ class Crew:
             worker, unit = self._idle.pop(), again.popleft()
             self._busy[worker.restore.remote(unit)] = (worker, unit)
 
-    def _grow(self) -> None:
+    def _start_workers(self) -> None:
         """Starts workers until there are as many as the cluster has places for. A lost node's are not waited for."""
-        cpus, gpus, wanted = places(self._ray.nodes(), self.kind, self._cpus)
+        cpus, gpus, wanted = worker_slots(self._ray.nodes(), self.kind, self._cpus)
         self.kind = "cuda" if gpus else "cpu"  # for good: the other kind would give slightly other images
         if not (wanted or self._starting or self._busy):
             raise ClusterError(f"no node of the cluster has {cpus} CPUs {'and a GPU ' * gpus}for a worker")
-        if time.monotonic() > self._late and not (self._idle or self._busy):
-            self._late = float("inf")
+        if time.monotonic() > self._warn_at and not (self._idle or self._busy):
+            self._warn_at = float("inf")
             tqdm.write(f"the cluster has started none of {wanted} workers yet; is it busy?", file=sys.stderr)
         actor = self._ray.remote(Worker)
         device = "cuda:0" if gpus else "cpu"  # each sees its own GPU alone
-        plan = replace(self._plan, device=device, job=self._plan.job | {"workers": cpus})
+        setup = replace(self._setup, device=device, job=self._setup.job | {"workers": cpus})
         while len(self._starting) + len(self._idle) + len(self._busy) < wanted:
-            name = f"ray-{self._plan.token}-{next(self._numbers)}"
-            worker = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote(plan, name)
+            name = f"ray-{self._setup.token}-{next(self._numbers)}"
+            worker = actor.options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote(setup, name)
             self._starting[worker.begin.remote()] = worker
-        self.most = max(self.most, len(self._idle) + len(self._busy))
+        self.peak_workers = max(self.peak_workers, len(self._idle) + len(self._busy))
 
-    def _greet(self, message: Any, worker: Any) -> None:
-        hello: Hello | None = self._receive(message)
-        if hello is None:
+    def _register(self, message: Any, worker: Any) -> None:
+        ready: WorkerReady | None = self._receive(message)
+        if ready is None:
             self._lost += 1
-            if self._lost >= ATTEMPTS and not (self._idle or self._busy):
-                raise ClusterError(f"{self._lost} workers ended before they could begin; the last: {self._why}")
+            if self._lost >= MAX_ATTEMPTS and not (self._idle or self._busy):
+                raise ClusterError(f"{self._lost} workers ended before they could begin; the last: {self._last_error}")
             return
-        self.dtype = self.dtype or hello.dtype
-        if hello.problem:
-            raise ClusterError(f"node {hello.node}: {hello.problem}")
-        if hello.dtype != self.dtype:
+        self.dtype = self.dtype or ready.dtype
+        if ready.problem:
+            raise ClusterError(f"node {ready.node}: {ready.problem}")
+        if ready.dtype != self.dtype:
             raise ClusterError(
-                f"node {hello.node} computes in {hello.dtype}, others in {self.dtype}: say which with --dtype"
+                f"node {ready.node} computes in {ready.dtype}, others in {self.dtype}: say which with --dtype"
             )
         self._lost = 0
-        self.nodes.add(hello.node)
+        self.nodes.add(ready.node)
         self._idle.append(worker)
 
     def _receive(self, message: Any) -> Any:
@@ -156,11 +158,11 @@ class Crew:
         except errors.RayTaskError:
             raise
         except errors.RayError as error:
-            self._why = str(error)
+            self._last_error = str(error)
             return None
 
 
-def places(nodes: Iterable[dict[str, Any]], device: str, cpus: int | None) -> tuple[int, int, int]:
+def worker_slots(nodes: Iterable[dict[str, Any]], device: str, cpus: int | None) -> tuple[int, int, int]:
     """(CPUs and GPUs of a worker, how many workers there can be) on Ray's `nodes`. device: auto takes GPUs if there are
     any. cpus: None takes one, or of a node with GPUs each one's share."""
     found = [node["Resources"] for node in nodes if node["Alive"]]
@@ -178,33 +180,33 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
     sources, watch = list_inputs(job), Stopwatch()
 
     def may_have_outputs(item: Item) -> bool:
-        return takes_key(job, name_filter(job, item))
+        return claims_key(job, name_filter(job, item))
 
     with ExitStack() as stack:
         ray = stack.enter_context(connected(address))
         manifest = stack.enter_context(job.open_manifest())
         token = stack.enter_context(_probe(job.output))
-        told = {field.name: getattr(job, field.name) for field in fields(job) if field.name != "restorer"}
+        job_fields = {field.name: getattr(job, field.name) for field in fields(job) if field.name != "restorer"}
         options, digest = job.restorer.options, job.restorer.digest
-        plan = Plan(weights, digest, device, dtype, options, told | {"quiet": True}, sources, token)
+        setup = WorkerSetup(weights, digest, device, dtype, options, job_fields | {"quiet": True}, sources, token)
         before, started, megapixels = manifest.counts.total(), time.perf_counter(), 0.0
         progress = stack.enter_context(progress_bar(sources.count, before, job.quiet))
-        crew = stack.enter_context(Crew(ray, plan, cpus))
-        for outcome in crew.outcomes(units_of(sources, job.shards, manifest, may_have_outputs)):
-            if outcome.problem:
-                raise ClusterError(outcome.problem)
-            manifest.append(outcome.records)
-            megapixels += outcome.megapixels
-            watch.merge(outcome.times or {})
-            report_failures(progress, outcome.records)
+        workers = stack.enter_context(WorkerSet(ray, setup, cpus))
+        for result in workers.results(split_into_units(sources, job.shards, manifest, may_have_outputs)):
+            if result.problem:
+                raise ClusterError(result.problem)
+            manifest.append(result.records)
+            megapixels += result.megapixels
+            watch.merge(result.times or {})
+            report_failures(progress, result.records)
             progress.set_postfix_str(f"{megapixels / (time.perf_counter() - started):.2f} MP/s", refresh=False)
-            progress.update(len(outcome.records))
+            progress.update(len(result.records))
     counts, seconds = manifest.counts, time.perf_counter() - started
-    done, device = counts.total() - before, f"{crew.kind} on {len(crew.nodes)} Ray hosts"
-    keep_history(job, done, megapixels, seconds, workers=crew.most, device=device, dtype=crew.dtype)
+    done, device = counts.total() - before, f"{workers.kind} on {len(workers.nodes)} Ray hosts"
+    keep_history(job, done, megapixels, seconds, workers=workers.peak_workers, device=device, dtype=workers.dtype)
     if not job.quiet:
-        crowd = f"up to {crew.most} workers on {len(crew.nodes)} hosts"
-        table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, crew.most)))
+        crowd = f"up to {workers.peak_workers} workers on {len(workers.nodes)} hosts"
+        table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, workers.peak_workers)))
         how = f"; {crowd}"
         print(summary(counts, done, job, megapixels=megapixels, seconds=seconds, how=how, table=table), file=sys.stderr)
     return counts["failed"]

@@ -15,14 +15,14 @@ from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Entry
 from pipeline.inputs.source import Item, read
 from pipeline.outputs.shard_sink import LOOSE_SHARD
-from pipeline.outputs.sink import Ledger
+from pipeline.outputs.sink import ManifestWriter
 
-LOOSE = 128
+FILES_PER_UNIT = 128
 """Loose files in a unit."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class InputUnit:
     """What a worker does at a time. finished: sources that have a line. owners: sources whose key is taken, and by
     whom; None: keys meet only in here. whole: finished output shards. attempt: how many workers it has cost."""
 
@@ -37,40 +37,40 @@ class Unit:
         return self.entries[0].name + (f" and {more} more" if more else "")
 
 
-def units_of(
+def split_into_units(
     entries: Iterable[Entry],
     shards: bool,
-    manifest: Ledger,
+    manifest: ManifestWriter,
     may_have_outputs: Callable[[Item], bool] = lambda item: True,
-) -> Iterator[Unit]:
+) -> Iterator[InputUnit]:
     """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one.
     may_have_outputs: whether an item may, and so takes its key."""
     if not shards:
-        yield from _surveyed(entries, manifest.finished, may_have_outputs)
+        yield from _units_with_keys(entries, manifest.finished, may_have_outputs)
         return
     for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
         found = tuple(group)
         if found[0].shard:
             if not manifest.whole(found[0].name):
-                yield Unit(found)
+                yield InputUnit(found)
             continue
         loose = posixpath.join(posixpath.dirname(found[0].name), LOOSE_SHARD)
         finished = frozenset(entry.name for entry in found if manifest.finished(entry.name))
         if len(finished) < len(found):
-            yield Unit(found, finished, whole=frozenset({loose} if manifest.whole(loose) else ()))
+            yield InputUnit(found, finished, whole=frozenset({loose} if manifest.whole(loose) else ()))
 
 
-def _surveyed(
+def _units_with_keys(
     entries: Iterable[Entry], finished: Callable[[str], bool], may_have_outputs: Callable[[Item], bool]
-) -> Iterator[Unit]:
+) -> Iterator[InputUnit]:
     """Tars, and loose files by the hundred. Whose key is whose is decided here, where all names are seen in order."""
     keys = Keys()
     for shard, group in itertools.groupby(entries, lambda entry: entry.shard):
-        while found := tuple(itertools.islice(group, 1 if shard else LOOSE)):
+        while found := tuple(itertools.islice(group, 1 if shard else FILES_PER_UNIT)):
             done: set[str] = set()
             owners: dict[str, str] = {}
             left = 0
-            for item in read(replace(entry, mine=False) for entry in found):
+            for item in read(replace(entry, assigned=False) for entry in found):
                 assert isinstance(item, Item)  # others are not asked for
                 owner = keys.claim(item) if may_have_outputs(item) else None
                 if finished(item.source):
@@ -80,4 +80,4 @@ def _surveyed(
                 if owner is not None:
                     owners[item.source] = owner
             if left:
-                yield Unit(found, frozenset(done), owners)
+                yield InputUnit(found, frozenset(done), owners)

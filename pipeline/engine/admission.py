@@ -24,7 +24,7 @@ class Admission:
 
     def __call__(self, step: Step, alone: bool) -> tuple[Step, Callable[[], None]] | None:
         """See scheduler.Admit."""
-        weight = self._weigh(step)
+        weight = self._estimate_bytes(step)
         if not alone and self._weight + weight > self._limit:
             return None
         piece = None
@@ -39,12 +39,12 @@ class Admission:
         self._weight += weight
         return step, partial(self._release, weight, piece)
 
-    def _weigh(self, step: Step) -> int:
+    def _estimate_bytes(self, step: Step) -> int:
         if isinstance(step, SideMember):
             return len(step.data)
         if step.file is None:
             return sum(map(len, step.images))
-        return len(step.file.data) + weigh(self._job, step.file.size or (0, 0))
+        return len(step.file.data) + estimate_bytes(self._job, step.file.size or (0, 0))
 
     def _release(self, weight: int, piece: Tensor | None) -> None:
         self._weight -= weight
@@ -66,6 +66,6 @@ def is_small(job: Job, step: Step) -> bool:
     return not (restorer.batched or restorer.dali) and (size is None or len(restorer.tiles(size)) == 1)
 
 
-def weigh(job: Job, size: tuple[int, int]) -> int:
+def estimate_bytes(job: Job, size: tuple[int, int]) -> int:
     """About how many bytes a file takes on its way: coefficients, images and image files."""
     return size[0] * size[1] * (6 + 6 * job.restorer.images * job.restorer.options.pixel.itemsize)

@@ -17,50 +17,50 @@ from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.progress import progress_bar, time_left
 from pipeline.engine.resources import Resources, open_resources
-from pipeline.engine.run import claim, list_inputs, most_of
+from pipeline.engine.run import input_total, list_inputs, make_tasks
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.names import digest
 from pipeline.inputs.remote import RemoteError
-from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
 from pipeline.outputs.manifest import read_records
-from pipeline.outputs.record import Record, SinkError, Status, read_identity, refuse_another_run
+from pipeline.outputs.record import Record, SinkError, Status, check_same_run, read_identity
 from pipeline.report.statistics import Reasons, Statistics
 
-SAMPLE = 64
+RESERVOIR_FILES = 64
 """Files, chosen at random, of which some are restored to measure the speed."""
 
-BYTES = 256 << 20
+RESERVOIR_BYTES = 256 << 20
 """That a sample holds in memory."""
 
-MEGAPIXELS, MEGAPIXELS_GPU = 4.0, 200.0
+MEASURED_MEGAPIXELS, MEASURED_MEGAPIXELS_GPU = 4.0, 200.0
 """That are restored for that: for each worker of a CPU, and on a GPU."""
 
-ROUNDS = 8
+MAX_REPEATS = 8
 """How often each of the sample is done at most, where it is small."""
 
 
 @dataclass
-class Sample:
+class Reservoir:
     """A random choice among files of which nobody knows how many will come (Vitter's algorithm R), always the same one
     of the same files. It is of SAMPLE files, or fewer if these are larger than BYTES together."""
 
     files: list[Item] = field(default_factory=list)
     seen: int = 0
     bytes: int = 0
-    limit: int = SAMPLE
-    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    limit: int = RESERVOIR_FILES
+    random_state: random.Random = field(default_factory=lambda: random.Random(0))
 
     def offer(self, item: Item) -> None:
         """Consider a file."""
         self.seen += 1
         if len(self.files) < self.limit:
             self._keep(item)
-        elif self.chance.randrange(self.seen) < self.limit:
+        elif self.random_state.randrange(self.seen) < self.limit:
             self._drop()
             self._keep(item)
-        while self.bytes > BYTES and len(self.files) > 1:
+        while self.bytes > RESERVOIR_BYTES and len(self.files) > 1:
             self._drop()
             self.limit = len(self.files)
 
@@ -69,7 +69,7 @@ class Sample:
         self.bytes += len(item.data or b"")
 
     def _drop(self) -> None:
-        item = self.files.pop(self.chance.randrange(len(self.files)))
+        item = self.files.pop(self.random_state.randrange(len(self.files)))
         self.bytes -= len(item.data or b"")
 
 
@@ -79,12 +79,12 @@ class Survey:
 
     finished: int = 0
     statistics: Statistics = field(default_factory=Statistics)
-    restored: Sample = field(default_factory=Sample)
-    passed_through: Sample = field(default_factory=Sample)
+    restored: Reservoir = field(default_factory=Reservoir)
+    passed_through: Reservoir = field(default_factory=Reservoir)
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """Measured over so many files, their megapixels and the bytes of their outputs."""
 
     seconds: float
@@ -99,7 +99,7 @@ def dry_run(job: Job) -> str:
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
         resources = stack.enter_context(open_resources(job))
-        done, position, total = finished_sources(job), Position(), most_of(sources.count, job.limit)
+        done, position, total = finished_sources(job), ReadPosition(), input_total(sources.count, job.limit)
         items = read(sources, lambda source: digest(source) in done, position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
@@ -115,7 +115,7 @@ def finished_sources(job: Job) -> set[bytes]:
         return set()
     try:
         if (earlier := read_identity(job.output)) is not None:
-            refuse_another_run(str(job.output), earlier, job.identity())
+            check_same_run(str(job.output), earlier, job.identity())
         return {digest(record.source) for record in read_records(job.output, job.retry_failed)}
     except FileNotFoundError:
         return set()
@@ -130,7 +130,7 @@ def survey(
     found, keys = Survey(), Keys(per_shard=job.shards)
     for item in items:
         assert isinstance(item, Item)  # others are not asked for
-        steps = list(claim(job, [item], keys))
+        steps = list(make_tasks(job, [item], keys))
         found.finished += not steps
         for step in steps:
             record = expected(job, step)
@@ -150,18 +150,18 @@ def expected(job: Job, step: Step) -> Record:
         return step.record
     record = replace(file.describe(step.record), outputs=("",) * job.restorer.images)
     if isinstance(file.layout, JpegError):
-        fate: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
-        record = replace(record, status=fate, reason=str(file.layout))
+        status: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
+        record = replace(record, status=status, reason=str(file.layout))
     return record
 
 
-def measure(resources: Resources, sample: Sample) -> Speed | None:
+def measure(resources: Resources, sample: Reservoir) -> Throughput | None:
     """Does some of a sample, and throws the outputs away. None if it is empty."""
     files = sample.files.copy()
-    sample.chance.shuffle(files)
+    sample.random_state.shuffle(files)
     times, written, started = [], 0, time.perf_counter()
     with resources.scheduler() as scheduler:
-        for step in scheduler.run(tasks(resources, files)):
+        for step in scheduler.run(measured_tasks(resources, files)):
             if isinstance(step, Task) and step.record.size is not None:
                 times.append((time.perf_counter() - started, step.record.size[0] * step.record.size[1]))
                 written += sum(map(len, step.images))
@@ -171,15 +171,15 @@ def measure(resources: Resources, sample: Sample) -> Speed | None:
     if len(times) >= 2 * resources.workers + 2:  # without the start of the workers and the first file
         seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
         written = written * done // len(times)
-    return Speed(seconds, done, pixels / 1e6, written)
+    return Throughput(seconds, done, pixels / 1e6, written)
 
 
-def tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
+def measured_tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
     """Of a sample's files, until there are enough pixels; each is done again if there are few."""
     job = resources.job
-    left = MEGAPIXELS_GPU if job.restorer.batched else MEGAPIXELS * resources.workers
-    for item in files * ROUNDS:
-        for step in claim(job, [item]):
+    left = MEASURED_MEGAPIXELS_GPU if job.restorer.batched else MEASURED_MEGAPIXELS * resources.workers
+    for item in files * MAX_REPEATS:
+        for step in make_tasks(job, [item]):
             if left <= 0 or not isinstance(step, Task):
                 return
             height, width = (step.file.size if step.file is not None else None) or (1000, 1000)
@@ -187,7 +187,9 @@ def tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
             yield step
 
 
-def describe(job: Job, workers: int, found: Survey, restored: Speed | None, passed_through: Speed | None) -> str:
+def describe(
+    job: Job, workers: int, found: Survey, restored: Throughput | None, passed_through: Throughput | None
+) -> str:
     """For people, line by line."""
     statistics = found.statistics
     counts = statistics.counts
@@ -201,8 +203,8 @@ def describe(job: Job, workers: int, found: Survey, restored: Speed | None, pass
         tens[min(quality // 10 * 10, 90)] += count
     lines += [f"{n:>17} of quality {ten} to {ten + 9 + (ten == 90)}" for ten, n in sorted(tens.items())]
     lines += [f"{n:>17} {sampling}" for sampling, n in statistics.samplings.most_common()]
-    lines += fates(counts["passed_through"], "to pass through", statistics.passed_through)
-    lines += fates(counts["failed"], "that will fail", statistics.failed)
+    lines += reason_lines(counts["passed_through"], "to pass through", statistics.passed_through)
+    lines += reason_lines(counts["failed"], "that will fail", statistics.failed)
     shares = []  # of each kind: how often what was measured is to be done
     if restored is not None and restored.megapixels:
         shares.append((restored, megapixels / restored.megapixels))
@@ -218,7 +220,7 @@ def describe(job: Job, workers: int, found: Survey, restored: Speed | None, pass
     return "\n".join(lines)
 
 
-def fates(count: int, what: str, reasons: Reasons) -> list[str]:
+def reason_lines(count: int, what: str, reasons: Reasons) -> list[str]:
     """A line for all of them, and one for each reason."""
     if not count:
         return []

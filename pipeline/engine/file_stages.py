@@ -22,24 +22,24 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from pipeline.engine.admission import weigh
+from pipeline.engine.admission import estimate_bytes
 from pipeline.engine.failures import CertificateError
 from pipeline.engine.job import Job
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Restored, Work
-from pipeline.engine.stage import Stage, run_stages, whole
-from pipeline.engine.task import Decoded, Passed, RawFile, Step, Task
+from pipeline.engine.results import Restoration, Restored
+from pipeline.engine.stage import Stage, item_stage, run_stages
+from pipeline.engine.task import DecodedFile, PassedFile, RawFile, Step, Task
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
-from pipeline.jpeg.dali_frontend import as_read
+from pipeline.jpeg.dali_frontend import bitstream_or_raise
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.jpeg.fallback import plain_decode
+from pipeline.jpeg.fallback import fallback_decode
 from pipeline.outputs.formats import Metadata, encode_image
 from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.verify import count_mismatches
 
-MESSAGE, MESSAGE_FILES = 1 << 20, 16
+MAX_MESSAGE_BYTES, MAX_MESSAGE_FILES = 1 << 20, 16
 """Bytes and number of the files that a process is sent together: what a message costs is much for a small file."""
 
 
@@ -65,12 +65,12 @@ def stages(job: Job) -> list[Stage[Step]]:
         together: Stage[Step] = Stage(
             split=files_of,
             do=lambda files: partial(read_together, restorer, files),
-            merge=merge_found,
+            merge=merge_dali_result,
             place="device",
             max_batch=lambda kind: DALI_BATCH,
         )
         return [together, *every]
-    return every if restorer.batched else [whole(partial(run_stages, every), without_shared_memory), *every]
+    return every if restorer.batched else [item_stage(partial(run_stages, every), without_shared_memory), *every]
 
 
 def without_shared_memory(step: Step) -> bool:
@@ -80,7 +80,7 @@ def without_shared_memory(step: Step) -> bool:
 
 def files_together(job: Job, size: tuple[int, int]) -> int:
     """How many files of a size are sent together."""
-    return max(1, min(MESSAGE_FILES, MESSAGE // (1 + weigh(job, size))))
+    return max(1, min(MAX_MESSAGE_FILES, MAX_MESSAGE_BYTES // (1 + estimate_bytes(job, size))))
 
 
 def files_of(step: Step) -> list[RawFile]:
@@ -91,12 +91,14 @@ def read_together(restorer: Restorer, files: Sequence[RawFile]) -> list[Callable
     """By DALI."""
     found = restorer.read_many([file.data for file in files], [file.layout for file in files])
     each = ((file.buffers(restorer), x) for file, x in zip(files, found, strict=True))
-    return [partial(as_read, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each]
+    return [
+        partial(bitstream_or_raise, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each
+    ]
 
 
-def merge_found(step: Step, file: RawFile, found: Callable[[], Bitstream]) -> Step:
+def merge_dali_result(step: Step, file: RawFile, found: Callable[[], Bitstream]) -> Step:
     assert isinstance(step, Task)
-    return replace(step, file=replace(file, found=found))
+    return replace(step, file=replace(file, dali_result=found))
 
 
 def in_memory(buffers: Buffers | None, bitstream: Bitstream) -> Bitstream:
@@ -106,19 +108,19 @@ def in_memory(buffers: Buffers | None, bitstream: Bitstream) -> Bitstream:
     return replace(bitstream, coefficients=buffers.fill(bitstream.coefficients))
 
 
-def entropy_decode(job: Job, file: RawFile) -> Decoded | Passed:
+def entropy_decode(job: Job, file: RawFile) -> DecodedFile | PassedFile:
     """Its coefficients, unless DALI has read them; what is not modelled is decoded as it is."""
     restorer, buffers = job.restorer, file.buffers(job.restorer)
     try:
-        if file.found is None:
+        if file.dali_result is None:
             planes = None if buffers is None else buffers.planes
             bitstream = in_memory(buffers, restorer.read(file.data, file.layout, planes))
         else:
-            bitstream = file.found()
+            bitstream = file.dali_result()
     except UnsupportedJpeg as error:
         return pass_through(job, file, str(error))
     recovered = count_recovered(job, file.data, bitstream) if bitstream.recovered and job.verify else None
-    return Decoded(bitstream, None if buffers is None else buffers.images, recovered)
+    return DecodedFile(bitstream, None if buffers is None else buffers.images, recovered)
 
 
 def count_recovered(job: Job, data: bytes, bitstream: Bitstream) -> int:
@@ -128,26 +130,26 @@ def count_recovered(job: Job, data: bytes, bitstream: Bitstream) -> int:
         return own.count - int(own.mismatches(bitstream.coefficients))
 
 
-def pass_through(job: Job, file: RawFile, reason: str) -> Passed:
+def pass_through(job: Job, file: RawFile, reason: str) -> PassedFile:
     """What `Filters.passed_through` says; decoded by Pillow."""
     how = job.filters.passed_through
     if how != "decode":
-        return Passed((file.data,) if how == "copy" and file.data else (), file.size, reason)
+        return PassedFile((file.data,) if how == "copy" and file.data else (), file.size, reason)
     with job.restorer.stopwatch("pass through"):
         try:
-            plain = plain_decode(file.data, job.restorer.options.max_pixels)
+            plain = fallback_decode(file.data, job.restorer.options.max_pixels)
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return Passed(
+        return PassedFile(
             (encode_image(plain.pixels, job.format, Metadata(plain.icc, plain.exif)),), (height, width), reason
         )
 
 
-def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) -> Step:
+def merge_decoded(job: Job, step: Step, file: RawFile, found: DecodedFile | PassedFile) -> Step:
     """What has been read goes into the record, and into the work that is left."""
     assert isinstance(step, Task)
-    if isinstance(found, Passed):
+    if isinstance(found, PassedFile):
         fate = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
         record = file.describe(replace(fate, mode=None, weights=None, seed=None, strength=None))
         return Task(step.item, record, images=found.images)
@@ -166,7 +168,7 @@ def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) 
     return Task(step.item, record, memory=file.memory, work=work)
 
 
-def work_of(step: Step) -> Work | None:
+def work_of(step: Step) -> Restoration | None:
     """What is being restored."""
     return step.work if isinstance(step, Task) else None
 

@@ -31,7 +31,9 @@ class ForkServer:
     def __init__(self, serve: Callable[[Connection], None]) -> None:
         self._serve, self._lock = serve, threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = multiprocessing.get_context("fork").Process(target=self._tend, args=(theirs,), daemon=True)
+        self._process = multiprocessing.get_context("fork").Process(
+            target=self._serve_requests, args=(theirs,), daemon=True
+        )
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child has its own handlers
         gc.freeze()  # for good in the child, where what had threads (DALI's pipelines) hangs or crashes if collected
         try:
@@ -45,7 +47,7 @@ class ForkServer:
         """The connection to a new process, and its number. Raises RuntimeError when this server's own is gone."""
         ours, theirs = multiprocessing.Pipe()
         with theirs:
-            pid = self._asked(_FORK, [theirs.fileno()])
+            pid = self._request(_FORK, [theirs.fileno()])
         if pid < 0:
             raise RuntimeError(f"no process can be started: {os.strerror(-pid)}")
         return ours, pid
@@ -53,7 +55,7 @@ class ForkServer:
     def end(self, pid: int) -> int:
         """Kills a process, unless it has ended by itself. Its exit code, negative for a signal; never raises."""
         try:
-            return self._asked(_PID.pack(pid), [])
+            return self._request(_PID.pack(pid), [])
         except RuntimeError:
             return -signal.SIGKILL
 
@@ -63,7 +65,7 @@ class ForkServer:
             self._socket.close()
         self._process.join()
 
-    def _asked(self, message: bytes, descriptors: list[int]) -> int:
+    def _request(self, message: bytes, descriptors: list[int]) -> int:
         with self._lock:
             try:
                 socket.send_fds(self._socket, [message], descriptors)
@@ -74,7 +76,7 @@ class ForkServer:
             raise RuntimeError("the process that starts workers is gone")
         return int(_PID.unpack(answer)[0])
 
-    def _tend(self, server: socket.socket) -> None:
+    def _serve_requests(self, server: socket.socket) -> None:
         """The server's process."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -86,18 +88,18 @@ class ForkServer:
             if not message:
                 break
             if message == _FORK:
-                answer = self._forked(server, *descriptors)
+                answer = self._fork_child(server, *descriptors)
                 if answer > 0:
                     pids.add(answer)
             else:
                 (pid,) = _PID.unpack(message)
                 pids.discard(pid)
-                answer = _end(pid)
+                answer = _kill(pid)
             server.send(_PID.pack(answer))
         for pid in pids:
-            _end(pid)
+            _kill(pid)
 
-    def _forked(self, server: socket.socket, descriptor: int) -> int:
+    def _fork_child(self, server: socket.socket, descriptor: int) -> int:
         """The new process's number, or minus the error's that prevented it."""
         try:
             pid = os.fork()
@@ -118,7 +120,7 @@ class ForkServer:
         return pid
 
 
-def _end(pid: int) -> int:
+def _kill(pid: int) -> int:
     """The exit code. The server is the process's parent: until it has waited, the number is no other's."""
     os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

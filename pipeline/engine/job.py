@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from model.generator import NOISE
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.filters import ALL_FILES, Filters
-from pipeline.inputs.rank_share import ALL, Share
+from pipeline.inputs.rank_share import SINGLE_RANK, Share
 from pipeline.inputs.remote import Address
 from pipeline.outputs.formats import Format
 from pipeline.outputs.manifest import Manifest
@@ -30,7 +30,7 @@ class Job:
     retry_failed: bool = False
     verify: bool = False
     quiet: bool = False
-    share: Share = ALL
+    share: Share = SINGLE_RANK
     dtype: str = "auto"
     filters: Filters = ALL_FILES
     limit: int | None = None

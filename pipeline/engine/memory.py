@@ -23,8 +23,8 @@ ALIGNMENT = 256
 """Bytes; what is allocated begins at a multiple."""
 
 _NORESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python knows from 3.13 on: pages are taken when they are touched
-_LEAST = 16 << 20
-_RETURNED = 16 << 20  # bytes of a piece that is given back to the system when it is free
+_MIN_BYTES = 16 << 20
+_RELEASE_BYTES = 16 << 20  # bytes of a piece that is given back to the system when it is free
 
 
 class SharedMemory:
@@ -40,7 +40,7 @@ class SharedMemory:
                 break
             except OSError:
                 size = size // 2 // mmap.PAGESIZE * mmap.PAGESIZE
-                if size < _LEAST:
+                if size < _MIN_BYTES:
                     raise
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.size, self._start, self._views = size, self._bytes.data_ptr(), dict[torch.dtype, Tensor]()
@@ -64,7 +64,7 @@ class SharedMemory:
         """What `allocate` returned."""
         start = int(piece.storage_offset())
         stop = start + -(-piece.numel() // ALIGNMENT) * ALIGNMENT
-        if stop - start >= _RETURNED and start >= self._pinned:
+        if stop - start >= _RELEASE_BYTES and start >= self._pinned:
             first, last = (-(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE)
             self._map.madvise(mmap.MADV_REMOVE, first, last - first)
         self._free.append((start, stop))
@@ -105,7 +105,7 @@ class SharedMemory:
         offset = x.data_ptr() - self._start
         if not 0 <= offset < self.size:
             raise ValueError(f"a tensor {list(x.shape)} lies outside the memory that processes share")
-        return _lying, (self._number, x.dtype, tuple(x.shape), x.stride(), offset // x.element_size())
+        return _restore_view, (self._number, x.dtype, tuple(x.shape), x.stride(), offset // x.element_size())
 
     def _as(self, dtype: torch.dtype) -> Tensor:
         """All of it as numbers of a type."""
@@ -118,7 +118,7 @@ _memories: WeakValueDictionary[int, SharedMemory] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def _lying(number: int, dtype: torch.dtype, *place: Any) -> Tensor:
+def _restore_view(number: int, dtype: torch.dtype, *place: Any) -> Tensor:
     """The tensor that `SharedMemory._describe` has described, here or in another process."""
     return _memories[number]._as(dtype).as_strided(*place)
 
@@ -134,7 +134,7 @@ class Buffers:
     images: Tensor
 
     @classmethod
-    def within(
+    def carve(
         cls, memory: Tensor, sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8
     ) -> Self:
         """In [bytes] uint8, at least as many as `bytes_needed`."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.engine.job import Job
 from pipeline.engine.scheduler import Scheduler
-from pipeline.inputs.source import Position
+from pipeline.inputs.source import ReadPosition
 from pipeline.outputs.history import append_run
 from pipeline.outputs.manifest import manifest_address
 from pipeline.outputs.record import STATUSES, Record, describe_counts
@@ -32,7 +32,7 @@ def report_failures(progress: tqdm[NoReturn], records: Iterable[Record]) -> None
             progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
 
 
-def time_left(position: Position, total: int | None) -> Callable[[], str]:
+def time_left(position: ReadPosition, total: int | None) -> Callable[[], str]:
     """A function that says, of tars whose members nobody has counted, how much is read and how long the rest will take,
     by the bytes read since it was first called. total: of all tars; None or 0: it says nothing."""
     began: tuple[float, int] | None = None

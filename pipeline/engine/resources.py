@@ -20,16 +20,16 @@ from pipeline.engine.restorer import MAX_BATCH, Restorer
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage
 from pipeline.engine.task import Step
-from pipeline.engine.worker import Workers
+from pipeline.engine.worker import WorkerLauncher
 
-WINDOW, WINDOW_WORKER = 256 << 20, 64 << 20
+MAX_BYTES, MAX_BYTES_PER_WORKER = 256 << 20, 64 << 20
 """Bytes of files that may be under way, and more for each worker. So much is needed where small files wait for a large
 one before them, as they are written in order."""
 
-FILES, FILES_WORKER = 4 * MAX_BATCH, 64
+MAX_FILES, MAX_FILES_PER_WORKER = 4 * MAX_BATCH, 64
 """How many files may be under way, and more for each worker."""
 
-LONGEST = 65_535
+MAX_SIDE = 65_535
 """Pixels of a side of a JPEG file."""
 
 
@@ -41,7 +41,7 @@ class Resources:
     stages: list[Stage[Step]]
     workers: int
     memory: SharedMemory | None
-    processes: Workers | None
+    processes: WorkerLauncher | None
 
     def scheduler(self) -> Scheduler[Step]:
         """For one run over items."""
@@ -49,24 +49,24 @@ class Resources:
             self.stages,
             fail,
             workers=self.workers,
-            admit=Admission(self.job, window(self.workers), self.memory),
-            most=FILES + FILES_WORKER * self.workers,
+            admit=Admission(self.job, max_bytes(self.workers), self.memory),
+            max_items=MAX_FILES + MAX_FILES_PER_WORKER * self.workers,
             prepare=partial(torch.set_num_threads, 1),
             stopwatch=self.job.restorer.stopwatch,
             processes=self.processes,
         )
 
 
-def window(workers: int) -> int:
+def max_bytes(workers: int) -> int:
     """Bytes of files that may be under way; one may always."""
-    return WINDOW + WINDOW_WORKER * workers
+    return MAX_BYTES + MAX_BYTES_PER_WORKER * workers
 
 
-def largest(restorer: Restorer) -> int:
+def max_file_bytes(restorer: Restorer) -> int:
     """No file takes more bytes of shared memory."""
     pixels = restorer.options.max_pixels
-    square = min(LONGEST, int(pixels**0.5) + 1)
-    frame = 16 * 2 * LONGEST  # what whole MCUs add to it, at most
+    square = min(MAX_SIDE, int(pixels**0.5) + 1)
+    frame = 16 * 2 * MAX_SIDE  # what whole MCUs add to it, at most
     size = (square, -(-(pixels + frame) // square))
     return bytes_needed(Subsampling.S444, size, restorer.images, restorer.options.pixel)
 
@@ -84,13 +84,13 @@ def open_resources(job: Job) -> Iterator[Resources]:
     memory = processes = None
     with ExitStack() as stack:
         if workers > 1:
-            memory = SharedMemory(window(workers) + largest(restorer))
+            memory = SharedMemory(max_bytes(workers) + max_file_bytes(restorer))
             do = [stage.do for stage in every]
-            processes = stack.enter_context(Workers(do, memory, prepare, restorer.stopwatch))
-        restorer.get_ready(job.share.cores - 1, not job.quiet)
+            processes = stack.enter_context(WorkerLauncher(do, memory, prepare, restorer.stopwatch))
+        restorer.prepare_device(job.share.cores - 1, not job.quiet)
         if memory is not None and restorer.device.type == "cuda":
             try:
-                memory.pin(window(workers))
+                memory.pin(max_bytes(workers))
                 stack.callback(memory.unpin)
             except RuntimeError as error:
                 print(f"{error}: copies to and from {restorer.device} take longer", file=sys.stderr)

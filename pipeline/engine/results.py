@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.engine.transfers import Deviations, Part
+from pipeline.engine.transfers import Deviations, TileTask
 from pipeline.jpeg.bitstream import Bitstream
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.outputs.formats import Format, Metadata, encode_image
@@ -88,18 +88,18 @@ def as_pixels(image: Tensor) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Work:
+class Restoration:
     """A file that is being restored: its tiles, to be restored in any order and company, and then the result.
     deviations: of each tile that is."""
 
     bitstream: Bitstream
     seed: int
-    parts: list[Part]
+    tasks: list[TileTask]
     deviations: list[Deviations] = field(default_factory=list)
 
     def restored(self) -> Restored:
         """The result, once all tiles are restored."""
-        images, count = self.parts[0].picture.images, self.bitstream.coefficients.count
+        images, count = self.tasks[0].image.images, self.bitstream.coefficients.count
         if images.dtype != torch.uint8:
             excess = [max(0.0, *found) for found in zip(*self.deviations, strict=True)]
             return Restored(images, [], count, self.seed, self.bitstream, excess)
@@ -120,12 +120,12 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class File:
+class PendingFile:
     """On its way through `Restorer.restore_many`: its data until they are read, then its work, or why there is none."""
 
     key: str
     data: bytes
-    work: Work | JpegError | None = None
+    work: Restoration | JpegError | None = None
 
     @classmethod
     def opened(cls, key: str, source: Source) -> Self:
@@ -135,13 +135,13 @@ class File:
         except OSError as error:
             return cls(key, b"", BitstreamError(f"cannot be read: {error.strerror or error}"))
 
-    def on_error(self, error: Exception) -> File:
+    def on_error(self, error: Exception) -> PendingFile:
         """See Scheduler: a JpegError is this file's result; any other error is raised."""
         if not isinstance(error, JpegError):
             raise error
-        return File(self.key, b"", error)
+        return PendingFile(self.key, b"", error)
 
     def result(self) -> Restored | Failure:
         """Once it is through."""
         assert self.work is not None
-        return self.work.restored() if isinstance(self.work, Work) else Failure(self.key, self.work)
+        return self.work.restored() if isinstance(self.work, Restoration) else Failure(self.key, self.work)

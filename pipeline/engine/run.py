@@ -21,19 +21,19 @@ from pipeline.engine.file_stages import merge_decoded, pass_through
 from pipeline.engine.job import Job
 from pipeline.engine.progress import closing_lines, keep_history, progress_bar, report_failures, time_left
 from pipeline.engine.resources import open_resources
-from pipeline.engine.signals import undisturbed
+from pipeline.engine.signals import defer_signals
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.task import RawFile, Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.remote import contains, same_place
-from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.jpeg.errors import UnsupportedJpeg
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Ledger, Names, Sink
+from pipeline.outputs.sink import FolderSink, ManifestWriter, OutputNames, Sink
 
-SinkOf = Callable[[Job, Ledger, Sources], Sink]
+SinkOf = Callable[[Job, ManifestWriter, Sources], Sink]
 
 
 def run(job: Job, sink_of: SinkOf | None = None) -> int:
@@ -50,16 +50,16 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         manifest = stack.enter_context(job.open_manifest())
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
-        total = None if job.share.part else most_of(sources.count, job.limit)
+        total = None if job.share.part else input_total(sources.count, job.limit)
         progress = stack.enter_context(progress_bar(total, before, job.quiet))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
-        entries = job.share.of(sources, job.shards)
-        position = Position()
+        entries = job.share.entries(sources, job.shards)
+        position = ReadPosition()
         items = read(entries, sink.finished, sink.whole, side_members=sink.carries, position=position)
         items = watch.each("read", islice(items, job.limit))
         left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
-        megapixels = write(scheduler.run(claim(job, items)), sink, progress, watch, left)
+        megapixels = write(scheduler.run(make_tasks(job, items)), sink, progress, watch, left)
         with watch("write"):
             sink.close()
         counts = manifest.counts
@@ -82,13 +82,13 @@ def list_inputs(job: Job) -> Sources:
     return sources
 
 
-def most_of(count: int | None, limit: int | None) -> int | None:
+def input_total(count: int | None, limit: int | None) -> int | None:
     """How many inputs there are, at most; None if nobody knows."""
     return min((number for number in (count, limit) if number is not None), default=None)
 
 
-def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    names = Names(job.format, job.restorer.images, copies=job.filters.passed_through == "copy")
+def open_sink(job: Job, manifest: ManifestWriter, sources: Sources) -> Sink:
+    names = OutputNames(job.format, job.restorer.images, copies=job.filters.passed_through == "copy")
     return ShardSink(manifest, sources, names) if job.shards else FolderSink(manifest, names)
 
 
@@ -97,12 +97,12 @@ def name_filter(job: Job, item: Item) -> str | None:
     return job.filters.by_name(item.source.removeprefix(item.prefix))
 
 
-def takes_key(job: Job, reason: str | None) -> bool:
+def claims_key(job: Job, reason: str | None) -> bool:
     """Whether an item may have outputs, whose name leaves it out for this reason: no other may then have its key."""
     return reason is None or job.filters.passed_through != "skip"
 
 
-def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
+def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
     """Items that are not finished, as tasks; those unreadable or of a key that is taken have failed already."""
     keys = keys or Keys(per_shard=job.shards)
     for item in items:
@@ -110,7 +110,7 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
             yield item
             continue
         reason = name_filter(job, item)
-        wanted = takes_key(job, reason)
+        wanted = claims_key(job, reason)
         owner = keys.claim(item) if wanted else None
         if item.data is None and item.error is None:
             continue
@@ -120,7 +120,7 @@ def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None
         elif owner is not None:
             yield Task(bare, record.failed(f"duplicate key: {owner} has it already"))
         else:
-            yield begin(job, Task(bare, record), item.data or b"", reason)
+            yield start_task(job, Task(bare, record), item.data or b"", reason)
 
 
 def new_record(job: Job, item: Item) -> Record:
@@ -137,7 +137,7 @@ def new_record(job: Job, item: Item) -> Record:
     )
 
 
-def begin(job: Job, task: Task, data: bytes, reason: str | None) -> Step:
+def start_task(job: Job, task: Task, data: bytes, reason: str | None) -> Step:
     """A file's task, which is done already if the file is passed through without being decoded. reason: why its name
     leaves it out, if it does."""
     layout = job.filters.apply(job.restorer.parse(data), reason)
@@ -161,7 +161,7 @@ def write(
             if isinstance(step, SideMember):
                 sink.carry(step)
                 continue
-            with undisturbed():  # an output and its line
+            with defer_signals():  # an output and its line
                 record = sink.write(step.item, step.record, step.images)
         pixels += record.pixels
         report_failures(progress, [record])

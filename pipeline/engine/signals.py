@@ -13,7 +13,7 @@ from typing import NoReturn
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Both wait until what is inside is done. Only in the main thread is there anything to do: others are not
     interrupted."""
     if threading.current_thread() is not threading.main_thread():
@@ -35,7 +35,7 @@ def undisturbed() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends the process. After an interruption a thread may be left amid what cannot be interrupted, on which the
     interpreter's own end could crash."""
     if code > 128:

@@ -31,7 +31,7 @@ class Stage(Generic[T]):
     max_batch: Callable[[Any], int] = lambda kind: 1
 
 
-def whole(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
+def item_stage(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
     """A stage that takes an item as it is and returns its successor, for those that are `wanted`."""
     return Stage(
         split=lambda item: (item,) if wanted(item) else (),
@@ -40,7 +40,7 @@ def whole(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
     )
 
 
-def alike(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, list[int]]:
+def group_by_key(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, list[int]]:
     """The numbers of units, those together that have an equal key."""
     groups: dict[Hashable, list[int]] = {}
     for number, unit in enumerate(units):
@@ -50,7 +50,7 @@ def alike(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, li
 
 def batches(stage: Stage[T], units: Sequence[Any]) -> Iterator[list[Any]]:
     """The units, as many together as may go."""
-    for kind, numbers in alike(units, stage.kind).items():
+    for kind, numbers in group_by_key(units, stage.kind).items():
         step = stage.max_batch(kind)
         yield from ([units[n] for n in numbers[first : first + step]] for first in range(0, len(numbers), step))
 
@@ -64,7 +64,7 @@ def run_stages(stages: Sequence[Stage[T]], item: T) -> T:
     return item
 
 
-def result_of(stage: Stage[T], unit: Any) -> Any:
+def run_unit(stage: Stage[T], unit: Any) -> Any:
     """Of one unit, or the Exception in its place."""
     try:
         return stage.do([unit])()[0]
@@ -72,7 +72,7 @@ def result_of(stage: Stage[T], unit: Any) -> Any:
         return error
 
 
-def begin(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+def start_batch(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
     try:
         return stage.do(units)
     except Exception as error:
@@ -80,13 +80,13 @@ def begin(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
 
 
 def _raising(error: Exception) -> Callable[[], Sequence[Any]]:
-    def end() -> Sequence[Any]:
+    def finish_batch() -> Sequence[Any]:
         raise error
 
-    return end
+    return finish_batch
 
 
-def end(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
     """Results of what was begun, or an Exception for one. Units that fail together are tried one by one: an error is
     one item's."""
     try:
@@ -94,4 +94,4 @@ def end(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]
     except Exception as error:
         if len(units) == 1:
             return [error]
-    return [end(stage, [unit], begin(stage, [unit]))[0] for unit in units]
+    return [finish_batch(stage, [unit], start_batch(stage, [unit]))[0] for unit in units]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Work
+from pipeline.engine.results import Restoration
 from pipeline.inputs.filters import FilteredOut
 from pipeline.inputs.source import Item, SideMember
 from pipeline.jpeg.bitstream import Bitstream, Layout
@@ -25,10 +25,10 @@ class RawFile:
     data: bytes
     layout: Layout | JpegError
     memory: Tensor | None = None
-    found: Callable[[], Bitstream] | None = None
+    dali_result: Callable[[], Bitstream] | None = None
 
     @property
-    def known(self) -> Layout | None:
+    def readable_layout(self) -> Layout | None:
         """What its header says, if that can be read, also of a file that filters leave out."""
         layout = self.layout.layout if isinstance(self.layout, FilteredOut) else self.layout
         return layout if isinstance(layout, Layout) else None
@@ -36,14 +36,17 @@ class RawFile:
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width), if it can be read."""
-        return self.known.header.size if self.known is not None else None
+        return self.readable_layout.header.size if self.readable_layout is not None else None
 
     def describe(self, record: Record) -> Record:
         """The record with what the header says, if that can be read."""
-        if self.known is None:
+        if self.readable_layout is None:
             return record
         return replace(
-            record, size=self.known.header.size, sampling=self.known.sampling.label, quality=self.known.quality
+            record,
+            size=self.readable_layout.header.size,
+            sampling=self.readable_layout.sampling.label,
+            quality=self.readable_layout.quality,
         )
 
     def buffers(self, restorer: Restorer) -> Buffers | None:
@@ -51,11 +54,11 @@ class RawFile:
         if self.memory is None or not isinstance(self.layout, Layout):
             return None
         sampling, size = self.layout.sampling, self.layout.header.size
-        return Buffers.within(self.memory, sampling, size, restorer.images, restorer.options.pixel)
+        return Buffers.carve(self.memory, sampling, size, restorer.images, restorer.options.pixel)
 
 
 @dataclass(frozen=True)
-class Passed:
+class PassedFile:
     """A file that is passed through, for a reason. images: the output file, if there is to be one. size: (height,
     width), if it is known."""
 
@@ -65,7 +68,7 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedFile:
     """images: where the restored ones go, if processes share that. recovered: how many coefficients are the file's own,
     where DALI has recovered them and --verify asks."""
 
@@ -83,7 +86,7 @@ class Task:
     record: Record
     file: RawFile | None = None
     memory: Tensor | None = None
-    work: Work | None = None
+    work: Restoration | None = None
     images: tuple[bytes, ...] = ()
 
 

@@ -14,10 +14,10 @@ from model.generator import ALIGNMENT, Generator
 CHROMA_REACH = 2
 """Pixels that the decoder's chroma filter looks beyond a tile."""
 
-SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
+BATCH_SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
 """Pixels of the sides of a batch's tiles, where an image is smaller than a tile; the tile's own beside them."""
 
-LARGEST_HALO = 160
+MAX_HALO = 160
 """Pixels. A network that reaches further (the paper's: 1393) sees less around a tile than in a whole image; what is so
 far away hardly changes a pixel."""
 
@@ -56,7 +56,7 @@ class Tile:
 def halo_of(generator: Generator) -> int:
     """Pixels of context on each side of a core: as many as the network sees, up to LARGEST_HALO, so that its images are
     the same, bit for bit, in tiles and whole."""
-    return min(LARGEST_HALO, aligned(generator.reach + CHROMA_REACH))
+    return min(MAX_HALO, aligned(generator.reach + CHROMA_REACH))
 
 
 def plan(size: tuple[int, int], tile: int, halo: int, whole: bool = True) -> list[Tile]:

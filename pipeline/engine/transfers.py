@@ -19,15 +19,15 @@ Deviations = tuple[float, ...]
 
 
 @dataclass
-class OnDevice:
+class DeviceCopy:
     """A picture's copy on the GPU, while there is one. done: the tiles that have been restored into its images."""
 
-    picture: Picture | None = None
+    image: ImageState | None = None
     done: set[Tile] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageState:
     """A file that is being restored. c: its coefficients, N = 1. images: [K, C, H, W] uint8 or uint16, which in memory
     is [K, H, W, C]; whoever restores a tile writes it there. seeds: the noise of each draw. tiles: how many there are.
     gpu_copy: made with the first tile; its images are copied back after the last."""
@@ -36,29 +36,29 @@ class Picture:
     images: Tensor
     seeds: tuple[int, ...]
     tiles: int
-    gpu_copy: OnDevice = field(default_factory=OnDevice)
+    gpu_copy: DeviceCopy = field(default_factory=DeviceCopy)
 
 
 @dataclass(frozen=True)
-class Part:
+class TileTask:
     """One tile of a picture, and all that it takes to restore it. To another process it travels as a description of
     where that lies (memory.SharedMemory)."""
 
-    picture: Picture
+    image: ImageState
     tile: Tile
 
     @property
     def c(self) -> Coefficients:
         """Of core and halo."""
-        return tiling.tile_coefficients(self.picture.c, self.tile)
+        return tiling.tile_coefficients(self.image.c, self.tile)
 
     @property
     def core(self) -> Coefficients:
-        return tiling.slice_coefficients(self.picture.c, *self.tile.core)
+        return tiling.slice_coefficients(self.image.c, *self.tile.core)
 
     @property
     def sampling(self) -> Subsampling:
-        return self.picture.c.sampling
+        return self.image.c.sampling
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,51 +85,51 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._streams = device, torch.get_device_module(device)
-        self._up, self._down = _stream(device), _stream(device)
+        self._upload, self._download = _stream(device), _stream(device)
 
-    def up(self, parts: Sequence[Part]) -> list[Part]:
+    def to_device(self, tasks: Sequence[TileTask]) -> list[TileTask]:
         """The parts, their pictures on the device, for kernels that are launched from now on. A picture travels once,
         and stays until its images come back."""
         kernels = self._streams.current_stream(self._device)
-        with self._streams.stream(self._up):
-            loaded = [replace(part, picture=self._loaded(part.picture, kernels)) for part in parts]
-        kernels.wait_stream(self._up)
+        with self._streams.stream(self._upload):
+            loaded = [replace(task, image=self._loaded(task.image, kernels)) for task in tasks]
+        kernels.wait_stream(self._upload)
         return loaded
 
-    def _loaded(self, picture: Picture, kernels: Any) -> Picture:
-        if picture.gpu_copy.picture is None:
-            c = picture.c
+    def _loaded(self, image: ImageState, kernels: Any) -> ImageState:
+        if image.gpu_copy.image is None:
+            c = image.c
             *planes, tables = (send(x.contiguous(), self._device) for x in (*c.planes, c.tables))
-            images = torch.empty_like(picture.images, device=self._device)
+            images = torch.empty_like(image.images, device=self._device)
             for x in (*planes, tables, images):
-                _keep(x, kernels)
+                _record_stream(x, kernels)
             there = Coefficients(tuple(planes), tables, c.sampling, c.size)
-            picture.gpu_copy.picture = replace(picture, c=there, images=images, gpu_copy=OnDevice())
-        return picture.gpu_copy.picture
+            image.gpu_copy.image = replace(image, c=there, images=images, gpu_copy=DeviceCopy())
+        return image.gpu_copy.image
 
-    def down(self, parts: Sequence[Part], deviations: Tensor) -> Callable[[], Tensor]:
+    def to_host(self, tasks: Sequence[TileTask], deviations: Tensor) -> Callable[[], Tensor]:
         """Begins to copy what kernels launched so far will have written: deviations, and images that are complete with
         these parts. The result waits for it and returns the deviations."""
-        self._down.wait_stream(self._streams.current_stream(self._device))
+        self._download.wait_stream(self._streams.current_stream(self._device))
         complete = []
-        with self._streams.stream(self._down):
-            _keep(deviations, self._down)
+        with self._streams.stream(self._download):
+            _record_stream(deviations, self._download)
             pinned = self._device.type != "cpu"
             found = torch.empty_like(deviations, device="cpu", pin_memory=pinned).copy_(deviations, non_blocking=True)
-            for part in parts:
-                copy = part.picture.gpu_copy
-                copy.done.add(part.tile)
-                if copy.picture is not None and len(copy.done) == part.picture.tiles:
-                    _keep(copy.picture.images, self._down)
-                    part.picture.images.copy_(copy.picture.images, non_blocking=True)
+            for task in tasks:
+                copy = task.image.gpu_copy
+                copy.done.add(task.tile)
+                if copy.image is not None and len(copy.done) == task.image.tiles:
+                    _record_stream(copy.image.images, self._download)
+                    task.image.images.copy_(copy.image.images, non_blocking=True)
                     complete.append(copy)
             copied = self._streams.Event()
-            copied.record(self._down)
+            copied.record(self._download)
 
         def wait() -> Tensor:
             copied.synchronize()
             for copy in complete:
-                copy.picture = None
+                copy.image = None
             return found
 
         return wait
@@ -139,7 +139,7 @@ def _stream(device: torch.device) -> Any:
     return torch.cpu.Stream() if device.type == "cpu" else torch.cuda.Stream(device)
 
 
-def _keep(x: Tensor, stream: Any) -> None:
+def _record_stream(x: Tensor, stream: Any) -> None:
     """Its memory is not used again before the stream has done what it has been given."""
     if x.is_cuda:
         x.record_stream(stream)

@@ -25,7 +25,7 @@ class WorkerError(Exception):
     """A worker process is gone, and with it what it was working on."""
 
 
-class Workers:
+class WorkerLauncher:
     """Starts worker processes and, when it is closed, kills those that are left. A context manager.
 
     functions: what they can do, by number. memory: what they share; tensors that are sent lie there. prepare: called
@@ -60,22 +60,22 @@ class Workers:
         self._prepare()
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
-                connection.send_bytes(self._answer(connection.recv_bytes()))
+                connection.send_bytes(self._process_message(connection.recv_bytes()))
 
-    def _answer(self, message: bytes) -> bytes:
+    def _process_message(self, message: bytes) -> bytes:
         """To (number, units): for each unit its result, pickled, or the Exception in its place; and the times."""
         times = self._stopwatch.stages
         times.clear()
         number, units = pickle.loads(message)
-        outcomes = [self._outcome(self._functions[number], unit) for unit in units]
+        outcomes = [self._run_unit(self._functions[number], unit) for unit in units]
         return pickle.dumps((outcomes, dict(times)), 5)
 
-    def _outcome(self, function: Function, unit: Any) -> bytes | Exception:
+    def _run_unit(self, function: Function, unit: Any) -> bytes | Exception:
         try:
             (result,) = function([unit])()
             return self._memory.dumps(result)
         except Exception as error:
-            return _portable(error)
+            return _picklable(error)
 
 
 class WorkerProcess:
@@ -122,7 +122,7 @@ class WorkerProcess:
         raise failure
 
 
-def _portable(error: Exception) -> Exception:
+def _picklable(error: Exception) -> Exception:
     """The error, if it survives pickling, or another one that says the same."""
     try:
         if type(pickle.loads(pickle.dumps(error))) is type(error):

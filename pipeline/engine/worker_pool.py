@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
-from pipeline.engine.queue import Unit
+from pipeline.engine.work_queue import WorkUnit
 from pipeline.engine.worker import WorkerError, WorkerProcess
 
 T = TypeVar("T")
-Outcome = tuple[Unit[T], Any]
+UnitOutcome = tuple[WorkUnit[T], Any]
 """A unit and its result, or the Exception in its place."""
 
 
-SMALL = 32 << 10
+NON_BLOCKING_BYTES = 32 << 10
 """Bytes of a message that can be sent to a busy process without waiting for it."""
 
 
@@ -30,9 +30,9 @@ class _Slot(Generic[T]):
     retry: what is to be tried once more, each unit alone; `retrying` while it is."""
 
     process: WorkerProcess
-    sent: deque[list[Unit[T]]] = field(default_factory=deque)
-    pending: deque[list[Unit[T]]] = field(default_factory=deque)
-    retry: deque[Unit[T]] = field(default_factory=deque)
+    sent: deque[list[WorkUnit[T]]] = field(default_factory=deque)
+    pending: deque[list[WorkUnit[T]]] = field(default_factory=deque)
+    retry: deque[WorkUnit[T]] = field(default_factory=deque)
     retrying: bool = False
     since: float = 0.0
 
@@ -58,7 +58,7 @@ class WorkerPool(Generic[T]):
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wakeup)
         self._slots = [_Slot[T](start()) for _ in range(count)]
-        self._known: list[Outcome[T]] = []
+        self._outcomes: list[UnitOutcome[T]] = []
 
     @property
     def idle(self) -> bool:
@@ -71,26 +71,26 @@ class WorkerPool(Generic[T]):
         return all(slot.saturated for slot in self._slots)
 
     @property
-    def at_work(self) -> bool:
+    def has_outcomes(self) -> bool:
         """Whether there are outcomes to wait for."""
-        return bool(self._known) or not all(slot.idle for slot in self._slots)
+        return bool(self._outcomes) or not all(slot.idle for slot in self._slots)
 
-    def submit(self, units: Sequence[Unit[T]]) -> None:
+    def submit(self, units: Sequence[WorkUnit[T]]) -> None:
         """Units of one stage, to a process that is idle or at least not `saturated`."""
         slot = min(self._slots, key=lambda slot: (slot.saturated, not slot.idle))
         self._send(slot, list(units))
 
-    def collect(self) -> list[Outcome[T]]:
+    def collect(self) -> list[UnitOutcome[T]]:
         """Waits until some units are done, or for a `notify`."""
-        if not self._known:
+        if not self._outcomes:
             waiting = {slot.process.connection: slot for slot in self._slots if not slot.idle}
             for ready in wait([*waiting, self._wakeup]):
                 if isinstance(ready, int):
                     os.eventfd_read(self._wakeup)
                 else:
                     self._receive(waiting[ready])  # type: ignore[index]
-        known, self._known = self._known, []
-        return known
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def notify(self) -> None:
         """There are units for those who are idle. From any thread."""
@@ -108,11 +108,11 @@ class WorkerPool(Generic[T]):
             slot.process.kill()
         self.notify_all()
 
-    def _send(self, slot: _Slot[T], units: list[Unit[T]]) -> None:
+    def _send(self, slot: _Slot[T], units: list[WorkUnit[T]]) -> None:
         """Now, or when it is idle if it would have to be waited for."""
         try:
             message = slot.process.pack(units[0].entry.stage, [unit.work for unit in units])
-            if not slot.idle and len(message) > SMALL:
+            if not slot.idle and len(message) > NON_BLOCKING_BYTES:
                 slot.pending.append(units)
                 return
             if slot.idle:
@@ -122,8 +122,8 @@ class WorkerPool(Generic[T]):
         except WorkerError as error:
             self._replace(slot, error)
         except Exception as error:  # what cannot be pickled
-            self._known.extend((unit, error) for unit in units)
-            self._go_on(slot)
+            self._outcomes.extend((unit, error) for unit in units)
+            self._send_next(slot)
 
     def _receive(self, slot: _Slot[T]) -> None:
         try:
@@ -131,30 +131,30 @@ class WorkerPool(Generic[T]):
         except WorkerError as error:
             self._replace(slot, error)
             return
-        self._known.extend(zip(self._had(slot), outcomes, strict=True))
-        self._go_on(slot)
+        self._outcomes.extend(zip(self._take_current(slot), outcomes, strict=True))
+        self._send_next(slot)
 
     def _replace(self, slot: _Slot[T], error: WorkerError) -> None:
         """Only what it was doing can have been the cause."""
         if self._closed:
             raise RuntimeError("the processes have been closed")
         slot.process = self._start()
-        had, untouched = self._had(slot), list(slot.sent)
+        had, untouched = self._take_current(slot), list(slot.sent)
         if slot.retrying:
-            self._known.extend((unit, error) for unit in had)
+            self._outcomes.extend((unit, error) for unit in had)
         else:
             slot.retry.extend(had)
         slot.pending.extendleft(reversed(untouched))
         slot.sent.clear()
-        self._go_on(slot)
+        self._send_next(slot)
 
-    def _had(self, slot: _Slot[T]) -> list[Unit[T]]:
+    def _take_current(self, slot: _Slot[T]) -> list[WorkUnit[T]]:
         """What it was doing until now."""
         now = time.perf_counter()
         self.busy, slot.since = self.busy + now - slot.since, now
         return slot.sent.popleft()
 
-    def _go_on(self, slot: _Slot[T]) -> None:
+    def _send_next(self, slot: _Slot[T]) -> None:
         """With what there is for it."""
         if slot.idle:
             slot.retrying = bool(slot.retry)

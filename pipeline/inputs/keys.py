@@ -42,7 +42,7 @@ class Keys:
         return first_head + item.key + first_extension
 
 
-class Decided(Keys):
+class PrecomputedKeys(Keys):
     """Keys that were claimed elsewhere. owners: of the items that came too late, by source, who has their key."""
 
     def __init__(self, owners: Mapping[str, str]) -> None:

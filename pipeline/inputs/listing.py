@@ -17,7 +17,7 @@ from pipeline.inputs.names import JPEG_SUFFIXES, SHARD_SUFFIXES, is_jpeg, is_sha
 from pipeline.inputs.remote import Address, Remote, RemoteError
 
 _JPEGS, _TARS = " ".join(sorted(JPEG_SUFFIXES)), " ".join(SHARD_SUFFIXES)
-WANTED = f"expected a folder, a JPEG file ({_JPEGS}) or a tar shard ({_TARS})"
+EXPECTED = f"expected a folder, a JPEG file ({_JPEGS}) or a tar shard ({_TARS})"
 
 
 class SourceError(Exception):
@@ -27,14 +27,14 @@ class SourceError(Exception):
 @dataclass(frozen=True)
 class Entry:
     """A file or a shard; `name` is its path below the input folder. `error` is set for an unreadable folder. What is
-    not `mine` is another rank's, and counts as finished: its keys are wanted, not its data. size: of a tar, in bytes,
+    not `assigned` is another rank's, and counts as finished: its keys are wanted, not its data. size: of a tar, in bytes,
     if that is known. prefix: what the name begins with where there are several inputs."""
 
     path: Address
     name: str
     shard: bool = False
     error: str | None = None
-    mine: bool = True
+    assigned: bool = True
     size: int | None = None
     prefix: str = ""
 
@@ -55,7 +55,7 @@ class Root:
     def __iter__(self) -> Iterator[Entry]:
         return iter((self.single,)) if self.single is not None else _walk(self.folder, self.exclude, self.prefix)
 
-    def find(self, name: str) -> Address | None:
+    def find_file(self, name: str) -> Address | None:
         """Where the file of an entry's name is, if this input has it. Raises RemoteError."""
         if self.single is not None:
             return self.single.path if name == self.single.name else None
@@ -82,7 +82,7 @@ class Sources:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name, as entries have them. Raises RemoteError."""
-        return any(root.find(name) is not None for root in self.roots)
+        return any(root.find_file(name) is not None for root in self.roots)
 
     def __iter__(self) -> Iterator[Entry]:
         return itertools.chain.from_iterable(self.roots)
@@ -96,7 +96,7 @@ def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
     into its own input folder. Raises SourceError if there is nothing to restore in an input, or if two inputs have the
     same name.
     """
-    roots = [_counted(path, exclude, len(paths) > 1) for path in paths]
+    roots = [_count_entries(path, exclude, len(paths) > 1) for path in paths]
     taken: dict[str, Address] = {}
     for path, root in zip(paths, roots, strict=True):
         name = root.prefix if root.single is None else root.single.name
@@ -109,7 +109,7 @@ def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
     return Sources(tuple(sorted(roots, key=lambda root: root.single is None or root.single.shard)))
 
 
-def _counted(path: Address, exclude: Address | None, several: bool) -> Root:
+def _count_entries(path: Address, exclude: Address | None, several: bool) -> Root:
     """With the number of its files and tars. Raises SourceError."""
     try:
         root = _root(path, exclude, several)
@@ -121,11 +121,11 @@ def _counted(path: Address, exclude: Address | None, several: bool) -> Root:
             if entry.shard:
                 sizes = None if sizes is None or entry.size is None else sizes + entry.size
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; {WANTED}") from error
+        raise SourceError(f"{path}: {error.strerror or error}; {EXPECTED}") from error
     except RemoteError as error:
         raise SourceError(str(error)) from error
     if not files + shards:
-        raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {WANTED}")
+        raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {EXPECTED}")
     return replace(root, files=files, shards=shards, shard_bytes=sizes)
 
 
@@ -133,7 +133,7 @@ def find_input(paths: Sequence[Address], name: str) -> Address | None:
     """Where the file is that an entry of these inputs had the name of, if it is still there. Raises RemoteError."""
     for path in paths:
         try:
-            found = _root(path, None, len(paths) > 1).find(name)
+            found = _root(path, None, len(paths) > 1).find_file(name)
         except (OSError, SourceError):
             continue
         if found is not None:
@@ -149,7 +149,7 @@ def _root(path: Address, exclude: Address | None, several: bool) -> Root:
         return Root(path, exclude=exclude, prefix=f"{name}/" if several else "")
     shard = is_shard(path.name)
     if not (shard or is_jpeg(path.name)) or not path.is_file():
-        raise SourceError(f"{path}: not a kind of file that can be restored; {WANTED}")
+        raise SourceError(f"{path}: not a kind of file that can be restored; {EXPECTED}")
     size = path.stat().st_size if shard and isinstance(path, Path) else None
     return Root(path.parent, single=Entry(path, path.name, shard, size=size))
 
@@ -185,14 +185,14 @@ def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[
             yield Entry(folder, path.rstrip("/"), error=reason, prefix=prefix)
             continue
         for name in files:
-            yield Entry(*_place(folder, path, name), prefix=prefix)
+            yield Entry(*_entry_fields(folder, path, name), prefix=prefix)
         for name, size in shards:
-            yield Entry(*_place(folder, path, name, shard=True), size=size, prefix=prefix)
+            yield Entry(*_entry_fields(folder, path, name, shard=True), size=size, prefix=prefix)
         inside = above if here is None else above | {here}
         stack.extend((folder / name, f"{path}{name}/", inside) for name in reversed(folders))
 
 
-def _place(folder: Address, path: str, name: str, shard: bool = False) -> tuple[Address, str, bool, str | None]:
+def _entry_fields(folder: Address, path: str, name: str, shard: bool = False) -> tuple[Address, str, bool, str | None]:
     """The first fields of an Entry. path: the folder's own, with a slash at its end."""
     if name == ".." or "/" in name or "\0" in name:  # only a remote store can say so
         return folder, path + name, False, f"unsafe name: {name!r} cannot be the name of a file"

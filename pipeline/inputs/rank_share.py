@@ -19,34 +19,34 @@ from pipeline.inputs.listing import Entry
 
 @dataclass(frozen=True)
 class Share:
-    """Rank `rank` of `ranks`. local: its number among the `neighbours` ranks on its machine, if it has been told.
+    """Rank `rank` of `world_size`. local: its number among the `local_world_size` ranks on its machine, if it has been told.
     said_by: where this comes from, for people."""
 
     rank: int = 0
-    ranks: int = 1
-    local: int | None = None
-    neighbours: int = 1
-    said_by: str = ""
+    world_size: int = 1
+    local_rank: int | None = None
+    local_world_size: int = 1
+    origin: str = ""
 
     @property
     def part(self) -> str:
         """The name of its part of the manifest; of a single rank none."""
-        return f"{self.rank}-of-{self.ranks}" if self.ranks > 1 else ""
+        return f"{self.rank}-of-{self.world_size}" if self.world_size > 1 else ""
 
     @property
     def cores(self) -> int:
         """The rank's share of the machine's."""
-        return max(1, len(os.sched_getaffinity(0)) // self.neighbours)
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
     def device(self, name: str, gpus: int) -> str:
         """The device `auto` becomes the rank's own of so many; there may be fewer than ranks, also because each rank
         has been shown its own alone."""
-        return f"cuda:{self.local % gpus}" if name == "auto" and self.local is not None and gpus else name
+        return f"cuda:{self.local_rank % gpus}" if name == "auto" and self.local_rank is not None and gpus else name
 
-    def of(self, entries: Iterable[Entry], shards: bool) -> Iterator[Entry]:
-        """The entries that this rank has to know of, in order; other ranks' are not `mine`. shards: outputs are tars,
+    def entries(self, entries: Iterable[Entry], shards: bool) -> Iterator[Entry]:
+        """The entries that this rank has to know of, in order; other ranks' are not `assigned`. shards: outputs are tars,
         so that a folder's loose files stay together and keys meet only in the same tar: others' are left out."""
-        if self.ranks == 1:
+        if self.world_size == 1:
             yield from entries
             return
         dealt = 0
@@ -56,10 +56,10 @@ class Share:
             if shards and not entry.shard:
                 number = folders.setdefault(posixpath.dirname(entry.name), dealt)
             dealt += number == dealt
-            mine = number % self.ranks == self.rank
-            if mine or not shards:
-                yield replace(entry, mine=mine)
+            assigned = number % self.world_size == self.rank
+            if assigned or not shards:
+                yield replace(entry, assigned=assigned)
 
 
-ALL = Share()
+SINGLE_RANK = Share()
 """A run of one."""

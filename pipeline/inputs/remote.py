@@ -70,12 +70,12 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether there is such a file or folder. Raises RemoteError."""
-        with failures_of(self):
+        with as_remote_errors(self):
             return bool(self.fs.exists(self.address))
 
     def is_file(self) -> bool:
         """Whether it is a file; over HTTP whatever exists is one. Raises RemoteError."""
-        with failures_of(self):
+        with as_remote_errors(self):
             try:
                 return bool(self.fs.info(self.address)["type"] == "file")
             except FileNotFoundError:
@@ -88,7 +88,7 @@ class Remote:
         """
         files: dict[str, int | None] = {}
         folders: list[str] = []
-        with failures_of(self):
+        with as_remote_errors(self):
             try:
                 found = self.fs.ls(self.address + "/" * (self.protocol in HTTP), detail=True)
             except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +114,7 @@ class Remote:
         with io.BufferedReader(self._stream(), _BUFFER) as stream:
             yield stream
 
-    def contents(self, limit: int) -> tuple[bytes | None, int]:
+    def read_limited(self, limit: int) -> tuple[bytes | None, int]:
         """(The file, its size in bytes); (None, its size or more than `limit`) if it is larger. Raises as `open`."""
         with io.BufferedReader(self._stream(), _BUFFER) as stream:
             size = stream.raw.size
@@ -125,22 +125,22 @@ class Remote:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises RemoteError, and OSError if it is not there."""
-        with failures_of(self):
+        with as_remote_errors(self):
             data: bytes = self.fs.cat_file(self.address)
         return data
 
     def write_bytes(self, data: bytes) -> None:
         """Make or replace the file, whole or not at all. Raises RemoteError."""
-        with failures_of(self):
+        with as_remote_errors(self):
             self.fs.pipe_file(self.address, data)
 
     def unlink(self) -> None:
         """Remove the file. Raises RemoteError, and OSError if it is not there."""
-        with failures_of(self):
+        with as_remote_errors(self):
             self.fs.rm_file(self.address)
 
     def _stream(self) -> "Stream":
-        with failures_of(self):
+        with as_remote_errors(self):
             if self.protocol in HTTP:  # one request for all of it, after one for its size
                 size = self.fs.info(self.address)["size"]
                 return Stream(self, self.fs.open(self.address, "rb", block_size=0, size=size), size)
@@ -162,7 +162,7 @@ class Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        with failures_of(self._place):
+        with as_remote_errors(self._place):
             data = self._file.read(len(view))
         view[: len(data)] = data
         self._read += len(data)
@@ -175,7 +175,7 @@ class Stream(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            with failures_of(self._place):
+            with as_remote_errors(self._place):
                 self._file.close()
 
 
@@ -224,7 +224,7 @@ def contains(folder: Address, other: Address) -> bool:
 
 
 @contextmanager
-def failures_of(place: Remote) -> Iterator[None]:
+def as_remote_errors(place: Remote) -> Iterator[None]:
     """Turns what a store's library raises into RemoteError; only that there is no such file or folder stays an OSError.
 
     Missing rights are no property of the file, either: that is how it looks when a token has run out.

@@ -59,7 +59,7 @@ class SideMember:
 
 
 @dataclass
-class Position:
+class ReadPosition:
     """How far `read` has come in tars: bytes of those that are done or left out, and of the one that is open."""
 
     done: int = 0
@@ -81,7 +81,7 @@ def read(
     *,
     side_members: bool = False,
     limit: int = SIZE_LIMIT,
-    position: Position | None = None,
+    position: ReadPosition | None = None,
 ) -> Iterator[Item | SideMember]:
     """Every input once, in order, one at a time in memory. position: kept up to date.
 
@@ -90,10 +90,10 @@ def read(
     of more than `limit` bytes is an error item and never read. Nothing is raised for bad input; SourceError if a remote
     store stops answering, which says nothing about the input.
     """
-    position = position or Position()
+    position = position or ReadPosition()
     try:
         for entry in entries:
-            done = finished if entry.mine else _finished
+            done = finished if entry.assigned else _finished
             if not entry.shard:
                 yield _read_file(entry, done, limit)
                 continue
@@ -131,7 +131,7 @@ def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Ite
 
 def _contents(path: Address, limit: int) -> tuple[bytes | None, str | None]:
     if isinstance(path, Remote):
-        data, size = path.contents(limit)
+        data, size = path.read_limited(limit)
         return data, None if data is not None else _too_large(size, limit)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -146,7 +146,7 @@ def _too_large(size: int, limit: int) -> str:
 
 
 def _read_shard(
-    entry: Entry, finished: Callable[[str], bool], side_members: bool, limit: int, position: Position
+    entry: Entry, finished: Callable[[str], bool], side_members: bool, limit: int, position: ReadPosition
 ) -> Iterator[Item | SideMember]:
     count = 0
     try:

@@ -91,7 +91,7 @@ class Layout:
         """The libjpeg quality, 1..100, whose luma table is nearest."""
         return _quality(self.tables[0])
 
-    def unhidden(self, data: bytes) -> bytes:
+    def with_whole_blocks(self, data: bytes) -> bytes:
         """The file as one whose image goes on to the end of its last MCUs or, where the file may have no more than the
         image's own blocks (T.81, A.2.2), of its last luma blocks. Its blocks are the same, but no decoder cuts off what
         hangs over the edge. Of the metadata there is none; JFIF says that the colours are YCbCr."""

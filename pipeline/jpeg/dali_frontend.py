@@ -33,10 +33,10 @@ from pipeline.jpeg.recovery import recover
 MAX_BATCH = 32
 """Files that DALI is given at once, at most."""
 
-PIXELS = 1 << 25
+MAX_BATCH_PIXELS = 1 << 25
 """And how many pixels those have together, at most, unless it is one file."""
 
-Decoded = tuple[Tensor, Tensor | None]
+DecodedPixels = tuple[Tensor, Tensor | None]
 """luma [H, W] and, of colour images, RGB [H, W, 3]; uint8, on the device."""
 
 
@@ -63,7 +63,7 @@ class DaliFrontend:
     def check(self) -> None:
         """Raises FrontendError when DALI cannot decode a sound image here. Call it after forking: DALI has threads."""
         try:
-            as_read(self.read_many([_touchstone()])[0])
+            bitstream_or_raise(self.read_many([_sound_jpeg()])[0])
         except JpegError as error:
             raise FrontendError(f"--frontend dali: DALI does not work on {self._device}: {error}") from error
 
@@ -78,7 +78,7 @@ class DaliFrontend:
     @torch.inference_mode()
     def read_scans(self, files: Sequence[bytes], parsed: Sequence[Layout | JpegError]) -> list[Bitstream | JpegError]:
         """The rest of `read_many`, once it is known what the headers say."""
-        layouts = [_checked(layout, data) for layout, data in zip(parsed, files, strict=True)]
+        layouts = [_check_complete(layout, data) for layout, data in zip(parsed, files, strict=True)]
         results: dict[int, Bitstream | JpegError] = {
             number: layout for number, layout in enumerate(layouts) if isinstance(layout, JpegError)
         }
@@ -86,28 +86,28 @@ class DaliFrontend:
         with torch.cuda.stream(self._stream):
             for batch in _batches(sound):
                 gray = sound[batch[0]].sampling is Subsampling.GRAY
-                decoded = self._decode([sound[number].unhidden(files[number]) for number in batch], gray)
+                decoded = self._decode([sound[number].with_whole_blocks(files[number]) for number in batch], gray)
                 for number, found in zip(batch, decoded, strict=True):
                     results[number] = found if isinstance(found, JpegError) else self._recover(sound[number], found)
         return [results[number] for number in range(len(files))]
 
-    def _recover(self, layout: Layout, decoded: Decoded) -> Bitstream:
+    def _recover(self, layout: Layout, decoded: DecodedPixels) -> Bitstream:
         luma, rgb = decoded
         tables = torch.tensor(layout.tables, dtype=torch.int32, device=luma.device).unflatten(1, (8, 8))
         planes = recover(luma, rgb, tables, layout.sampling, layout.header.size)
         return layout.bitstream((plane.cpu() for plane in planes), recovered=True)
 
-    def _decode(self, files: Sequence[bytes], gray: bool) -> Sequence[Decoded | JpegError]:
+    def _decode(self, files: Sequence[bytes], gray: bool) -> Sequence[DecodedPixels | JpegError]:
         """DALI gives up a batch, and its pipeline, for one broken file; then each is tried alone."""
         try:
             return self._run(files, gray)
         except RuntimeError as error:
             self._pipelines.pop(gray, None)
             if len(files) == 1:
-                return [_refused(files[0], error)]
+                return [_decode_error(files[0], error)]
         return [self._decode([data], gray)[0] for data in files]
 
-    def _run(self, files: Sequence[bytes], gray: bool) -> list[Decoded]:
+    def _run(self, files: Sequence[bytes], gray: bool) -> list[DecodedPixels]:
         from nvidia.dali.plugin.pytorch import feed_ndarray  # noqa: PLC0415 - only where it is needed
 
         if gray not in self._pipelines:
@@ -125,7 +125,7 @@ class DaliFrontend:
         return [(copied(0, n)[..., 0], None if gray else copied(1, n)) for n in range(len(files))]
 
 
-def as_read(found: Bitstream | JpegError) -> Bitstream:
+def bitstream_or_raise(found: Bitstream | JpegError) -> Bitstream:
     """Raises the JpegError that stands in a file's place."""
     if isinstance(found, JpegError):
         raise found
@@ -139,7 +139,7 @@ def _is_installed() -> bool:
         return False
 
 
-def _checked(layout: Layout | JpegError, data: bytes) -> Layout | JpegError:
+def _check_complete(layout: Layout | JpegError, data: bytes) -> Layout | JpegError:
     """Refuses a file without an end-of-image marker, too: decoders differ in what they make of it."""
     if isinstance(layout, JpegError) or data.rfind(b"\xff\xd9", layout.header.scan_offset) >= 0:
         return layout
@@ -155,7 +155,7 @@ def _batches(layouts: dict[int, Layout]) -> Iterator[list[int]]:
             if (layout.sampling is Subsampling.GRAY) != gray:
                 continue
             height, width = layout.header.size
-            if batch and (len(batch) == MAX_BATCH or pixels + height * width > PIXELS):
+            if batch and (len(batch) == MAX_BATCH or pixels + height * width > MAX_BATCH_PIXELS):
                 yield batch
                 batch, pixels = [], 0
             batch.append(number)
@@ -192,14 +192,14 @@ def _build(device: torch.device, threads: int, gray: bool) -> Any:
     return pipeline
 
 
-def _touchstone() -> bytes:
+def _sound_jpeg() -> bytes:
     """A sound image."""
     file = BytesIO()
     Image.new("RGB", (64, 64)).save(file, "JPEG")
     return file.getvalue()
 
 
-def _refused(data: bytes, error: RuntimeError) -> BitstreamError:
+def _decode_error(data: bytes, error: RuntimeError) -> BitstreamError:
     """DALI does not say what is wrong with a file, so Pillow's error is given."""
     if (reason := pillow_error(data)) is not None:
         return BitstreamError(f"DALI cannot decode it, nor can Pillow: {reason}")

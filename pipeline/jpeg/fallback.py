@@ -19,7 +19,7 @@ multi-picture format's index for the number of pictures."""
 
 
 @dataclass(frozen=True)
-class PlainImage:
+class FallbackImage:
     """pixels: [3 or 1, H, W] uint8, RGB or gray. icc: the profile, None where the pixels are no longer in its colours.
     exif: the EXIF payload or None."""
 
@@ -43,7 +43,7 @@ def pillow_error(data: bytes) -> Exception | None:
     return None
 
 
-def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
+def fallback_decode(data: bytes, max_pixels: int) -> FallbackImage:
     """Decodes as it is; CMYK becomes RGB by Pillow's formula, and loses its profile.
 
     Raises BitstreamError for a file that Pillow cannot load, or of more than `max_pixels`, before memory is taken."""
@@ -58,4 +58,4 @@ def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
     natural = image.mode in ("L", "RGB")
     pixels = np.asarray(image if natural else image.convert("RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return PlainImage(pixels, image.info.get("icc_profile") if natural else None, exif)
+    return FallbackImage(pixels, image.info.get("icc_profile") if natural else None, exif)

@@ -21,10 +21,10 @@ from kernels.torch_ops import empty_planes, round_half_away
 BLUE_IN_GREEN, RED_IN_GREEN = BLUE * BLUE_RANGE / GREEN, RED * RED_RANGE / GREEN
 """G = Y - BLUE_IN_GREEN (Cb - 128) - RED_IN_GREEN (Cr - 128)."""
 
-SHARPENINGS = 8
+SHARPEN_STEPS = 8
 """Each leaves a third of the error, of 128 gray levels at most."""
 
-SETTLINGS = 3
+CLAMP_STEPS = 3
 """More change next to nothing."""
 
 
@@ -105,7 +105,7 @@ def _sharpen(means: Tensor, dim: int, odd: bool) -> Tensor:
     Both together weigh a sample and its neighbours by 1/8, 6/8, 1/8. odd: the last mean is of a single pixel."""
     means = means.movedim(dim, 0)
     samples = means
-    for _ in range(SHARPENINGS):
+    for _ in range(SHARPEN_STEPS):
         before, after = torch.cat((samples[:1], samples[:-1])), torch.cat((samples[1:], samples[-1:]))
         blurred = (6 * samples + before + after) / 8
         if odd and len(samples) > 1:
@@ -118,29 +118,29 @@ def quantise(planes: Tensor, tables: Tensor, lower: Tensor, higher: Tensor) -> T
     """Planes [N, h, w], less 128, as decoded with the steps [N, 8, 8] → blocks [N, rows, columns, 8, 8] int16. lower,
     higher: [N, h, w] bool, samples that have been limited and may in truth be so."""
     steps, blocks = tables.reshape(-1, 1, 1, 64).float(), to_blocks(planes)
-    lowest = torch.where(to_blocks(lower, hidden=True), -torch.inf, blocks)
-    highest = torch.where(to_blocks(higher, hidden=True), torch.inf, blocks)
+    lowest = torch.where(to_blocks(lower, fill=True), -torch.inf, blocks)
+    highest = torch.where(to_blocks(higher, fill=True), torch.inf, blocks)
     quantised = round_half_away(blocks @ block_dct(planes.device) / steps)
     free = (lowest != highest).any(3)
     if free.any():
         all_steps = steps.expand_as(quantised)
-        quantised[free] = _settle(quantised[free], all_steps[free], lowest[free], highest[free])
+        quantised[free] = _requantise_clamped(quantised[free], all_steps[free], lowest[free], highest[free])
     return quantised.clamp_(-32768, 32767).to(torch.int16).reshape(*quantised.shape[:3], 8, 8)
 
 
-def to_blocks(planes: Tensor, hidden: bool | None = None) -> Tensor:
-    """[N, h, w] → [N, rows, columns, 64]. What hangs over the edge repeats the last row and column, or is `hidden`."""
+def to_blocks(planes: Tensor, fill: bool | None = None) -> Tensor:
+    """[N, h, w] → [N, rows, columns, 64]. What hangs over the edge repeats the last row and column, or is `fill`."""
     over = (0, -planes.shape[2] % 8, 0, -planes.shape[1] % 8)
-    padded = F.pad(planes, over, mode="replicate") if hidden is None else F.pad(planes, over, value=hidden)
+    padded = F.pad(planes, over, mode="replicate") if fill is None else F.pad(planes, over, value=fill)
     n, rows, columns = len(planes), padded.shape[1] // 8, padded.shape[2] // 8
     return padded.reshape(n, rows, 8, columns, 8).transpose(2, 3).flatten(3)
 
 
-def _settle(quantised: Tensor, steps: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+def _requantise_clamped(quantised: Tensor, steps: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
     """Coefficients [B, 64] of blocks of which not every sample is known, only that it lies between `lowest` and
     `highest`: in turn what is decoded of the coefficients is put between them, and quantised again."""
     dct = block_dct(steps.device)
-    for _ in range(SETTLINGS):
+    for _ in range(CLAMP_STEPS):
         samples = (quantised * steps @ dct.T).clamp(lowest, highest)
         quantised = round_half_away(samples @ dct / steps)
     return quantised

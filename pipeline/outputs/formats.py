@@ -7,7 +7,7 @@ PNG (ISO/IEC 15948) is put together here, around a deflate stream by igzip (Inte
 Average, which for photographs is nearly as good as choosing a filter for each row, and is computed for a whole band of
 rows at a time. That takes a sixth of the CPU time of Pillow at level 1, for one or two per cent more bytes
 (bench/encoders.py). A new format takes a name in `Format` and `SUFFIXES`, a function in `_ENCODERS`, a case in
-`decode_image` and, if it needs a package, one in `require`. All formats leave the interpreter free for other threads
+`decode_image` and, if it needs a package, one in `check_installed`. All formats leave the interpreter free for other threads
 while they compress."""
 
 import importlib.util
@@ -47,7 +47,7 @@ class FormatError(ValueError):
     """This installation cannot write the format; the message says what to install."""
 
 
-def require(format: Format) -> None:
+def check_installed(format: Format) -> None:
     """Raises FormatError if a package is missing that the format needs."""
     if format == "jxl" and importlib.util.find_spec("pylibjxl") is None:
         raise FormatError("--format jxl needs pylibjxl; install it with: pip install '.[jxl]'")

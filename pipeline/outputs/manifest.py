@@ -29,11 +29,11 @@ from pipeline.outputs.object_store import PARTS, RemoteLines
 from pipeline.outputs.object_store import read_part as read_remote_part
 from pipeline.outputs.record import (
     IDENTITY,
-    Done,
+    FinishedInputs,
     Record,
     RunIdentity,
     SinkError,
-    refuse_another_run,
+    check_same_run,
     valid_blocks,
 )
 from pipeline.outputs.store import Store
@@ -99,7 +99,7 @@ class Manifest:
     of a rank the rank's own; `store` is where the outputs go.
     """
 
-    def __init__(self, lines: Lines, done: Done) -> None:
+    def __init__(self, lines: Lines, done: FinishedInputs) -> None:
         self.store = lines.store
         self.counts = done.counts
         self._lines, self._done = lines, done
@@ -178,7 +178,7 @@ def merge(folder: Path) -> Counter[str]:
 def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record]:
     """The lines of all parts that count, of a source with several the first. Nothing is locked or changed, and outputs
     are not looked for: an output may be gone. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
-    done = Done()
+    done = FinishedInputs()
     parts = sorted((output / PARTS).listing()[0]) if isinstance(output, Remote) else parts_of(output)
     for part in parts:
         lines = read_remote_part(output, part) if isinstance(output, Remote) else read_part(output, part)
@@ -193,7 +193,7 @@ def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool
             lines.remove(part)
         clear_history(lines.store.address)
     elif (found := lines.identity()) is not None:
-        refuse_another_run(where, found, run)
+        check_same_run(where, found, run)
         return
     elif any(True for part in lines.parts() for _ in lines.read(part)):
         raise SinkError(
@@ -201,12 +201,12 @@ def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool
             "choose another folder, or start afresh with --overwrite"
         )
     if not lines.identify(run):
-        refuse_another_run(where, lines.identity() or {}, run)
+        check_same_run(where, lines.identity() or {}, run)
 
 
-def _recover(lines: Lines, part: str, retry_failed: bool) -> Done:
+def _recover(lines: Lines, part: str, retry_failed: bool) -> FinishedInputs:
     """What all lines say that count; others are taken out where this run may change them."""
-    done, counts = Done(), Counter[str]()
+    done, counts = FinishedInputs(), Counter[str]()
     for name in lines.parts():
         blocks = valid_blocks(lines.read(name), done, lines.exist, retry_failed)
         ranges = _joined((start, end) for start, end, _ in blocks)

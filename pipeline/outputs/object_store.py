@@ -30,14 +30,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.inputs.remote import HTTP, Remote, RemoteError, failures_of
+from pipeline.inputs.remote import HTTP, Remote, RemoteError, as_remote_errors
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError, identity_text, read_identity
 from pipeline.outputs.store import OutputNameError
 
 PARTS = "manifest"
 _UPLOADS = 8
 PART_LINES, PART_SECONDS = 1000, 60.0
-_PATIENCE = 300.0
+_IDENTITY_TIMEOUT_S = 300.0
 _NAME_BYTES = 1024  # S3's and Google's limit for a whole path
 
 
@@ -124,7 +124,7 @@ class RemoteStore:
 
     def _attempt(self, target: Remote, action: Callable[[], object]) -> None:
         try:
-            with failures_of(target):
+            with as_remote_errors(target):
                 action()
         except (RemoteError, OSError) as error:
             raise SinkError(f"cannot be written: {error}; start the run again to complete it") from error
@@ -149,7 +149,7 @@ class RemoteLines:
     def identity(self) -> dict[str, object] | None:
         """See Lines. Ranks wait for the first of them."""
         if self.part and not self.part.startswith("0-"):
-            _await(self.folder / IDENTITY)
+            _wait_for(self.folder / IDENTITY)
         return read_identity(self.folder)
 
     def identify(self, run: RunIdentity) -> bool:
@@ -244,9 +244,9 @@ def read_part(folder: Remote, part: str) -> list[bytes]:
     return (folder / PARTS / part).read_bytes().splitlines(keepends=True)
 
 
-def _await(place: Remote) -> None:
-    end = time.monotonic() + _PATIENCE
+def _wait_for(place: Remote) -> None:
+    end = time.monotonic() + _IDENTITY_TIMEOUT_S
     while not place.exists():
         if time.monotonic() > end:
-            raise SinkError(f"{place}: rank 0 has not begun for {_PATIENCE:.0f} s; start it, too")
+            raise SinkError(f"{place}: rank 0 has not begun for {_IDENTITY_TIMEOUT_S:.0f} s; start it, too")
         time.sleep(0.5)

@@ -48,10 +48,10 @@ class RunIdentity:
     provenance: bool = False
 
 
-METADATA = ("provenance",)
+METADATA_FIELDS = ("provenance",)
 """Fields of RunIdentity that decide nothing about the pixels: a run may go on with others, and it is said."""
 
-NEARLY = ("dtype", "tile", "batch", "compile")
+NUMERICAL_FIELDS = ("dtype", "tile", "batch", "compile")
 """Fields of RunIdentity that decide an output's last bits only. With other values it is the same to 50 dB or better,
 under the same certificate: a run may go on with them, and it is said."""
 
@@ -157,7 +157,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[status]:,} {status.replace('_', ' ')}" for status in STATUSES if status in counts)
 
 
-class Done:
+class FinishedInputs:
     """What the lines of a manifest say is finished: digests of sources, whole shards, and counts."""
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class Done:
 
 def valid_blocks(
     lines: Iterable[bytes],
-    done: Done,
+    done: FinishedInputs,
     exist: Callable[[Iterable[str]], bool],
     retry_failed: bool,
 ) -> Iterator[tuple[int, int, list[Record]]]:
@@ -225,9 +225,9 @@ def read_identity(output: Address) -> dict[str, object] | None:
     return found if isinstance(found, dict) else {}
 
 
-def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -> None:
+def check_same_run(where: str, found: dict[str, object], run: RunIdentity) -> None:
     """Raises SinkError if what an earlier run has written down about itself is not `run`, saying what differs. A
-    difference in the fields of `NEARLY` is only printed, to stderr."""
+    difference in the fields of `NUMERICAL_FIELDS` is only printed, to stderr."""
     wanted = asdict(run)
     known = {field.name: field.default for field in fields(run) if field.default is not MISSING} | found
     differing = [name for name in known | wanted if known.get(name) != wanted.get(name)]
@@ -235,14 +235,14 @@ def refuse_another_run(where: str, found: dict[str, object], run: RunIdentity) -
     def said(names: Iterable[str]) -> str:
         return ", ".join(f"{name} {known.get(name)!r} (now {wanted.get(name)!r})" for name in names)
 
-    if refused := [name for name in differing if name not in NEARLY + METADATA]:
+    if refused := [name for name in differing if name not in NUMERICAL_FIELDS + METADATA_FIELDS]:
         raise SinkError(
             f"{where}: holds the outputs of another run: {said(refused)}; "
             "choose another folder, or start afresh with --overwrite"
         )
-    if changed := [name for name in differing if name in METADATA]:
+    if changed := [name for name in differing if name in METADATA_FIELDS]:
         print(f"{where}: goes on with another {said(changed)}: the pixels are the same", file=sys.stderr)
-    if changed := [name for name in differing if name in found and name in NEARLY]:
+    if changed := [name for name in differing if name in found and name in NUMERICAL_FIELDS]:
         print(
             f"{where}: goes on with another {said(changed)}: outputs agree with the earlier run's to 50 dB or better, "
             "not bit for bit",

@@ -18,7 +18,7 @@ from pipeline.inputs.listing import Sources
 from pipeline.inputs.remote import RemoteError, same_place
 from pipeline.inputs.source import Item, SideMember
 from pipeline.outputs.record import Record, SinkError
-from pipeline.outputs.sink import PLAIN_NAMES, Ledger, Names
+from pipeline.outputs.sink import DEFAULT_NAMES, ManifestWriter, OutputNames
 from pipeline.outputs.store import OutputNameError
 
 LOOSE_SHARD = "files.tar"
@@ -55,7 +55,7 @@ class ShardSink:
 
     carries = True
 
-    def __init__(self, manifest: Ledger, sources: Sources, names: Names = PLAIN_NAMES) -> None:
+    def __init__(self, manifest: ManifestWriter, sources: Sources, names: OutputNames = DEFAULT_NAMES) -> None:
         """Raises SinkError if the output folder is an input's: each shard would replace its input."""
         for root in sources.roots:
             if same_place(manifest.store.address, root.folder):

@@ -23,7 +23,7 @@ from pipeline.outputs.record import Record
 from pipeline.outputs.store import OutputNameError, Store
 
 
-class Ledger(Protocol):
+class ManifestWriter(Protocol):
     """A manifest as sinks need it."""
 
     counts: Counter[str]
@@ -79,7 +79,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Names:
+class OutputNames:
     """How outputs are named, in a run of so many `samples`. copies: what is passed through keeps its extension, as it
     is the JPEG file itself."""
 
@@ -102,7 +102,7 @@ class Names:
             raise OutputNameError(f"no output can have this name: {error}") from error
 
 
-PLAIN_NAMES = Names()
+DEFAULT_NAMES = OutputNames()
 
 
 class FolderSink:
@@ -110,7 +110,7 @@ class FolderSink:
 
     carries = False
 
-    def __init__(self, manifest: Ledger, names: Names = PLAIN_NAMES) -> None:
+    def __init__(self, manifest: ManifestWriter, names: OutputNames = DEFAULT_NAMES) -> None:
         self._manifest = manifest
         self._names = names
 

@@ -23,12 +23,12 @@ from pipeline.report.pictures import (
 BUDGET = 10_000_000
 """Bytes of the gallery's images, which become a third more in HTML."""
 
-SMALLEST = 32 * 32
+MIN_CROP = 32 * 32
 """Pixels of a crop, however little room there is."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryImage:
     """An image as HTML needs it. link: a relative address of the whole output file, or empty."""
 
     url: str
@@ -37,7 +37,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class GalleryEntry:
     """One file in the gallery. why: it was chosen. size, box: of the whole image and of what is shown.
 
     deviation: of the samples, where there are several, and the gray levels that its scale's end stands for. overview:
@@ -47,11 +47,11 @@ class Exhibit:
     why: str
     size: tuple[int, int]
     box: Box
-    before: Picture
-    after: tuple[Picture, ...]
-    deviation: Picture | None
+    before: GalleryImage
+    after: tuple[GalleryImage, ...]
+    deviation: GalleryImage | None
     scale: int
-    overview: Picture | None
+    overview: GalleryImage | None
 
     @property
     def cropped(self) -> bool:
@@ -91,44 +91,44 @@ class _Comparison:
             raise ValueError("the outputs differ in size")
         self.after[name] = self.box.of(after).copy()
 
-    def exhibit(self, budget: int) -> tuple[Exhibit, int]:
+    def exhibit(self, budget: int) -> tuple[GalleryEntry, int]:
         """What is shown, and how many bytes it has: no more than `budget`, unless that is too few for any image. All
         outputs have been added."""
         assert self.box is not None and self.before is not None
         record, samples = self.record, [self.after[name] for name in self.record.outputs]
         heat, scale = deviation(samples) if len(samples) > 1 else (None, 0)
         images = [self.before, *samples] + ([heat] if heat is not None else [])
-        inner, files = _fitting(images, budget - len(self.overview or b""))
+        inner, files = _fit_budget(images, budget - len(self.overview or b""))
         box = Box(self.box.top + inner.top, self.box.left + inner.left, inner.height, inner.width)
         if (box.height, box.width) != self.size and self.overview is None:  # until now all of it was to be shown
             self.overview = webp(overview(self.before))
         labels = [f"Sample {n}" for n in range(len(samples))] if len(samples) > 1 else ["Restored"]
         after = [
-            Picture(data_url(file), label, link_to(record, name))
+            GalleryImage(data_url(file), label, link_to(record, name))
             for file, label, name in zip(files[1:], labels, record.outputs, strict=False)
         ]
-        whole = Picture(data_url(self.overview), "Overview") if self.overview is not None else None
-        heat_map = Picture(data_url(files[-1]), "Standard deviation") if heat is not None else None
-        before = Picture(data_url(files[0]), "Ordinary decoder")
-        exhibit = Exhibit(record, self.why, self.size, box, before, tuple(after), heat_map, scale, whole)
+        whole = GalleryImage(data_url(self.overview), "Overview") if self.overview is not None else None
+        heat_map = GalleryImage(data_url(files[-1]), "Standard deviation") if heat is not None else None
+        before = GalleryImage(data_url(files[0]), "Ordinary decoder")
+        exhibit = GalleryEntry(record, self.why, self.size, box, before, tuple(after), heat_map, scale, whole)
         return exhibit, sum(map(len, files)) + len(self.overview or b"")
 
 
-def _fitting(images: Sequence[Pixels], budget: int) -> tuple[Box, list[bytes]]:
+def _fit_budget(images: Sequence[Pixels], budget: int) -> tuple[Box, list[bytes]]:
     """(A box in the middle of all of these images, of one size; their parts as files of no more than `budget` bytes
     together)."""
     box = Box(0, 0, *images[0].shape[:2])
     while True:
         files = [webp(box.of(image)) for image in images]
         total = sum(map(len, files))
-        if total <= budget or box.height * box.width <= SMALLEST:
+        if total <= budget or box.height * box.width <= MIN_CROP:
             return box, files
         box = box.smaller(min(0.97, 0.97 * (max(budget, 0) / total) ** 0.5))
 
 
 def make_gallery(
     output: Address, inputs: Sequence[Address], chosen: Sequence[tuple[Record, str]], budget: int = BUDGET
-) -> tuple[list[Exhibit], list[tuple[str, str]]]:
+) -> tuple[list[GalleryEntry], list[tuple[str, str]]]:
     """(What can be shown, (source, why not) of the others), in the order of `chosen`.
 
     Never raises for what cannot be read any more. Only the JPEG files and crops are held in memory, and one output."""
@@ -142,7 +142,7 @@ def make_gallery(
     for name, file in read_outputs(output, [found.record for found in comparisons.values()]):
         if not owners[name].problem:
             _add(owners[name], name, file)
-    exhibits: list[Exhibit] = []
+    exhibits: list[GalleryEntry] = []
     skipped: list[tuple[str, str]] = []
     left = len(chosen)
     for record, _ in chosen:

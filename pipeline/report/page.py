@@ -18,7 +18,7 @@ from pipeline.outputs.manifest import read_records
 from pipeline.outputs.provenance import program_version
 from pipeline.outputs.record import IDENTITY, SinkError, describe_counts, read_identity
 from pipeline.report.charts import quality_chart, sampling_chart, status_chart
-from pipeline.report.gallery import Exhibit, make_gallery
+from pipeline.report.gallery import GalleryEntry, make_gallery
 from pipeline.report.pictures import HEAT
 from pipeline.report.statistics import Selection, Statistics
 
@@ -71,7 +71,7 @@ def render(
     statistics: Statistics,
     runs: list[RunSummary],
     *,
-    exhibits: list[Exhibit],
+    exhibits: list[GalleryEntry],
     skipped: list[tuple[str, str]],
 ) -> str:
     """The page as HTML. run: the fields of the run's identity."""

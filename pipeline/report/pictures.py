@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.jpeg.fallback import plain_decode
+from pipeline.jpeg.fallback import fallback_decode
 from pipeline.outputs.formats import decode_image
 
 Pixels = NDArray[np.uint8]
@@ -56,7 +56,7 @@ class Box:
 
 def decode_before(jpeg: bytes, pixels: int) -> Pixels:
     """A JPEG file as Pillow decodes it, of `pixels` at most, never turned. Raises ValueError."""
-    return as_rgb(plain_decode(jpeg, pixels).pixels.transpose(1, 2, 0))
+    return as_rgb(fallback_decode(jpeg, pixels).pixels.transpose(1, 2, 0))
 
 
 def decode_after(output: bytes) -> Pixels:

@@ -25,7 +25,7 @@ _VARIABLE = re.compile(
 )
 
 
-class Smallest:
+class SmallestRecords:
     """The `limit` records with the smallest keys of all that were offered, in order."""
 
     def __init__(self, limit: int) -> None:
@@ -43,7 +43,7 @@ class Smallest:
 
 
 @dataclass
-class Group:
+class ReasonGroup:
     """Inputs with the same reason but for names and numbers; `examples` are (source, its reason)."""
 
     pattern: str
@@ -58,20 +58,20 @@ class Reasons:
     OTHER = "other reasons"
 
     def __init__(self) -> None:
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, ReasonGroup] = {}
 
     def note(self, record: Record) -> None:
         """Count the record's reason in."""
         pattern = _VARIABLE.sub("…", record.reason)
         if pattern not in self._groups and len(self._groups) >= GROUPS:
             pattern = self.OTHER
-        group = self._groups.setdefault(pattern, Group(pattern))
+        group = self._groups.setdefault(pattern, ReasonGroup(pattern))
         group.count += 1
         group.transient += bool(record.transient)
         if len(group.examples) < EXAMPLES:
             group.examples.append((record.source, record.reason))
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ReasonGroup]:
         """The largest first."""
         return sorted(self._groups.values(), key=lambda group: (-group.count, group.pattern))
 
@@ -91,7 +91,7 @@ class Statistics:
         self.coefficients = self.mismatches = self.inexact = self.outputs = 0
         self.megapixels = 0.0
         self.excess: float | None = None
-        self.worst = Smallest(WORST)
+        self.worst = SmallestRecords(WORST)
         self.failed, self.passed_through = Reasons(), Reasons()
 
     def note(self, record: Record) -> None:
@@ -125,7 +125,11 @@ class Selection:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._inexact, self._lowest, self._random = Smallest(limit), Smallest(limit), Smallest(limit)
+        self._inexact, self._lowest, self._random = (
+            SmallestRecords(limit),
+            SmallestRecords(limit),
+            SmallestRecords(limit),
+        )
 
     def note(self, record: Record) -> None:
         """Consider a line."""

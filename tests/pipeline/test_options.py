@@ -20,7 +20,7 @@ from kernels import encode as encode_coefficients
 from pipeline import restore
 from pipeline.engine.memory import bytes_needed
 from pipeline.engine.options import Options
-from pipeline.engine.resources import largest
+from pipeline.engine.resources import max_file_bytes
 from pipeline.engine.restorer import Restorer
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.outputs.formats import EncodeError, encode_image
@@ -296,7 +296,7 @@ def test_memory_is_enough_for_the_largest_file_of_16_bits(weights):
     options = Options(max_pixels=1 << 20, bits=16, samples=3, mode="sample")
     restorer = Restorer.from_pretrained(weights[1], options=options)
     for size in ((1024, 1024), (16, 65535), (65535, 16)):
-        assert largest(restorer) >= bytes_needed(Subsampling.S444, size, 3, options.pixel)
+        assert max_file_bytes(restorer) >= bytes_needed(Subsampling.S444, size, 3, options.pixel)
 
 
 def test_a_run_without_provenance_goes_on_with_it(tmp_path, weights, capfd):

@@ -22,7 +22,7 @@ from runs import command, fill, lines, outputs, run, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
-from pipeline.distributed.cluster import places
+from pipeline.distributed.cluster import worker_slots
 from pipeline.inputs.remote import Remote
 from pipeline.outputs.history import HISTORY, read_history
 from pipeline.outputs.local_lines import MANIFEST
@@ -238,9 +238,9 @@ def test_one_worker_for_each_gpu_or_for_some_cores():
         return {"Alive": alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
 
     crowd = [node(16), node(7), node(64, alive=False), node(0)]
-    assert places(crowd, "auto", None) == (1, 0, 23)
-    assert places(crowd, "auto", 4) == (4, 0, 5)
-    assert places([*crowd, node(96, 8), node(20, 2)], "auto", None) == (10, 1, 10)
-    assert places([*crowd, node(96, 8), node(20, 2)], "auto", 16) == (16, 1, 7)
-    assert places([node(96, 8)], "cpu", 12) == (12, 0, 8)
-    assert places(crowd, "cuda", None) == (1, 1, 0)  # GPUs that are gone are not replaced by cores
+    assert worker_slots(crowd, "auto", None) == (1, 0, 23)
+    assert worker_slots(crowd, "auto", 4) == (4, 0, 5)
+    assert worker_slots([*crowd, node(96, 8), node(20, 2)], "auto", None) == (10, 1, 10)
+    assert worker_slots([*crowd, node(96, 8), node(20, 2)], "auto", 16) == (16, 1, 7)
+    assert worker_slots([node(96, 8)], "cpu", 12) == (12, 0, 8)
+    assert worker_slots(crowd, "cuda", None) == (1, 1, 0)  # GPUs that are gone are not replaced by cores

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pipeline.engine.memory import SharedMemory
-from pipeline.engine.worker import WorkerError, WorkerProcess, Workers
+from pipeline.engine.worker import WorkerError, WorkerLauncher, WorkerProcess
 
 
-def workers(function: Callable[[Any], Any], memory: SharedMemory | None = None) -> Workers:
-    return Workers([lambda units: lambda: [function(unit) for unit in units]], memory or SharedMemory(1))
+def workers(function: Callable[[Any], Any], memory: SharedMemory | None = None) -> WorkerLauncher:
+    return WorkerLauncher([lambda units: lambda: [function(unit) for unit in units]], memory or SharedMemory(1))
 
 
 def ask(process: WorkerProcess, *units: Any) -> list[Any]:

@@ -24,7 +24,7 @@ from pipeline.outputs.manifest import Manifest, manifest_address
 from pipeline.outputs.object_store import PARTS
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Names
+from pipeline.outputs.sink import FolderSink, OutputNames
 
 __all__ = ["memory"]
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -231,7 +231,7 @@ def test_a_shard_is_never_whole_in_memory(tmp_path):
 
 
 def test_files_then_lines(memory):
-    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest, Names(samples=2)) as sink:
+    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest, OutputNames(samples=2)) as sink:
         assert sink.write(*restored("a/b"), [b"0", b"1"]).outputs == ("a/b.s0.png", "a/b.s1.png")
         item, _ = restored("bad")
         sink.write(item, Record("bad", "bad.jpg", "failed", "not a JPEG"), [])

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from pipeline import restore
 from pipeline.outputs import formats as encode
-from pipeline.outputs.formats import EncodeError, FormatError, Metadata, decode_image, encode_image, require
+from pipeline.outputs.formats import EncodeError, FormatError, Metadata, check_installed, decode_image, encode_image
 
 FORMATS = ("png", "webp", "jxl", "npy")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -162,10 +162,10 @@ def test_what_is_no_image_is_refused():
 
 def test_missing_package_is_named_before_anything_is_read(tmp_path, monkeypatch, capsys):
     for format in ("png", "webp", "npy"):
-        require(format)
+        check_installed(format)
     monkeypatch.setitem(sys.modules, "pylibjxl", None)
     with pytest.raises(FormatError, match=r"pip install '\.\[jxl\]'"):
-        require("jxl")
+        check_installed("jxl")
     folders = ["--input-dir", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out")]
     assert restore.main([*folders, "--format", "jxl"]) == restore.STOPPED
     assert "pip install '.[jxl]'" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.record import Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Names, Sink
+from pipeline.outputs.sink import FolderSink, OutputNames, Sink
 from pipeline.outputs.store import PARTIAL, OutputNameError
 
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -58,21 +58,21 @@ def members(path: Path) -> list[tuple[str, bytes]]:
 
 
 def test_names_of_outputs():
-    def names(key: str, count: int, names: Names, status: str = "restored", source: str = "") -> tuple[str, ...]:
+    def names(key: str, count: int, names: OutputNames, status: str = "restored", source: str = "") -> tuple[str, ...]:
         return names.of(Item(key, source or f"{key}.jpg", None), Record(key, source, status), count)
 
-    assert names("a/b.c", 1, Names()) == ("a/b.c.png",)
-    assert names("a", 3, Names("webp", 3)) == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
-    assert names("a", 1, Names(samples=3)) == ("a.s0.png",)
-    assert names("a", 0, Names()) == ()
-    assert names("a", 1, Names("png16")) == ("a.png",)
+    assert names("a/b.c", 1, OutputNames()) == ("a/b.c.png",)
+    assert names("a", 3, OutputNames("webp", 3)) == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
+    assert names("a", 1, OutputNames(samples=3)) == ("a.s0.png",)
+    assert names("a", 0, OutputNames()) == ()
+    assert names("a", 1, OutputNames("png16")) == ("a.png",)
     for copy, source in ((".JPG", "s.tar/a.JPG"), (".jpeg", "s.tar/a.jpeg#12")):
-        assert names("a", 1, Names(copies=True), "passed_through", source) == (f"a{copy}",)
-        assert names("a", 1, Names(samples=2, copies=True), "passed_through", source) == (f"a.s0{copy}",)
-        assert names("a", 1, Names(copies=True), "restored", source) == ("a.png",)
+        assert names("a", 1, OutputNames(copies=True), "passed_through", source) == (f"a{copy}",)
+        assert names("a", 1, OutputNames(samples=2, copies=True), "passed_through", source) == (f"a.s0{copy}",)
+        assert names("a", 1, OutputNames(copies=True), "restored", source) == ("a.png",)
     for key in ("../a", "/a", "a/../../b", "a\0"):
         with pytest.raises(OutputNameError):
-            names(key, 1, Names())
+            names(key, 1, OutputNames())
 
 
 def test_files_then_lines(tmp_path):
@@ -119,7 +119,7 @@ def test_name_that_cannot_be_fails_alone(tmp_path, key, reason):
 
 
 def test_samples_are_placed_all_or_none(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, Names(samples=3)) as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, OutputNames(samples=3)) as sink:
         (tmp_path / "b.s2.png").mkdir()
         sink.write(*restored("a"), [b"0", b"1", b"2"])
         assert sink.write(*restored("b"), [b"0", b"1", b"2"]).status == "failed"

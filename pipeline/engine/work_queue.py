@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Entry(Generic[T]):
+class ScheduledItem(Generic[T]):
     """An item on its way. release: gives back what it was let in with. left: units of its stage that are not done."""
 
     order: int
@@ -24,21 +24,21 @@ class Entry(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Unit(Generic[T]):
-    entry: Entry[T]
+class WorkUnit(Generic[T]):
+    entry: ScheduledItem[T]
     work: Any
 
 
-class Queue(Generic[T]):
+class WorkQueue(Generic[T]):
     """Units that are ready, those of the oldest item first. Not thread-safe: its owner has a lock."""
 
     def __init__(self, notify: Callable[[], None]) -> None:
         """notify: called for each unit that is put."""
         self._notify = notify
-        self._kinds: dict[Hashable, list[tuple[int, int, Unit[T]]]] = {}
+        self._kinds: dict[Hashable, list[tuple[int, int, WorkUnit[T]]]] = {}
         self._count = 0
 
-    def put(self, kind: Hashable, unit: Unit[T]) -> None:
+    def put(self, kind: Hashable, unit: WorkUnit[T]) -> None:
         self._count += 1
         heapq.heappush(self._kinds.setdefault(kind, []), (unit.entry.order, self._count, unit))
         self._notify()
@@ -46,12 +46,12 @@ class Queue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._kinds.values()))
 
-    def pop(self, max_batch: Callable[[Any], int], full_first: bool = False) -> list[Unit[T]]:
+    def pop(self, max_batch: Callable[[Any], int], full_batches_first: bool = False) -> list[WorkUnit[T]]:
         """As many units of one kind as may go together, or none: of the oldest unit's kind. full_first: but kinds that
         are complete go before those that are not."""
         if not self._kinds:
             return []
-        full = [kind for kind, heap in self._kinds.items() if full_first and len(heap) >= max_batch(kind)]
+        full = [kind for kind, heap in self._kinds.items() if full_batches_first and len(heap) >= max_batch(kind)]
         kind = min(full or self._kinds, key=lambda kind: self._kinds[kind][0][:2])
         heap = self._kinds[kind]
         units = [heapq.heappop(heap)[2] for _ in range(min(len(heap), max_batch(kind)))]
