@@ -1,4 +1,4 @@
-"""How many files are under way: as many as their memory allows."""
+"""Limits the files in the scheduler by the memory that they need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.jpeg.bitstream import Layout
 
 
 class Admission:
-    """Lets files in as long as they weigh no more than `limit` bytes together, with their part of the shared memory."""
+    """Admits files while their estimated sizes add up to at most `limit` bytes and shared memory is free."""
 
     def __init__(self, job: Job, limit: int, memory: SharedMemory | None) -> None:
         self._job, self._limit, self._memory, self._weight = job, limit, memory, 0
@@ -53,13 +53,14 @@ class Admission:
 
 
 def with_memory(step: Step, piece: Tensor) -> Step:
+    """The step with its piece of shared memory, [bytes] uint8."""
     assert isinstance(step, Task)
     assert step.file is not None
     return replace(step, file=replace(step.file, memory=piece))
 
 
 def is_small(job: Job, step: Step) -> bool:
-    """Whether one process does all of it, without a device: what is a single tile, and what has none."""
+    """Whether one CPU worker restores the file as a whole: it is a single tile, or its header cannot be read."""
     if not isinstance(step, Task) or step.file is None:
         return False
     restorer, size = job.restorer, step.file.size
@@ -67,5 +68,5 @@ def is_small(job: Job, step: Step) -> bool:
 
 
 def estimate_bytes(job: Job, size: tuple[int, int]) -> int:
-    """About how many bytes a file takes on its way: coefficients, images and image files."""
+    """Estimated bytes of a file's coefficients, images and image files. size: (height, width) in pixels."""
     return size[0] * size[1] * (6 + 6 * job.restorer.images * job.restorer.options.pixel.itemsize)

@@ -1,4 +1,4 @@
-"""What a run would do and how long it would take: headers are read, a few files are restored, nothing is written."""
+"""--dry-run: reads all headers, restores a few files to measure the speed, and writes nothing."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from pipeline.outputs.record import Record, SinkError, Status, check_same_run, r
 from pipeline.report.statistics import Reasons, Statistics
 
 RESERVOIR_FILES = 64
-"""Files, chosen at random, of which some are restored to measure the speed."""
+"""Files in a random sample, some of which are restored to measure the speed."""
 
 RESERVOIR_BYTES = 256 << 20
-"""That a sample holds in memory."""
+"""Bytes of a sample's files in memory."""
 
 MEASURED_MEGAPIXELS, MEASURED_MEGAPIXELS_GPU = 4.0, 200.0
-"""That are restored for that: for each worker of a CPU, and on a GPU."""
+"""Megapixels that are restored to measure the speed: per worker on a CPU, and in total on a GPU."""
 
 MAX_REPEATS = 8
-"""How often each of the sample is done at most, where it is small."""
+"""How often each file of a small sample is restored, at most."""
 
 
 @dataclass
 class Reservoir:
-    """A random choice among files of which nobody knows how many will come (Vitter's algorithm R), always the same one
-    of the same files. It is of SAMPLE files, or fewer if these are larger than BYTES together."""
+    """Reservoir sampling (Vitter's algorithm R) of a stream of files, with a fixed seed: RESERVOIR_FILES files, or
+    fewer if they are larger than RESERVOIR_BYTES together."""
 
     files: list[Item] = field(default_factory=list)
     seen: int = 0
@@ -53,7 +53,7 @@ class Reservoir:
     random_state: random.Random = field(default_factory=lambda: random.Random(0))
 
     def offer(self, item: Item) -> None:
-        """Consider a file."""
+        """Adds a file to the stream."""
         self.seen += 1
         if len(self.files) < self.limit:
             self._keep(item)
@@ -75,7 +75,10 @@ class Reservoir:
 
 @dataclass
 class Survey:
-    """What would become of the inputs. finished: by earlier runs. restored, passed_through: samples of these files."""
+    """What would happen to the inputs.
+
+    finished: number of inputs that earlier runs have finished.
+    restored, passed_through: samples of these files."""
 
     finished: int = 0
     statistics: Statistics = field(default_factory=Statistics)
@@ -85,7 +88,7 @@ class Survey:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Measured over so many files, their megapixels and the bytes of their outputs."""
+    """A measurement: seconds for so many files, megapixels and bytes of outputs."""
 
     seconds: float
     files: int
@@ -94,7 +97,7 @@ class Throughput:
 
 
 def dry_run(job: Job) -> str:
-    """What `run` would do, for people. Raises SourceError, and SinkError for an output that cannot be read."""
+    """A description of what `run` would do. Raises SourceError, and SinkError if the output cannot be read."""
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
@@ -109,8 +112,8 @@ def dry_run(job: Job) -> str:
 
 
 def finished_sources(job: Job) -> set[bytes]:
-    """Digests of the sources that an earlier run has finished, by its manifest. Raises SinkError where `run` would as
-    that was another run."""
+    """Digests of the sources that an earlier run has finished. Raises SinkError if the folder holds the outputs of
+    another run or cannot be read."""
     if job.overwrite:
         return set()
     try:
@@ -129,7 +132,7 @@ def survey(
     """Reads every header."""
     found, keys = Survey(), Keys(per_shard=job.shards)
     for item in items:
-        assert isinstance(item, Item)  # others are not asked for
+        assert isinstance(item, Item)  # side members are not requested
         steps = list(make_tasks(job, [item], keys))
         found.finished += not steps
         for step in steps:
@@ -143,7 +146,7 @@ def survey(
 
 
 def expected(job: Job, step: Step) -> Record:
-    """The line that an input will get, as far as its header tells."""
+    """The manifest line that an input will get, as far as its header shows."""
     assert isinstance(step, Task)
     file = step.file
     if file is None:
@@ -156,7 +159,7 @@ def expected(job: Job, step: Step) -> Record:
 
 
 def measure(resources: Resources, sample: Reservoir) -> Throughput | None:
-    """Does some of a sample, and throws the outputs away. None if it is empty."""
+    """Restores some files of a sample and discards the outputs. None if the sample is empty."""
     files = sample.files.copy()
     sample.random_state.shuffle(files)
     times, written, started = [], 0, time.perf_counter()
@@ -168,14 +171,14 @@ def measure(resources: Resources, sample: Reservoir) -> Throughput | None:
     if not times:
         return None
     pixels, done, seconds = sum(size for _, size in times), len(times), times[-1][0]
-    if len(times) >= 2 * resources.workers + 2:  # without the start of the workers and the first file
+    if len(times) >= 2 * resources.workers + 2:  # exclude the first file, which includes the workers' start
         seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
         written = written * done // len(times)
     return Throughput(seconds, done, pixels / 1e6, written)
 
 
 def measured_tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
-    """Of a sample's files, until there are enough pixels; each is done again if there are few."""
+    """Tasks of a sample's files, repeated if they are few, until there are enough megapixels."""
     job = resources.job
     left = MEASURED_MEGAPIXELS_GPU if job.restorer.batched else MEASURED_MEGAPIXELS * resources.workers
     for item in files * MAX_REPEATS:
@@ -190,7 +193,7 @@ def measured_tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
 def describe(
     job: Job, workers: int, found: Survey, restored: Throughput | None, passed_through: Throughput | None
 ) -> str:
-    """For people, line by line."""
+    """The description, line by line."""
     statistics = found.statistics
     counts = statistics.counts
     lines = [f"{counts.total() + found.finished} inputs, nothing written"]
@@ -205,7 +208,7 @@ def describe(
     lines += [f"{n:>17} {sampling}" for sampling, n in statistics.samplings.most_common()]
     lines += reason_lines(counts["passed_through"], "to pass through", statistics.passed_through)
     lines += reason_lines(counts["failed"], "that will fail", statistics.failed)
-    shares = []  # of each kind: how often what was measured is to be done
+    shares = []  # of each kind: the measurement, and by what factor the run is larger
     if restored is not None and restored.megapixels:
         shares.append((restored, megapixels / restored.megapixels))
     if passed_through is not None:
@@ -221,7 +224,7 @@ def describe(
 
 
 def reason_lines(count: int, what: str, reasons: Reasons) -> list[str]:
-    """A line for all of them, and one for each reason."""
+    """A line with the count, and a line for each reason."""
     if not count:
         return []
     return [f"{count:>9} {what}"] + [f"{group.count:>17} {group.pattern}" for group in reasons.groups()]

@@ -1,8 +1,7 @@
-"""A run from sources to sink: every input is read, restored, encoded and written, in order, and gets its manifest line.
+"""A run from sources to sink: every input is read, restored, encoded and written, in order, and gets a manifest line.
 
-Reading has a thread, writing is done here, a thread drives the GPU, and worker processes do everything else
-(resources.py, scheduler.py). What becomes of a file on its way is told in file_stages.py.
-"""
+One thread reads, this one writes, one drives the GPU, and worker processes do the rest (resources.py, scheduler.py).
+The stages of a file are in file_stages.py."""
 
 from __future__ import annotations
 
@@ -37,14 +36,16 @@ SinkOf = Callable[[Job, ManifestWriter, Sources], Sink]
 
 
 def run(job: Job, sink_of: SinkOf | None = None) -> int:
-    """Does the job, or this rank's share of it, and returns how many lines of the manifest say `failed`, earlier runs'
-    included; of a share, lines of its part. sink_of: opens another sink than `open_sink`.
+    """Runs the job, or this rank's share of it. Returns the number of `failed` manifest lines, including earlier runs';
+    of a rank, those of its part.
 
-    Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
+    sink_of: opens the output instead of `open_sink`.
+
+    Raises SourceError and SinkError if it cannot start or continue; finished inputs stay finished."""
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
-        # Before there is a thread, and before an earlier run is touched:
+        # Before threads exist, and before outputs of an earlier run are changed:
         resources = stack.enter_context(open_resources(job))
         scheduler = stack.enter_context(resources.scheduler())
         manifest = stack.enter_context(job.open_manifest())
@@ -71,19 +72,19 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
 
 
 def list_inputs(job: Job) -> Sources:
-    """What there is to restore. Raises SourceError; SinkError if the output would be mixed in."""
+    """Lists the inputs. Raises SourceError; SinkError if outputs could overwrite inputs."""
     sources = list_sources(*job.inputs, exclude=job.output)
     for root in sources.roots:
         if same_place(job.output, root.folder) or (root.single is None and contains(job.output, root.folder)):
             raise SinkError(
-                f"{job.output}: is an input's own folder, or contains it; its files could be overwritten by outputs: "
-                "choose another one"
+                f"{job.output}: is an input folder or contains one, so outputs could overwrite inputs: "
+                "choose another output folder"
             )
     return sources
 
 
 def input_total(count: int | None, limit: int | None) -> int | None:
-    """How many inputs there are, at most; None if nobody knows."""
+    """The number of inputs, at most `limit`; None if unknown."""
     return min((number for number in (count, limit) if number is not None), default=None)
 
 
@@ -93,17 +94,18 @@ def open_sink(job: Job, manifest: ManifestWriter, sources: Sources) -> Sink:
 
 
 def name_filter(job: Job, item: Item) -> str | None:
-    """Why the item's name leaves it out; None if it does not."""
+    """Why the filters leave an item out by its name; None if they do not."""
     return job.filters.by_name(item.source.removeprefix(item.prefix))
 
 
 def claims_key(job: Job, reason: str | None) -> bool:
-    """Whether an item may have outputs, whose name leaves it out for this reason: no other may then have its key."""
+    """Whether an item may have outputs, so that no other item may have its key. reason: from `name_filter`."""
     return reason is None or job.filters.passed_through != "skip"
 
 
 def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
-    """Items that are not finished, as tasks; those unreadable or of a key that is taken have failed already."""
+    """Turns unfinished items into tasks; unreadable items and duplicate keys become failed tasks. Side members are
+    yielded as they are."""
     keys = keys or Keys(per_shard=job.shards)
     for item in items:
         if isinstance(item, SideMember):
@@ -124,7 +126,7 @@ def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None =
 
 
 def new_record(job: Job, item: Item) -> Record:
-    """The item's line before anything is known of it."""
+    """The item's manifest line with what is known before the file is parsed."""
     strength = job.restorer.options.strength
     return Record(
         key=item.key,
@@ -138,8 +140,8 @@ def new_record(job: Job, item: Item) -> Record:
 
 
 def start_task(job: Job, task: Task, data: bytes, reason: str | None) -> Step:
-    """A file's task, which is done already if the file is passed through without being decoded. reason: why its name
-    leaves it out, if it does."""
+    """The task of a file that has been read. It is finished already if the file is passed through without being
+    decoded. reason: from `name_filter`."""
     layout = job.filters.apply(job.restorer.parse(data), reason)
     file = RawFile(data, layout)
     if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
@@ -154,14 +156,14 @@ def write(
     watch: Stopwatch,
     left: Callable[[], str] = lambda: "",
 ) -> float:
-    """Hands everything to the sink and returns how many megapixels were restored. left: how long the rest will take."""
+    """Writes all steps to the sink; returns the restored megapixels. left: describes the remaining time."""
     pixels, started = 0, time.perf_counter()
     for step in steps:
         with watch("write"):
             if isinstance(step, SideMember):
                 sink.carry(step)
                 continue
-            with defer_signals():  # an output and its line
+            with defer_signals():  # keeps outputs and their line together
                 record = sink.write(step.item, step.record, step.images)
         pixels += record.pixels
         report_failures(progress, [record])

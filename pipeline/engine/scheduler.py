@@ -1,16 +1,15 @@
-"""Items through stages, several at a time, and out again in the order in which they came.
+"""Runs items through stages, several at a time, and returns them in their order.
 
     with Scheduler(stages, failed, workers=8) as scheduler:
-        for item in scheduler.run(items):      # in order, whatever took longest
+        for item in scheduler.run(items):      # in the order of `items`
             ...
 
-An item is cut into units of work, stage after stage. A worker takes the unit of the oldest item that has one ready: so
-what is nearly done leaves first, and all workers share out the tiles of one large image before they begin the next. Few
-items are under way at once, as there is room for them, however slow the reader of the results.
+Each stage splits an item into work units. Workers take the units of the oldest item first: nearly finished items leave
+early, and all workers share the tiles of a large image before they start the next. Only as many items are in the
+scheduler as `admit` and `max_items` permit, however slowly results are consumed.
 
-A worker is a thread, or a process: the GIL serialises small units. Processes are forked, are killed when the run is
-interrupted, and are driven by one thread (worker_pool.py).
-"""
+Workers are threads, or processes because the GIL serialises small units. Processes are forked, are killed when the run
+is interrupted, and are served by one thread (worker_pool.py)."""
 
 from __future__ import annotations
 
@@ -30,27 +29,28 @@ from pipeline.engine.worker_pool import WorkerPool
 
 T = TypeVar("T")
 JOIN_TIMEOUT_S = 8.0
-"""Seconds for which an interrupted run waits for what its threads have begun."""
+"""Seconds that an interrupted run waits for its threads to finish their current work."""
 
 
 Admit = Callable[[T, bool], tuple[T, Callable[[], None]] | None]
-"""Lets an item in, if there is room for it: (item, whether it would be alone) → the item with what it was given, and a
-function that gives it back; or None: it has to wait. One that is alone has to be let in. Called under a lock."""
+"""Admits an item: (item, whether no other item is in the scheduler) → the item with its resources, and a function that
+releases them; or None if it must wait. The only item must be admitted. Called under a lock."""
 
 
 def admit_all(item: T, alone: bool) -> tuple[T, Callable[[], None]]:
+    """Admits every item, without resources."""
     return item, lambda: None
 
 
 class Scheduler(Generic[T]):
-    """See the module. A context manager; `run` may be called once.
+    """Runs items through stages; see the module. A context manager; `run` may be called once.
 
-    failed: what becomes of an item whose stage raised an Exception; it passes by the stages that are left.
-    workers: threads or processes for all stages but a device's; with one, everything is done in turn by the caller.
-    admit, most: what lets items in, and how many may be under way.
-    prepare: called first in every thread that works.
-    processes: starts them; they know the stages by their numbers. Without it workers are threads.
-    """
+    failed: (item, Exception of a stage) → the item's result; it skips the remaining stages.
+    workers: threads or processes for all stages but a device's. With 1, the caller's thread does everything in
+        sequence.
+    admit, max_items: limit the items in the scheduler; max_items 0: four per worker.
+    prepare: called first in every thread.
+    processes: starts worker processes, which know the stages by their indices; None: workers are threads."""
 
     def __init__(
         self,
@@ -95,11 +95,12 @@ class Scheduler(Generic[T]):
 
     @property
     def busy(self) -> float:
-        """Seconds that the workers spent on units, all together."""
+        """Seconds that workers spent on units, summed over all workers."""
         return self._busy if self._worker_pool is None else self._worker_pool.busy
 
     def run(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, in order, after all stages. Raises what `items` raises, and what is no Exception in a stage."""
+        """Yields the items, in order, after all stages. Raises what `items` raises, and exceptions of stages that are
+        not an Exception."""
         if self.workers == 1:
             yield from (self._run_sequentially(item) for item in items)
             return
@@ -126,7 +127,7 @@ class Scheduler(Generic[T]):
             self._threads.append(thread)
 
     def _run_thread(self, task: Callable[[], None]) -> None:
-        """What ends a thread ends the run: nothing may wait for a thread that is gone."""
+        """Runs a thread's task. An exception stops the whole run, so that nothing waits for a thread that has ended."""
         try:
             with self._stopwatch.worker():
                 self._prepare()
@@ -144,7 +145,7 @@ class Scheduler(Generic[T]):
             self._wake_all()
 
     def _wait_for_oldest(self) -> ScheduledItem[T] | None:
-        """Waits for the oldest item to be done; None after the last."""
+        """Waits until the oldest item is done; None after the last."""
         with self._lock:
             while not (
                 self._stopped or (self._window and self._window[0].done) or (self._all_read and not self._window)
@@ -155,7 +156,7 @@ class Scheduler(Generic[T]):
             return self._window[0] if self._window and not self._stopped else None
 
     def _admit_items(self, items: Iterable[T]) -> None:
-        """Lets items in, as far as there is room."""
+        """The reading thread: admits items while there is room."""
         for order, item in enumerate(items):
             with self._lock:
                 while (admitted := None if self._stopped else self._admitted(item)) is None:
@@ -176,7 +177,7 @@ class Scheduler(Generic[T]):
         return self._admit(item, not self._window)
 
     def _advance(self, entry: ScheduledItem[T]) -> None:
-        """Into the next stage that has something to do, or out."""
+        """Moves an item to its next stage that has units for it, or marks it as done."""
         while entry.error is None and entry.stage + 1 < len(self._stages):
             entry.stage += 1
             stage = self._stages[entry.stage]
@@ -207,18 +208,18 @@ class Scheduler(Generic[T]):
             self._worker_pool.notify()
 
     def _wake_all(self) -> None:
-        """All who take units: there may be none any more."""
+        """Wakes all threads that wait for units, so that they notice the end."""
         self._for_workers.notify_all()
         self._for_device.notify_all()
         if self._worker_pool is not None:
             self._worker_pool.notify_all()
 
     def _is_over(self) -> bool:
-        """No unit can come any more."""
+        """Whether there can be no more units."""
         return self._stopped or (self._all_read and all(entry.done for entry in self._window))
 
     def _next(self, wait: bool = True) -> list[WorkUnit[T]]:
-        """Units for a worker; none at the end, or when there are none at the moment and the caller will not wait."""
+        """Units for a worker; empty at the end or, without `wait`, when no unit is ready."""
 
         def pop() -> list[WorkUnit[T]]:
             return self._queue.pop(partial(self._max_batch, limit=1 + len(self._queue) // (2 * self.workers)))
@@ -226,7 +227,7 @@ class Scheduler(Generic[T]):
         return self._wait_for_units(pop, self._for_workers, wait)
 
     def _next_batch(self, wait: bool) -> list[WorkUnit[T]]:
-        """The same for the device."""
+        """Units for the device; as `_next`."""
         return self._wait_for_units(
             lambda: self._device.pop(self._max_batch, full_batches_first=True), self._for_device, wait
         )
@@ -244,7 +245,7 @@ class Scheduler(Generic[T]):
             return []
 
     def _max_batch(self, kind: tuple[int, Hashable], limit: int = 1 << 30) -> int:
-        """How many units of a stage, by its number, and of a kind go together."""
+        """The batch size for a kind; kind: (index of the stage, the stage's own kind)."""
         number, own = kind
         return min(limit, self._stages[number].max_batch(own))
 
@@ -258,13 +259,13 @@ class Scheduler(Generic[T]):
                 self._busy += time.perf_counter() - started
 
     def _next_for_pool(self, worker_pool: WorkerPool[T]) -> list[WorkUnit[T]]:
-        """Units for a process that is idle or, where there is enough for all, to be at hand when one is."""
+        """Units for an idle process; if there are enough for all workers, also for a busy one to continue with."""
         if not worker_pool.idle and (worker_pool.saturated or len(self._queue) <= 2 * self.workers):
             return []
         return self._next(wait=False)
 
     def _run_processes(self, worker_pool: WorkerPool[T]) -> None:
-        """The thread of all worker processes."""
+        """The thread that serves all worker processes."""
         while True:
             while units := self._next_for_pool(worker_pool):
                 wanted = [unit for unit in units if unit.entry.error is None]
@@ -280,6 +281,7 @@ class Scheduler(Generic[T]):
                 self._finish_unit(unit, outcome)
 
     def _finish_unit(self, unit: WorkUnit[T], outcome: Any) -> None:
+        """Merges a unit's result into its item, and advances the item after its last unit."""
         entry = unit.entry
         if not isinstance(outcome, Exception):
             try:
@@ -295,7 +297,7 @@ class Scheduler(Generic[T]):
             self._advance(entry)
 
     def _run_device(self) -> None:
-        """The device's thread: one batch, of whichever stage, is begun before the last one is waited for."""
+        """The device's thread: starts a batch before it waits for the previous one, whatever their stages."""
         begun: deque[tuple[Stage[T], list[WorkUnit[T]], Callable[[], Sequence[Any]]]] = deque()
         while (units := self._next_batch(wait=not begun)) or begun:
             if units:

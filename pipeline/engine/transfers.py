@@ -1,5 +1,4 @@
-"""Files and tiles as they are handed to the network: where their coefficients lie and where their images go, on the CPU
-and on a GPU, and the copies between the two."""
+"""Files and tiles as the network receives them, and their copies between host and GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from pipeline.engine import tiling
 from pipeline.engine.tiling import Tile
 
 Deviations = tuple[float, ...]
-"""Of one tile, for each image: how many coefficients are not the file's; of 16 bits, the largest excess."""
+"""Of one tile, for each image: the number of mismatches; with 16 bits, the largest excess in quantisation steps."""
 
 
 @dataclass
 class DeviceCopy:
-    """A picture's copy on the GPU, while there is one. done: the tiles that have been restored into its images."""
+    """An ImageState's copy on the GPU; None while there is none. done: tiles that have been restored into it."""
 
     image: ImageState | None = None
     done: set[Tile] = field(default_factory=set)
@@ -28,8 +27,12 @@ class DeviceCopy:
 
 @dataclass(frozen=True)
 class ImageState:
-    """A file that is being restored. c: its coefficients, N = 1. images: [K, C, H, W] uint8 or uint16, which in memory
-    is [K, H, W, C]; whoever restores a tile writes it there. seeds: the noise of each draw. tiles: how many there are.
+    """A file that is being restored.
+
+    c: its coefficients, N = 1.
+    images: [K, C, H, W] uint8 or uint16, in memory [K, H, W, C]; restored tiles are written here.
+    seeds: the noise seed of each draw.
+    tiles: number of tiles.
     gpu_copy: made with the first tile; its images are copied back after the last."""
 
     c: Coefficients
@@ -41,19 +44,19 @@ class ImageState:
 
 @dataclass(frozen=True)
 class TileTask:
-    """One tile of a picture, and all that it takes to restore it. To another process it travels as a description of
-    where that lies (memory.SharedMemory)."""
+    """One tile to restore. Pickled, its tensors are references to shared memory (memory.SharedMemory)."""
 
     image: ImageState
     tile: Tile
 
     @property
     def c(self) -> Coefficients:
-        """Of core and halo."""
+        """The coefficients of core and halo."""
         return tiling.tile_coefficients(self.image.c, self.tile)
 
     @property
     def core(self) -> Coefficients:
+        """The coefficients of the core."""
         return tiling.slice_coefficients(self.image.c, *self.tile.core)
 
     @property
@@ -68,28 +71,29 @@ class TileTask:
 
     @property
     def core_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the core."""
         top, bottom, left, right = self.tile.core
         return bottom - top, right - left
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """A copy of a CPU's tensor on the device; the host does not wait for it."""
+    """Copies a CPU tensor to the device, without waiting for the copy."""
     if device.type == "cpu":
         return x.clone()
     return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
 
 
 class Transfers:
-    """Copies to a device and back, beside its kernels where it has streams. The CPU is a device, too, for which all of
-    this happens at once."""
+    """Copies to a device and back, on streams of their own so that they overlap with its kernels. A CPU works as a
+    device, too; there copies are synchronous."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._streams = device, torch.get_device_module(device)
         self._upload, self._download = _stream(device), _stream(device)
 
     def to_device(self, tasks: Sequence[TileTask]) -> list[TileTask]:
-        """The parts, their pictures on the device, for kernels that are launched from now on. A picture travels once,
-        and stays until its images come back."""
+        """The tasks with their images and coefficients on the device, usable by kernels launched from now on. An image
+        is copied once, and stays on the device until all of its tiles are restored."""
         kernels = self._streams.current_stream(self._device)
         with self._streams.stream(self._upload):
             loaded = [replace(task, image=self._loaded(task.image, kernels)) for task in tasks]
@@ -108,8 +112,8 @@ class Transfers:
         return image.gpu_copy.image
 
     def to_host(self, tasks: Sequence[TileTask], deviations: Tensor) -> Callable[[], Tensor]:
-        """Begins to copy what kernels launched so far will have written: deviations, and images that are complete with
-        these parts. The result waits for it and returns the deviations."""
+        """Starts copying deviations, and those images of which these tasks are the last, once the kernels launched so
+        far have finished. The returned function waits for the copies and returns the deviations, on the CPU."""
         self._download.wait_stream(self._streams.current_stream(self._device))
         complete = []
         with self._streams.stream(self._download):
@@ -140,6 +144,6 @@ def _stream(device: torch.device) -> Any:
 
 
 def _record_stream(x: Tensor, stream: Any) -> None:
-    """Its memory is not used again before the stream has done what it has been given."""
+    """Keeps a tensor's memory from being reused before the stream's current work has finished."""
     if x.is_cuda:
         x.record_stream(stream)

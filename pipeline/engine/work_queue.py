@@ -1,4 +1,4 @@
-"""Units of work that are ready, in the order in which the scheduler takes them."""
+"""The scheduler's queue of work units that are ready to run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class ScheduledItem(Generic[T]):
-    """An item on its way. release: gives back what it was let in with. left: units of its stage that are not done."""
+    """An item in the scheduler.
+
+    order: its number among all items.
+    release: frees what the item was admitted with.
+    stage: index of its current stage; -1 before the first.
+    left: work units of that stage that are not finished.
+    error: the first error of a unit."""
 
     order: int
     item: T
@@ -25,12 +31,14 @@ class ScheduledItem(Generic[T]):
 
 @dataclass(frozen=True)
 class WorkUnit(Generic[T]):
+    """One work unit of an item's current stage."""
+
     entry: ScheduledItem[T]
     work: Any
 
 
 class WorkQueue(Generic[T]):
-    """Units that are ready, those of the oldest item first. Not thread-safe: its owner has a lock."""
+    """Units that are ready, those of the oldest item first. Not thread-safe: the scheduler locks it."""
 
     def __init__(self, notify: Callable[[], None]) -> None:
         """notify: called for each unit that is put."""
@@ -47,8 +55,9 @@ class WorkQueue(Generic[T]):
         return sum(map(len, self._kinds.values()))
 
     def pop(self, max_batch: Callable[[Any], int], full_batches_first: bool = False) -> list[WorkUnit[T]]:
-        """As many units of one kind as may go together, or none: of the oldest unit's kind. full_first: but kinds that
-        are complete go before those that are not."""
+        """Up to `max_batch(kind)` units of one kind: the kind of the oldest unit; an empty list if the queue is empty.
+
+        full_batches_first: prefer a kind that fills its batch over an older one that does not."""
         if not self._kinds:
             return []
         full = [kind for kind, heap in self._kinds.items() if full_batches_first and len(heap) >= max_batch(kind)]

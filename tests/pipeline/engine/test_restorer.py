@@ -155,7 +155,7 @@ def test_parts_draws_and_projections_make_up_a_restoration(noisy):
     expected = restorer.restore_bitstream(bitstream, seed=1, key="a")
     c, seeds = bitstream.coefficients, tuple(derive_seed(1, "a", number) for number in range(2))
     memory = SharedMemory(1 << 20)
-    buffers = Buffers.carve(memory.allocate(bytes_needed(c.sampling, c.size, 2)), c.sampling, c.size, 2)
+    buffers = Buffers.from_memory(memory.allocate(bytes_needed(c.sampling, c.size, 2)), c.sampling, c.size, 2)
     parts = restorer.tile_tasks(buffers.fill(c), seeds, buffers.images)
     assert len(parts) > 1
     for part in pickle.loads(memory.dumps(parts)):
