@@ -1,11 +1,11 @@
-"""Quantised coefficients recovered from the pixels that a decoder has made of them: its way back, step by step.
+"""Recovers quantised coefficients from the pixels of a decoded image, by inverting the decoder's steps.
 
-A decoder rounds its planes to 8 bits, limits them to 0..255, and cuts off what hangs over the image's edge. Rounding
-moves a coefficient by 0.29 on average (root mean square), so that steps of 3 and more are recovered almost surely; what
-was limited or cut off is found as far as the coefficients, being multiples of their steps, betray it.
+A decoder rounds its planes to 8 bits, clips them to 0..255, and crops padding. Rounding moves a coefficient by 0.29
+(root mean square), so coefficients with steps of 3 and more are recovered almost surely. Clipped and cropped samples
+are recovered as far as the coefficients, multiples of their steps, determine them.
 
-Colours are no loss: where no channel is limited, the RGB that JFIF makes of 8-bit Y, Cb, Cr gives them back exactly.
-"""
+The colour conversion loses nothing: where no channel is clipped, RGB of 8-bit Y, Cb, Cr (JFIF) determines them
+exactly."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ BLUE_IN_GREEN, RED_IN_GREEN = BLUE * BLUE_RANGE / GREEN, RED * RED_RANGE / GREEN
 """G = Y - BLUE_IN_GREEN (Cb - 128) - RED_IN_GREEN (Cr - 128)."""
 
 SHARPEN_STEPS = 8
-"""Each leaves a third of the error, of 128 gray levels at most."""
+"""Each step reduces the error, at most 128 gray levels, to a third."""
 
 CLAMP_STEPS = 3
-"""More change next to nothing."""
+"""More steps change next to nothing."""
 
 
 def recover(
     luma: Tensor, rgb: Tensor | None, tables: Tensor, sampling: Subsampling, size: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """Coefficient planes [1, rows, columns, 8, 8] int16 of one image of `size`, in whole MCUs, on its pixels' device.
+    """Recovers the coefficient planes of one image.
 
-    luma: [H, W] uint8, the first component, of that size or with more of the MCUs that hang over the edge. rgb:
-    [H, W, 3] uint8, full range; None for gray. The chroma in it may be repeated or upsampled by libjpeg's triangle
-    filter; which of them shows. tables: [components, 8, 8] int32."""
+    luma: [H, W] uint8, of `size` or with padding to more of the last MCUs.
+    rgb: [H, W, 3] uint8, full range; None for gray. Its chroma may be repeated or upsampled by libjpeg's triangle
+        filter, which is detected.
+    tables: [components, 8, 8] int32.
+    size: (height, width) in pixels.
+
+    Returns [1, rows, columns, 8, 8] int16 for each component, in whole MCUs, on the pixels' device."""
     first = luma.float()[None] - 128
     found = [*quantise(first, tables[:1], first == -128, first == 127)]
     if rgb is not None:
@@ -53,8 +57,9 @@ def recover(
 
 
 def differences(luma: Tensor, green: Tensor, channels: Tensor) -> Tensor:
-    """[H, W] Y and G, [2, H, W] B and R, 0..255 → [2, H, W] Cb and Cr, less 128 and in whole numbers. B and R say them
-    exactly; one that is limited only says how far at least, and G what there is beyond, to two gray levels."""
+    """Luma and green [H, W], blue and red [2, H, W], gray levels 0..255 → Cb and Cr less 128 [2, H, W], whole
+    numbers. Blue and red determine them exactly; where one is clipped it gives a bound, and green the value, to two
+    gray levels."""
     ranges = torch.tensor((BLUE_RANGE, RED_RANGE), device=luma.device)[:, None, None]
     in_green = torch.tensor((BLUE_IN_GREEN, RED_IN_GREEN), device=luma.device)[:, None, None]
     bounds = (channels - luma) / ranges
@@ -66,12 +71,13 @@ def differences(luma: Tensor, green: Tensor, channels: Tensor) -> Tensor:
 
 
 def _inside(channel: Tensor) -> Tensor:
+    """Where a channel is not clipped."""
     return (channel > 0) & (channel < 255)
 
 
 def chroma_samples(planes: Tensor, factors: tuple[int, int]) -> Tensor:
-    """Upsampled chroma planes [N, H, W] of one image → their samples [N, h, w] in whole numbers; (vertical, horizontal)
-    factors."""
+    """Upsampled chroma planes [N, H, W] of one image, less 128 → their samples [N, h, w], whole numbers. factors:
+    (vertical, horizontal)."""
     dims = [dim for dim, factor in enumerate(factors, start=1) if factor == 2]
     samples = planes
     for dim in dims:
@@ -83,8 +89,8 @@ def chroma_samples(planes: Tensor, factors: tuple[int, int]) -> Tensor:
 
 
 def is_repeated(planes: Tensor, factors: tuple[int, int]) -> bool:
-    """Whether samples were repeated: then nothing changes among the pixels of a sample. After a triangle filter they
-    change among themselves half as much as from one sample's to the next one's, or more."""
+    """Whether chroma samples were repeated: then pixels of one sample are equal. After a triangle filter, pixels of one
+    sample differ at least half as much as pixels of neighbouring samples."""
     within = between = torch.zeros((), device=planes.device)
     for dim, factor in enumerate(factors, start=1):
         if factor == 2:
@@ -101,8 +107,8 @@ def _pair_means(planes: Tensor, dim: int) -> Tensor:
 
 
 def _sharpen(means: Tensor, dim: int, odd: bool) -> Tensor:
-    """Undoes, along one dimension, upsampling by a triangle filter and averaging in pairs, by Richardson's iteration.
-    Both together weigh a sample and its neighbours by 1/8, 6/8, 1/8. odd: the last mean is of a single pixel."""
+    """Inverts upsampling by a triangle filter and averaging in pairs along one dimension, by Richardson's iteration.
+    Together they weight a sample and its neighbours by 1/8, 6/8, 1/8. odd: the last mean is of a single pixel."""
     means = means.movedim(dim, 0)
     samples = means
     for _ in range(SHARPEN_STEPS):
@@ -115,8 +121,8 @@ def _sharpen(means: Tensor, dim: int, odd: bool) -> Tensor:
 
 
 def quantise(planes: Tensor, tables: Tensor, lower: Tensor, higher: Tensor) -> Tensor:
-    """Planes [N, h, w], less 128, as decoded with the steps [N, 8, 8] → blocks [N, rows, columns, 8, 8] int16. lower,
-    higher: [N, h, w] bool, samples that have been limited and may in truth be so."""
+    """Planes [N, h, w] less 128, decoded with the steps [N, 8, 8] → blocks [N, rows, columns, 8, 8] int16. lower,
+    higher: [N, h, w] bool, samples that may have been clipped from below -128 or above 127."""
     steps, blocks = tables.reshape(-1, 1, 1, 64).float(), to_blocks(planes)
     lowest = torch.where(to_blocks(lower, fill=True), -torch.inf, blocks)
     highest = torch.where(to_blocks(higher, fill=True), torch.inf, blocks)
@@ -129,7 +135,7 @@ def quantise(planes: Tensor, tables: Tensor, lower: Tensor, higher: Tensor) -> T
 
 
 def to_blocks(planes: Tensor, fill: bool | None = None) -> Tensor:
-    """[N, h, w] → [N, rows, columns, 64]. What hangs over the edge repeats the last row and column, or is `fill`."""
+    """[N, h, w] → [N, rows, columns, 64]. Padding repeats the last row and column, or is `fill`."""
     over = (0, -planes.shape[2] % 8, 0, -planes.shape[1] % 8)
     padded = F.pad(planes, over, mode="replicate") if fill is None else F.pad(planes, over, value=fill)
     n, rows, columns = len(planes), padded.shape[1] // 8, padded.shape[2] // 8
@@ -137,8 +143,8 @@ def to_blocks(planes: Tensor, fill: bool | None = None) -> Tensor:
 
 
 def _requantise_clamped(quantised: Tensor, steps: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """Coefficients [B, 64] of blocks of which not every sample is known, only that it lies between `lowest` and
-    `highest`: in turn what is decoded of the coefficients is put between them, and quantised again."""
+    """Coefficients [B, 64] of blocks with samples that are known only to lie between `lowest` and `highest`, [B, 64]:
+    alternates between clamping the decoded samples and quantising again. steps: [B, 64]."""
     dct = block_dct(steps.device)
     for _ in range(CLAMP_STEPS):
         samples = (quantised * steps @ dct.T).clamp(lowest, highest)

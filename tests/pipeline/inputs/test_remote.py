@@ -64,8 +64,8 @@ def test_addresses():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("pipe:cat x.tar", "no address starts a program"),
-        ("pipe://cat", "no address starts a program"),
+        ("pipe:cat x.tar", "addresses that start a program are refused"),
+        ("pipe://cat", "addresses that start a program are refused"),
         ("simplecache::s3://bucket/x", "chains of addresses"),
         ("zip://a::file:///x.zip", "chains of addresses"),
         ("ssh://host/x", "expected a folder or one of .*s3://"),
