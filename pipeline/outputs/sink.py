@@ -1,14 +1,13 @@
-"""Outputs, written whole or not at all: image files in a folder, or tar shards; then their manifest lines.
+"""Outputs: image files in a folder, or tar shards, followed by their manifest lines.
 
     with Manifest.open(output, run) as manifest, FolderSink(manifest) as sink:
         for item in read(sources, sink.finished, sink.whole, side_members=sink.carries):
             ...                                  # finished: nothing to do; SideMember: sink.carry(item)
             record = sink.write(item, record, [encode_image(image)])
 
-The order is fixed: files first, their line after. An output appears under its name whole (`store`), so that `kill -9`
-never leaves half a file. Single images are not flushed to the disk one by one; after a power failure a line may stand
-for a file that was lost, which shows as missing or empty at the next start and is done again. Shards are flushed.
-"""
+Files are written before their line, and atomically (`store`), so that `kill -9` never leaves a partial output. Single
+images are not flushed to the disk; after a power failure a line may name a missing or empty file, which the next run
+detects and writes again. Shards are flushed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from pipeline.outputs.store import OutputNameError, Store
 
 
 class ManifestWriter(Protocol):
-    """A manifest as sinks need it."""
+    """A manifest, as sinks use it."""
 
     counts: Counter[str]
 
@@ -33,13 +32,13 @@ class ManifestWriter(Protocol):
         """Where the outputs go."""
 
     def finished(self, source: str) -> bool:
-        """Whether an earlier run wrote this source's line (and its outputs are there)."""
+        """Whether an earlier run has written this source's line, and its outputs exist."""
 
     def whole(self, shard: str) -> bool:
-        """Whether an earlier run finished this output shard."""
+        """Whether an earlier run has finished this output shard."""
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add a line for each record, whose outputs have been put in the store before. Raises SinkError."""
+        """Appends a line per record, whose outputs have been put in the store before. Raises SinkError."""
 
     def __enter__(self) -> Self: ...
 
@@ -49,27 +48,27 @@ class ManifestWriter(Protocol):
 
 
 class Sink(Protocol):
-    """What the engine needs of an output. Items are written in reading order."""
+    """An output, as the engine uses it. Items are written in reading order. carries: whether it copies side members."""
 
     carries: bool
 
     def finished(self, source: str) -> bool:
-        """Whether nothing is left to do for this source."""
+        """Whether this source is finished."""
 
     def whole(self, shard: str) -> bool:
-        """Whether nothing is left to do for this input shard."""
+        """Whether this input shard is finished."""
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
-        """Write the item's images (none if it failed), then its line. Returns the line: `failed` if its name cannot be.
+        """Writes the item's images (none if it failed), then its line. Returns the line, which is `failed` if the
+        item's name cannot be used.
 
-        Raises SinkError when the run cannot go on.
-        """
+        Raises SinkError if the run cannot continue."""
 
     def carry(self, member: SideMember) -> None:
-        """Take over a member that is no image. Raises SinkError."""
+        """Copies a side member. Raises SinkError."""
 
     def close(self) -> None:
-        """Finish the last shard. Raises SinkError."""
+        """Completes the last shard. Raises SinkError."""
 
     def __enter__(self) -> Self: ...
 
@@ -80,19 +79,19 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class OutputNames:
-    """How outputs are named, in a run of so many `samples`. copies: what is passed through keeps its extension, as it
-    is the JPEG file itself."""
+    """How outputs are named. samples: images per file. copies: files that are passed through keep their extension,
+    because they are copied."""
 
     format: Format = "png"
     samples: int = 1
     copies: bool = False
 
     def of(self, item: Item, record: Record, count: int) -> tuple[str, ...]:
-        """The names of an item's `count` images: `<key>.png`, or `<key>.s0.png`, … of several samples.
+        """The names of an item's `count` images: `<key>.png`, or `<key>.s0.png`, … with several samples.
 
-        With several samples every name has its number, also of an input that gives one image only (passed through), so
-        that no two keys can ever meet in a name. Raises OutputNameError for a key that leads out of the output folder.
-        """
+        With several samples every name has a number, also those of passed-through files with one image, so that
+        different keys never give the same name. Raises OutputNameError for a key that leads out of the output
+        folder."""
         copied = self.copies and record.status == "passed_through"
         suffix = item.suffix if copied else f".{SUFFIXES[self.format]}"
         endings = [suffix] if self.samples == 1 else [f".s{number}{suffix}" for number in range(count)]
@@ -106,7 +105,7 @@ DEFAULT_NAMES = OutputNames()
 
 
 class FolderSink:
-    """Image files below the manifest's folder. Thread-safe; calls at the same time put their lines in either order."""
+    """Image files below the manifest's folder. Thread-safe; simultaneous calls append their lines in any order."""
 
     carries = False
 
@@ -119,11 +118,11 @@ class FolderSink:
         return self._manifest.finished(source)
 
     def whole(self, shard: str) -> bool:
-        """Never: each member has its own line."""
+        """False: each member has its own line."""
         return False
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
-        """Write the images, then the line, and return it; see Sink."""
+        """Writes the images, then the line, and returns it; see Sink."""
         placed: list[str] = []
         try:
             for name, data in zip(self._names.of(item, record, len(images)), images, strict=True):
@@ -138,10 +137,10 @@ class FolderSink:
         return record
 
     def carry(self, member: SideMember) -> None:
-        """Nothing: only shards carry other members along."""
+        """Does nothing: only shards have side members."""
 
     def close(self) -> None:
-        """Nothing is left open between two calls."""
+        """Does nothing."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
-"""Where outputs are put, whole or not at all: a folder on a disk. (object_store.RemoteStore: an object store.)
+"""Where outputs are put: a folder on a disk. object_store.RemoteStore is the same for an object store.
 
-What a killed run has left half done lies in `scratch`, and is removed when the manifest is opened (local_lines.py)."""
+Partial outputs of a killed run are in `scratch`, and are removed when the manifest is opened (local_lines.py)."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from pipeline.outputs.record import SinkError
 
 PARTIAL = ".restore-partial"
 
-# What the operating system says about one name, not about the disk: too long, a folder where a file should be, ….
+# Errors of a name, not of the disk: too long, a folder in the place of a file, …
 _NAME_ERRORS = frozenset(
     {
         errno.ENAMETOOLONG,
@@ -30,15 +30,14 @@ _NAME_ERRORS = frozenset(
 
 
 class OutputNameError(Exception):
-    """An output cannot have the name that its key asks for; the run goes on."""
+    """An output cannot have the name that its key asks for; the run continues."""
 
 
 class Store(Protocol):
-    """An output folder, whatever it is kept on. Names are safe relative paths below it. Thread-safe.
+    """An output folder. Names are safe relative paths below it. Thread-safe.
 
-    address: where it is.
-    scratch: a folder on this machine's disk, for files in the making.
-    """
+    address: of the folder.
+    scratch: a local folder for unfinished files."""
 
     @property
     def address(self) -> Address: ...
@@ -47,24 +46,24 @@ class Store(Protocol):
     def scratch(self) -> Path: ...
 
     def put(self, name: str, data: bytes) -> None:
-        """Give the output these bytes; what was there is replaced. Raises OutputNameError and SinkError."""
+        """Writes or replaces an output atomically. Raises OutputNameError and SinkError."""
 
     def place(self, temporary: Path, name: str) -> None:
-        """Make an output of a finished file in `scratch`, which is gone then. Raises OutputNameError and SinkError."""
+        """Moves a finished file from `scratch` to its output name. Raises OutputNameError and SinkError."""
 
     def remove(self, name: str) -> None:
-        """Take an output away again, if it is there."""
+        """Removes an output if it exists."""
 
     def stopped(self, error: OSError, name: str) -> SinkError:
-        """The error to raise when the disk does not take an output."""
+        """The error to raise when an output cannot be written."""
 
 
 class LocalStore:
-    """A folder on a disk. Outputs appear under their names by a rename, so that `kill -9` never leaves half a file."""
+    """A folder on a disk. Outputs get their names by a rename, so that `kill -9` never leaves a partial one."""
 
     def __init__(self, folder: Path, part: str = "") -> None:
-        """part: of a process, where several write into the folder. Each has a scratch folder of its own, which has to
-        be there."""
+        """part: of a process, if several write to the folder; each has a scratch folder of its own, which must
+        exist."""
         self._folder, self._part = folder, part
         self._numbers = itertools.count()
 
@@ -117,7 +116,7 @@ class LocalStore:
     def _move(self, temporary: Path, name: str) -> None:
         path = self._folder / name
         if self._folder / PARTIAL in path.parents:
-            raise OutputNameError(f"{PARTIAL!r} is where unfinished outputs are kept; rename the input's folder")
+            raise OutputNameError(f"the name {PARTIAL!r} is reserved for unfinished outputs; rename the input's folder")
         try:
             try:
                 temporary.replace(path)

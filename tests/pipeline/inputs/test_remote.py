@@ -332,7 +332,7 @@ def test_upload_that_fails_stops_the_run_and_leaves_no_line(memory):
         sink.write(*restored("taken.png/b"), [b"2"])
     assert lines(memory) == []
     pytest.importorskip("aiohttp")
-    with pytest.raises(SinkError, match="HTTP can only be read"):
+    with pytest.raises(SinkError, match="HTTP is read-only"):
         Manifest.open(Remote("http://127.0.0.1:1/x"), RUN)
 
 
