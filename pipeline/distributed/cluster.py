@@ -1,13 +1,12 @@
-"""The same run on a Ray cluster: Ray places workers on its nodes and carries messages, and we restore.
+"""A run on a Ray cluster. Ray starts workers on its nodes and carries messages.
 
-    driver: inputs → units (a shard, or some loose files) → … → manifest lines, appended here and nowhere else
-    worker: a unit → its images, put in place as in any run → their lines, sent back
+    driver: inputs → units (a shard, or some loose files) → … → manifest lines, written here only
+    worker: a unit → its outputs, put in place as in any run → its manifest lines, sent to the driver
 
-There is one worker for each GPU, or for some cores. A unit whose worker is lost, with its node or alone, is given to
-another; its outputs come out the same, and its lines are written when somebody has sent them: once. A driver that is
-killed takes its workers with it; the next one goes on from the manifest. The input and the output have to be seen by
-all nodes, under the same names, which every worker checks before it is given anything.
-"""
+There is one worker per GPU, or per `cpus` cores. If a worker or its node is lost, its unit is given to another, which
+writes the same outputs; the driver writes a unit's lines once. Workers end with their driver; the next run continues
+from the manifest. All nodes must see the inputs and the output under the same names, which each worker checks at its
+start."""
 
 from __future__ import annotations
 
@@ -40,18 +39,18 @@ from pipeline.outputs.record import SinkError
 from pipeline.outputs.store import PARTIAL
 
 MAX_ATTEMPTS = 5
-"""So many workers may be lost over a unit before it is left to another run."""
+"""Workers that may be lost over a unit before the run gives it up."""
 
 STARTUP_WARNING_S = 60.0
-"""Seconds after which a driver without any worker says so."""
+"""Seconds without any worker after which the driver prints a warning."""
 
 
 class ClusterError(Exception):
-    """The cluster cannot be used, or no longer. What is finished stays finished."""
+    """The cluster cannot be used. Finished inputs stay finished."""
 
 
 class WorkerSet:
-    """The workers: those that have not said hello, those that have nothing to do, and those with a unit."""
+    """The workers of a run: starting, idle, and busy with a unit."""
 
     def __init__(self, ray: Any, setup: WorkerSetup, cpus: int | None) -> None:
         self._ray, self._setup, self._cpus = ray, setup, cpus
@@ -64,7 +63,6 @@ class WorkerSet:
         self._warn_at = time.monotonic() + STARTUP_WARNING_S
         self.nodes: set[str] = set()
         self.peak_workers = 0
-        """Workers at the same time, at most."""
 
     def __enter__(self) -> Self:
         return self
@@ -81,8 +79,8 @@ class WorkerSet:
                 self._ray.kill(worker)
 
     def results(self, units: Iterable[InputUnit]) -> Iterator[UnitResult]:
-        """Those of all units, as they come. Raises ClusterError when no worker can work, and, after everything else is
-        done, when a unit has cost too many."""
+        """The results of all units, in the order in which they arrive. Raises ClusterError if workers cannot start or
+        work, and, after all other units are done, if a unit has lost too many workers."""
         waiting, again, given_up = iter(units), deque[InputUnit](), list[InputUnit]()
         while self._assign(again, waiting):
             self._start_workers()
@@ -101,11 +99,12 @@ class WorkerSet:
         if given_up:
             what = "; ".join(map(str, given_up))
             raise ClusterError(
-                f"{what}: {MAX_ATTEMPTS} workers were lost over it; all else is done; the last: {self._last_error}"
+                f"{what}: {MAX_ATTEMPTS} workers were lost over it; all other units are done; "
+                f"the last error: {self._last_error}"
             )
 
     def _assign(self, again: deque[InputUnit], waiting: Iterator[InputUnit]) -> bool:
-        """Units to those that have none. False when nothing is left to do or to wait for."""
+        """Gives units to idle workers. Returns False when no unit is left and no worker is busy."""
         while True:
             if not again:
                 again.extend(itertools.islice(waiting, 1))
@@ -115,16 +114,16 @@ class WorkerSet:
             self._busy[worker.restore.remote(unit)] = (worker, unit)
 
     def _start_workers(self) -> None:
-        """Starts workers until there are as many as the cluster has places for. A lost node's are not waited for."""
+        """Starts workers up to the number that the cluster's nodes have room for, which shrinks when a node is lost."""
         cpus, gpus, wanted = worker_slots(self._ray.nodes(), self.kind, self._cpus)
-        self.kind = "cuda" if gpus else "cpu"  # for good: the other kind would give slightly other images
+        self.kind = "cuda" if gpus else "cpu"  # fixed from now on: the other kind gives slightly different images
         if not (wanted or self._starting or self._busy):
             raise ClusterError(f"no node of the cluster has {cpus} CPUs {'and a GPU ' * gpus}for a worker")
         if time.monotonic() > self._warn_at and not (self._idle or self._busy):
             self._warn_at = float("inf")
             tqdm.write(f"the cluster has started none of {wanted} workers yet; is it busy?", file=sys.stderr)
         actor = self._ray.remote(Worker)
-        device = "cuda:0" if gpus else "cpu"  # each sees its own GPU alone
+        device = "cuda:0" if gpus else "cpu"  # each worker sees only its own GPU
         setup = replace(self._setup, device=device, job=self._setup.job | {"workers": cpus})
         while len(self._starting) + len(self._idle) + len(self._busy) < wanted:
             name = f"ray-{self._setup.token}-{next(self._numbers)}"
@@ -137,21 +136,23 @@ class WorkerSet:
         if ready is None:
             self._lost += 1
             if self._lost >= MAX_ATTEMPTS and not (self._idle or self._busy):
-                raise ClusterError(f"{self._lost} workers ended before they could begin; the last: {self._last_error}")
+                raise ClusterError(
+                    f"{self._lost} workers ended before they were ready; the last error: {self._last_error}"
+                )
             return
         self.dtype = self.dtype or ready.dtype
         if ready.problem:
             raise ClusterError(f"node {ready.node}: {ready.problem}")
         if ready.dtype != self.dtype:
             raise ClusterError(
-                f"node {ready.node} computes in {ready.dtype}, others in {self.dtype}: say which with --dtype"
+                f"node {ready.node} computes in {ready.dtype}, others in {self.dtype}: choose one with --dtype"
             )
         self._lost = 0
         self.nodes.add(ready.node)
         self._idle.append(worker)
 
     def _receive(self, message: Any) -> Any:
-        """A worker's answer; None if it is lost. What the worker itself raises is raised here."""
+        """A worker's message; None if the worker is lost. An exception of the worker's own is raised."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(message)
@@ -163,8 +164,10 @@ class WorkerSet:
 
 
 def worker_slots(nodes: Iterable[dict[str, Any]], device: str, cpus: int | None) -> tuple[int, int, int]:
-    """(CPUs and GPUs of a worker, how many workers there can be) on Ray's `nodes`. device: auto takes GPUs if there are
-    any. cpus: None takes one, or of a node with GPUs each one's share."""
+    """(CPUs per worker, GPUs per worker, number of workers) that Ray's `nodes` permit.
+
+    device: `auto` uses GPUs if there are any.
+    cpus: per worker; None: one, or on nodes with GPUs each GPU's share."""
     found = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpu = [x for x in found if x.get("GPU", 0) >= 1]
     if device == "cpu" or (device == "auto" and not with_gpu):
@@ -175,8 +178,13 @@ def worker_slots(nodes: Iterable[dict[str, Any]], device: str, cpus: int | None)
 
 
 def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str, cpus: int | None) -> int:
-    """engine.run on the cluster at `address`, with so many CPUs for a worker. job: its paths absolute, its Restorer on
-    any device. weights, device, dtype: what the workers' Restorers are made from. Raises ClusterError, too."""
+    """As engine.run, on the cluster at `address`. Returns the number of `failed` manifest lines.
+
+    job: with absolute paths; its Restorer may be on any device.
+    weights, device, dtype: for the workers' Restorers.
+    cpus: per worker; see `worker_slots`.
+
+    Raises ClusterError, SourceError and SinkError."""
     sources, watch = list_inputs(job), Stopwatch()
 
     def may_have_outputs(item: Item) -> bool:
@@ -205,16 +213,15 @@ def run(job: Job, weights: str | None, device: str, dtype: str, *, address: str,
     done, device = counts.total() - before, f"{workers.kind} on {len(workers.nodes)} Ray hosts"
     keep_history(job, done, megapixels, seconds, workers=workers.peak_workers, device=device, dtype=workers.dtype)
     if not job.quiet:
-        crowd = f"up to {workers.peak_workers} workers on {len(workers.nodes)} hosts"
         table = watch.table(megapixels, seconds, dict.fromkeys(watch.stages, max(1, workers.peak_workers)))
-        how = f"; {crowd}"
+        how = f"; up to {workers.peak_workers} workers on {len(workers.nodes)} hosts"
         print(summary(counts, done, job, megapixels=megapixels, seconds=seconds, how=how, table=table), file=sys.stderr)
     return counts["failed"]
 
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """The `ray` package, connected. Raises ClusterError when it is not installed or there is no cluster."""
+    """Connects to Ray; yields the package. Raises ClusterError if it is not installed or there is no cluster."""
     try:
         ray: Any = import_module("ray")
     except ImportError as error:
@@ -223,10 +230,10 @@ def connected(address: str) -> Iterator[Any]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        how = "start one (`ray start --head`), name its --address, or take --address local for this machine alone"
+        how = "start one (`ray start --head`), give its --address, or use --address local for this machine only"
         raise ClusterError(f"no Ray cluster at {address!r}: {error}; {how}") from error
     finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
+        signal.signal(signal.SIGTERM, handler)  # Ray's handler would end this process at once
     try:
         yield ray
     finally:
@@ -235,7 +242,8 @@ def connected(address: str) -> Iterator[Any]:
 
 @contextmanager
 def _probe(output: Address) -> Iterator[str]:
-    """A file in the output folder that workers look for; gives what it holds. Afterwards nothing of them is left."""
+    """Writes a random token to a file in the output folder, which workers must be able to read; yields the token.
+    Afterwards removes it and the scratch folders of lost workers."""
     token = secrets.token_hex(4)
     if isinstance(output, Path):
         (output / PARTIAL / PROBE).write_text(token)
@@ -243,7 +251,7 @@ def _probe(output: Address) -> Iterator[str]:
             yield token
         finally:
             (output / PARTIAL / PROBE).unlink(missing_ok=True)
-            for scratch in (output / PARTIAL).glob(f"ray-{token}-*"):  # of workers that were lost or killed
+            for scratch in (output / PARTIAL).glob(f"ray-{token}-*"):  # of lost or killed workers
                 shutil.rmtree(scratch, ignore_errors=True)
         return
     place = output / PROBE

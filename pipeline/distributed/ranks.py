@@ -1,7 +1,6 @@
-"""Which rank of a distributed run this process is: as the options, torchrun or SLURM's srun say.
+"""Determines which rank of a distributed run this process is, from the options, torchrun or SLURM's srun.
 
-share = choose(None, None, os.environ)
-"""
+share = choose_share(None, None, os.environ)"""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from pipeline.inputs.rank_share import SINGLE_RANK, Share
 
 
 def choose_share(rank: int | None, world_size: int | None, environment: Mapping[str, str]) -> Share:
-    """By the numbers given, or else as torchrun or SLURM's srun started this process. Raises ValueError.
+    """This process's share, from the numbers if they are given, else from the environment. Raises ValueError.
 
-    A batch script of SLURM's is one process, whatever it may start later; only a step's processes are ranks."""
+    A SLURM batch script is a single process; only the processes of a job step are ranks."""
     origin = "--rank and --world-size"
     if rank is None and world_size is None:
         for rank_name, ranks_name, starter in _STARTERS:
@@ -24,7 +23,7 @@ def choose_share(rank: int | None, world_size: int | None, environment: Mapping[
         else:
             return SINGLE_RANK
     if rank is None or world_size is None:
-        raise ValueError("--rank and --world-size: give both or none")
+        raise ValueError("--rank and --world-size: give both or neither")
     if not 0 <= rank < world_size:
         raise ValueError(f"{origin}: rank {rank} of {world_size}: expected 0 to {world_size - 1}")
     local_rank = next((name for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in environment), None)

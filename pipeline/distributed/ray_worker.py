@@ -1,4 +1,4 @@
-"""What runs on a Ray cluster's nodes: one unit of work at a time, its outputs put in place, its lines sent back."""
+"""The worker on a Ray cluster's nodes: restores one unit at a time, writes its outputs, returns its manifest lines."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from pipeline.outputs.store import PARTIAL, LocalStore
 
 PROBE = ".restore-probe"
 TIMEOUT_S = 10.0
-"""Seconds within which a file that one node has made appears on another, as network file systems take their time, and
-in which workers should be able to end."""
+"""Seconds until a file of one node must be visible on another, because network file systems have a delay, and until
+workers must have closed."""
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What has become of a unit. problem: why the whole run has to stop, if it has to."""
+    """The result of a unit. problem: why the whole run has to stop, or empty."""
 
     records: Sequence[Record] = ()
     megapixels: float = 0.0
@@ -49,7 +49,7 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """What a worker says before its first unit: where it is, how it computes, and why it cannot work, if so."""
+    """A worker's first message: its node, its dtype, and why it cannot work, or empty."""
 
     node: str
     dtype: str = ""
@@ -58,8 +58,12 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What all workers are told: the job without its Restorer, which each makes itself on its own device. token: what
-    the probe file holds."""
+    """What every worker is started with.
+
+    weights, device, dtype, options: of its Restorer.
+    digest: hash of the weights that it must have.
+    job: the job's other fields.
+    token: the content of the probe file."""
 
     weights: str | None
     digest: str
@@ -72,7 +76,7 @@ class WorkerSetup:
 
 
 class RecordCollector:
-    """A Ledger that keeps the lines of one unit, to be sent to the driver."""
+    """A ManifestWriter that collects the lines of one unit, to be sent to the driver."""
 
     def __init__(self, store: LocalStore | RemoteStore, unit: InputUnit) -> None:
         self.store = store
@@ -81,15 +85,15 @@ class RecordCollector:
         self._unit = unit
 
     def finished(self, source: str) -> bool:
-        """See Ledger."""
+        """See ManifestWriter."""
         return source in self._unit.finished
 
     def whole(self, shard: str) -> bool:
-        """See Ledger."""
+        """See ManifestWriter."""
         return shard in self._unit.whole
 
     def append(self, records: Sequence[Record]) -> None:
-        """See Ledger."""
+        """See ManifestWriter."""
         self.records += records
         self.counts.update(record.status for record in records)
 
@@ -103,25 +107,25 @@ class RecordCollector:
 
 
 class Worker:
-    """An actor. Its constructor does nothing, so that what goes wrong afterwards can be told from a lost process."""
+    """A Ray actor. Its constructor does nothing that can fail, so that errors are distinguished from a lost process."""
 
     def __init__(self, setup: WorkerSetup, name: str) -> None:
         self._setup, self._name, self._open = setup, name, ExitStack()
 
     def begin(self) -> WorkerReady:
-        """Loads the weights, and looks whether it sees what the driver sees."""
+        """Loads the weights, and checks that inputs and output are visible."""
         node, setup = socket.gethostname(), self._setup
         try:
             restorer = Restorer.from_pretrained(setup.weights, setup.device, setup.dtype, setup.options)
             self._job = Job(restorer=restorer, **setup.job)
             if restorer.digest != setup.digest:
-                return WorkerReady(node, problem=f"has other weights {setup.weights or restorer.digest}")
+                return WorkerReady(node, problem=f"has different weights {setup.weights or restorer.digest}")
             for root in setup.sources.roots:
                 if isinstance(root.folder, Path) and not root.folder.exists():
                     return WorkerReady(node, problem=f"does not see the input {root.folder}")
             if not _can_read_probe(self._job.output, setup.token):
                 problem = f"does not see what the driver writes to {self._job.output}"
-                return WorkerReady(node, problem=f"{problem}; give a shared file system or a store")
+                return WorkerReady(node, problem=f"{problem}; use a shared file system or a store")
             self._store = self._open_store(self._job.output)
             self._resources = self._open.enter_context(open_resources(self._job))
         except (ValueError, OSError, RemoteError, SinkError) as error:
@@ -132,32 +136,32 @@ class Worker:
         if isinstance(output, Remote):
             return RemoteStore(output)
         store = LocalStore(output, self._name)
-        store.scratch.mkdir()  # in a folder that the next driver takes away, so that no worker outlives its run
+        store.scratch.mkdir()  # the next run removes the parent folder, which stops a worker that outlived its run
         return store
 
     def restore(self, unit: InputUnit) -> UnitResult:
-        """The unit's outputs are in place when this returns."""
-        job, ledger, watch = self._job, RecordCollector(self._store, unit), self._job.restorer.stopwatch
+        """Restores a unit. Its outputs are in place when this returns."""
+        job, collector, watch = self._job, RecordCollector(self._store, unit), self._job.restorer.stopwatch
         watch.stages.clear()
         keys = Keys(per_shard=True) if unit.owners is None else PrecomputedKeys(unit.owners)
         try:
             with ExitStack() as stack:
-                sink = stack.enter_context(open_sink(job, ledger, self._setup.sources))
+                sink = stack.enter_context(open_sink(job, collector, self._setup.sources))
                 stack.enter_context(one_thread(job.restorer.device))
                 scheduler = stack.enter_context(self._resources.scheduler())
-                silent: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
+                progress: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
                 items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
-                megapixels = write(scheduler.run(make_tasks(job, items, keys)), sink, silent, watch)
+                megapixels = write(scheduler.run(make_tasks(job, items, keys)), sink, progress, watch)
                 with watch("write"):
                     sink.close()
                     if isinstance(self._store, RemoteStore):
                         self._store.settle()
         except (SinkError, SourceError) as error:
             return UnitResult(problem=f"{socket.gethostname()}: {error}")
-        return UnitResult(ledger.records, megapixels, dict(watch.stages))
+        return UnitResult(collector.records, megapixels, dict(watch.stages))
 
     def close(self) -> None:
-        """Ends the processes and clears the scratch folder away."""
+        """Ends the worker processes and removes the scratch folder."""
         self._open.close()
         if isinstance(self._store, RemoteStore):
             self._store.close()
@@ -166,6 +170,7 @@ class Worker:
 
 
 def _can_read_probe(output: Address, token: str) -> bool:
+    """Whether the driver's probe file is visible here."""
     end = time.monotonic() + TIMEOUT_S
     while True:
         with suppress(FileNotFoundError):

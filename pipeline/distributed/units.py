@@ -1,8 +1,7 @@
-"""A run cut into units of work, for workers that are told what to do (cluster.py).
+"""Splits a run into units for the workers of a Ray cluster (cluster.py).
 
-Of two inputs of the same key, the first in the listing has it, as in a run of one process. Unless outputs are tars, the
-driver therefore reads the names in all tars: on a disk only their headers, from a store all of them.
-"""
+If two inputs have the same key, the first in the listing keeps it, as in a run of one process. Unless outputs are tars,
+the driver therefore reads the names in all tars: on a disk only their headers, from a store the whole tars."""
 
 from __future__ import annotations
 
@@ -18,13 +17,17 @@ from pipeline.outputs.shard_sink import LOOSE_SHARD
 from pipeline.outputs.sink import ManifestWriter
 
 FILES_PER_UNIT = 128
-"""Loose files in a unit."""
+"""Loose files per unit."""
 
 
 @dataclass(frozen=True)
 class InputUnit:
-    """What a worker does at a time. finished: sources that have a line. owners: sources whose key is taken, and by
-    whom; None: keys meet only in here. whole: finished output shards. attempt: how many workers it has cost."""
+    """The inputs that a worker restores at a time.
+
+    finished: sources that have a manifest line.
+    owners: source whose key is in use → source that has it; None: keys can only collide within the unit.
+    whole: finished output shards.
+    attempt: how many workers were lost over it."""
 
     entries: tuple[Entry, ...]
     finished: frozenset[str] = frozenset()
@@ -43,8 +46,8 @@ def split_into_units(
     manifest: ManifestWriter,
     may_have_outputs: Callable[[Item], bool] = lambda item: True,
 ) -> Iterator[InputUnit]:
-    """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one.
-    may_have_outputs: whether an item may, and so takes its key."""
+    """The units that are left to do, in order. shards: outputs are tars; then a unit is an input tar, or a folder's
+    loose files, which become one tar. may_have_outputs: whether an item may have outputs, and so claims its key."""
     if not shards:
         yield from _units_with_keys(entries, manifest.finished, may_have_outputs)
         return
@@ -63,7 +66,8 @@ def split_into_units(
 def _units_with_keys(
     entries: Iterable[Entry], finished: Callable[[str], bool], may_have_outputs: Callable[[Item], bool]
 ) -> Iterator[InputUnit]:
-    """Tars, and loose files by the hundred. Whose key is whose is decided here, where all names are seen in order."""
+    """Units for image files as outputs: tars, and FILES_PER_UNIT loose files at a time. Keys are claimed here, where
+    all names are read in order."""
     keys = Keys()
     for shard, group in itertools.groupby(entries, lambda entry: entry.shard):
         while found := tuple(itertools.islice(group, 1 if shard else FILES_PER_UNIT)):
@@ -71,7 +75,7 @@ def _units_with_keys(
             owners: dict[str, str] = {}
             left = 0
             for item in read(replace(entry, assigned=False) for entry in found):
-                assert isinstance(item, Item)  # others are not asked for
+                assert isinstance(item, Item)  # side members are not requested
                 owner = keys.claim(item) if may_have_outputs(item) else None
                 if finished(item.source):
                     done.add(item.source)

@@ -1,4 +1,5 @@
-"""The report's charts: where bars, lines and words stand in an SVG, in its own units, and the numbers as a table."""
+"""The report's charts: positions of bars, lines and text in an SVG, in its own units, and the same numbers as a
+table."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from pipeline.outputs.record import STATUSES, describe_counts
 WIDTH = 360
 
 BIN = 5
-"""Qualities in one column; the last has 100, too."""
+"""Qualities per column; the last column includes 100."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A rectangle; `kind` is its class, `label` what it stands for."""
+    """A rectangle. kind: its CSS class; label: its tooltip."""
 
     x: float
     y: float
@@ -38,7 +39,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Chart:
-    """rows: the table that says the same, under `columns`. rules: heights of horizontal lines."""
+    """rows: the table with the same numbers, under `columns`. rules: y positions of horizontal lines."""
 
     id: str
     title: str
@@ -68,7 +69,7 @@ def status_chart(counts: Mapping[str, int], total: int) -> Chart:
 
 
 def quality_chart(qualities: Counter[int]) -> Chart:
-    """A histogram in bins of BIN, and the exact numbers as its table."""
+    """A histogram in bins of BIN qualities; the table has the exact numbers."""
     bins: Counter[int] = Counter()
     for quality, count in qualities.items():
         bins[min(quality, 99) // BIN] += count
@@ -93,7 +94,7 @@ def quality_chart(qualities: Counter[int]) -> Chart:
 
 
 def sampling_chart(samplings: Counter[str]) -> Chart:
-    """A bar for each."""
+    """A bar per chroma sampling."""
     rows = sorted(samplings.items(), key=lambda row: (-row[1], row[0]))
     said = ", ".join(f"{name}: {count:,}" for name, count in rows) + "."
     chart = Chart("sampling", "Chroma subsampling", said, 32 * len(rows), ("Sampling", "Files"), rows)

@@ -1,4 +1,4 @@
-"""Reads some of a run's inputs and outputs, by the names that the manifest has for them; each tar is read once."""
+"""Reads the inputs and outputs that the report shows, by their names in the manifest; each tar is read once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.outputs.record import Record
 
 
 def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """(Source, JPEG file) of those sources that can still be read. inputs: of the run that named them."""
+    """Yields (source, JPEG file) for the sources that can still be read. inputs: of the run."""
     entries: dict[Entry, set[str]] = defaultdict(set)
     for source in sources:
         with suppress(OSError, ValueError, RemoteError):
@@ -26,7 +26,7 @@ def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[t
 
 
 def _entry(inputs: Sequence[Address], source: str) -> Entry:
-    """The file, or the tar that has it. Raises FileNotFoundError, RemoteError and UnsafeNameError."""
+    """The file of a source, or the tar that contains it. Raises FileNotFoundError, RemoteError and UnsafeNameError."""
     parts = safe_name(source).split("/")
     for end in range(1, len(parts) + 1):
         name = "/".join(parts[:end])
@@ -38,7 +38,7 @@ def _entry(inputs: Sequence[Address], source: str) -> Entry:
 
 
 def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """(Source, bytes) of the wanted members of a tar, or of a single file, as far as they can be read."""
+    """Yields (source, bytes) of the wanted members of a tar, or of a single file, as far as they can be read."""
     missing = set(wanted)
     try:
         for item in read([entry], lambda source: source not in missing, side_members=True):
@@ -52,7 +52,7 @@ def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
-    """(Name below the output folder, file) of those of the records' outputs that can still be read."""
+    """Yields (name below the output folder, file) for the records' outputs that can still be read."""
     shards: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for name in record.outputs:
@@ -69,5 +69,5 @@ def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[s
 
 
 def link_to(record: Record, name: str) -> str:
-    """A relative address of an output, seen from the output folder; of a member of a tar, the tar's."""
+    """An output's URL, relative to the output folder; for a member of a tar, the tar's."""
     return "./" + quote(os.fsencode(record.shard or name))

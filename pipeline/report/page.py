@@ -1,4 +1,4 @@
-"""Makes the page: reads the manifest once, chooses the gallery's files, and fills the template."""
+"""Creates the page: reads the manifest once, chooses the gallery's files, and fills the template."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from pipeline.report.statistics import Selection, Statistics
 REPORT = "report.html"
 
 GALLERY = 12
-"""Files in the gallery, unless told otherwise."""
+"""Default number of files in the gallery."""
 
 RUNS = 20
-"""Runs that the report lists, the last ones."""
+"""The number of runs that the report lists, the last ones."""
 
 _NAME_LENGTH = 240
 _HERE = Path(__file__).parent
 
 
 def write_report(output: Address, inputs: Sequence[Address] = (), gallery: int = GALLERY) -> Address:
-    """Writes the report of what an output folder's manifest says; returns its address, `output / REPORT`.
+    """Writes the report of an output folder; returns its address, `output / REPORT`.
 
-    inputs: where they are now; none: where they were when the run began. gallery: how many files are shown.
-    What cannot be read any more is left out of the gallery. Raises SinkError if there is no manifest, or if the report
-    cannot be written."""
+    inputs: where they are now; empty: where they were when the run began.
+    gallery: number of files to show; those that cannot be read any more are left out.
+
+    Raises SinkError if there is no manifest, or if the report cannot be written."""
     try:
         place = output / REPORT
         _put(place, _page(output, inputs, gallery).encode())
@@ -50,7 +51,7 @@ def write_report(output: Address, inputs: Sequence[Address] = (), gallery: int =
 
 
 def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
-    """Raises SinkError, OSError and RemoteError."""
+    """The page as HTML. Raises SinkError, OSError and RemoteError."""
     run = read_identity(output)
     statistics, selection = Statistics(), Selection(gallery)
     for record in read_records(output):
@@ -109,7 +110,7 @@ def render(
 
 
 def verdict(statistics: Statistics) -> str:
-    """What became of the inputs and how good the certificates are, in two sentences."""
+    """Two sentences: the inputs by status, and the certificates."""
     counts, total = statistics.counts, statistics.counts.total()
     if not total:
         return "The manifest has no lines yet."
@@ -130,8 +131,8 @@ def verdict(statistics: Statistics) -> str:
 
 
 def visible_name(text: str) -> Markup:
-    """A name or message from outside as HTML: what cannot be seen, or turns the direction of the text around it, as
-    escapes; very long ones shortened in the middle."""
+    """A name or message as HTML. Characters that are invisible or change the direction of text are escaped; very long
+    names are shortened in the middle."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if len(shown) > _NAME_LENGTH:
         shown = shown[: _NAME_LENGTH // 2] + " … " + shown[-_NAME_LENGTH // 2 :]
@@ -139,7 +140,7 @@ def visible_name(text: str) -> Markup:
 
 
 def short_number(value: float) -> str:
-    """In three digits and a word, from ten million on."""
+    """From ten million on, three digits and a word."""
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= (size if size > 1e6 else 1e7):
             return f"{value / size:.3g} {word}" if value < 1e15 else f"{value:.2e}"
@@ -147,18 +148,18 @@ def short_number(value: float) -> str:
 
 
 def _speed(runs: list[RunSummary]) -> float | None:
-    """Megapixels a second of a process."""
+    """Megapixels per second of a process; None without runs."""
     seconds = sum(run.seconds for run in runs)
     return sum(run.megapixels for run in runs) / seconds if seconds else None
 
 
 def _source_hash(text: str) -> str:
-    """As a content security policy names what it allows."""
+    """The hash that a content security policy allows."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
 def _put(place: Address, data: bytes) -> None:
-    """Whole or not at all. Raises OSError and RemoteError."""
+    """Writes a file atomically. Raises OSError and RemoteError."""
     if isinstance(place, Remote):
         place.write_bytes(data)
     else:

@@ -1,4 +1,4 @@
-"""What a report counts, in one pass over a manifest's lines and in memory that does not grow with their number."""
+"""What a report counts, in one pass over a manifest's lines, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORST = 20
 """Files with mismatches that the report lists."""
 
 GROUPS, EXAMPLES = 40, 5
-"""Different reasons that are kept apart, and example sources for each."""
+"""Number of different reasons that are counted separately, and of example sources per reason."""
 
 _VARIABLE = re.compile(
     r"(?<=duplicate key: ).*(?= has it already)"  # names
@@ -26,14 +26,14 @@ _VARIABLE = re.compile(
 
 
 class SmallestRecords:
-    """The `limit` records with the smallest keys of all that were offered, in order."""
+    """The `limit` records with the smallest keys, in order."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._found: list[tuple[tuple[int, int, str], Record]] = []
 
     def offer(self, key: tuple[int, int, str], record: Record) -> None:
-        """key: no two records have the same."""
+        """Adds a record. key: unique."""
         if len(self._found) < self.limit or (self._found and key < self._found[-1][0]):
             insort(self._found, (key, record), key=lambda pair: pair[0])
             del self._found[self.limit :]
@@ -44,7 +44,7 @@ class SmallestRecords:
 
 @dataclass
 class ReasonGroup:
-    """Inputs with the same reason but for names and numbers; `examples` are (source, its reason)."""
+    """Inputs whose reasons differ only in names and numbers. examples: (source, its reason)."""
 
     pattern: str
     count: int = 0
@@ -53,7 +53,7 @@ class ReasonGroup:
 
 
 class Reasons:
-    """Reasons, grouped. Those beyond the first GROUPS different ones share a group."""
+    """Groups of reasons. After GROUPS groups, further reasons share one."""
 
     OTHER = "other reasons"
 
@@ -61,7 +61,7 @@ class Reasons:
         self._groups: dict[str, ReasonGroup] = {}
 
     def note(self, record: Record) -> None:
-        """Count the record's reason in."""
+        """Counts the record's reason."""
         pattern = _VARIABLE.sub("…", record.reason)
         if pattern not in self._groups and len(self._groups) >= GROUPS:
             pattern = self.OTHER
@@ -72,16 +72,18 @@ class Reasons:
             group.examples.append((record.source, record.reason))
 
     def groups(self) -> list[ReasonGroup]:
-        """The largest first."""
+        """The groups, the largest first."""
         return sorted(self._groups.values(), key=lambda group: (-group.count, group.pattern))
 
 
 class Statistics:
     """Counts over manifest lines.
 
-    coefficients, mismatches: of all outputs with a certificate. excess: the largest of those without, of 16 bits.
-    inexact: files with mismatches. megapixels: of restored outputs. recovered_from: files whose coefficients were
-    recovered from decoded pixels, by front end."""
+    coefficients, mismatches: of all outputs with a certificate.
+    excess: the largest of the 16-bit outputs, in quantisation steps.
+    inexact: files with mismatches.
+    megapixels: of restored outputs.
+    recovered_from: files whose coefficients were recovered from decoded pixels, by front end."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -95,7 +97,7 @@ class Statistics:
         self.failed, self.passed_through = Reasons(), Reasons()
 
     def note(self, record: Record) -> None:
-        """Count a line in."""
+        """Counts a line."""
         self.counts[record.status] += 1
         if record.status != "restored":
             (self.failed if record.status == "failed" else self.passed_through).note(record)
@@ -119,9 +121,8 @@ class Statistics:
 
 
 class Selection:
-    """Which files the gallery shows: a third at most with the most mismatches, a third with the lowest qualities, the
-    others at random. Ties and chance are decided by a hash of the source, so that a manifest's lines give the same
-    selection in any order."""
+    """Chooses the gallery's files: up to a third with the most mismatches, a third with the lowest qualities, the rest
+    at random. A hash of the source decides ties and chance, so that the order of the lines does not matter."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -132,7 +133,7 @@ class Selection:
         )
 
     def note(self, record: Record) -> None:
-        """Consider a line."""
+        """Considers a line."""
         if record.status != "restored" or not record.outputs or not self._limit:
             return
         source = record.source
@@ -144,7 +145,7 @@ class Selection:
         self._random.offer((0, chance, source), record)
 
     def chosen(self) -> list[tuple[Record, str]]:
-        """(Record, why it was chosen), no source twice."""
+        """(record, why it was chosen), each source once."""
         found: dict[str, tuple[Record, str]] = {}
         third = -(-self._limit // 3)
         for records, why, most in (

@@ -136,8 +136,8 @@ def test_limit_ends_a_trial_that_can_go_on(tmp_path, weights):
     ("options", "message"),
     [
         (["--strength", "1.5"], "expected 0 (regression) to 1 (sample)"),
-        (["--strength", "0.5", "--mode", "mmse"], "only samples have one"),
-        (["--strength", "0.5", "--mode", "mean"], "only samples have one"),
+        (["--strength", "0.5", "--mode", "mmse"], "needs mode sample"),
+        (["--strength", "0.5", "--mode", "mean"], "needs mode sample"),
         (["--limit", "0"], "--limit 0: expected at least 1"),
         (["--limit", "1", "--output-shards"], "--limit: not with --output-shards"),
         (["--min-quality", "60", "--max-quality", "50"], "no file can match both"),
@@ -288,7 +288,7 @@ def test_16_bits_do_not_depend_on_workers(tmp_path, weights):
 
 def test_16_bits_in_other_formats_are_refused():
     for format in ("webp", "jxl"):
-        with pytest.raises(EncodeError, match="8 bits a channel"):
+        with pytest.raises(EncodeError, match="8 bits per channel"):
             encode_image(np.zeros((3, 4, 4), np.uint16), format)
 
 

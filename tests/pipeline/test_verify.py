@@ -53,7 +53,7 @@ def test_what_differs_is_counted(tmp_path, capsys):
         ("cut.png", "a.jpg", "cut.png: "),
         ("a.png", "text.png", "text.png: "),
         ("a.png", "missing.jpg", "missing.jpg: cannot be read"),
-        ("sixteen.png", "a.jpg", "16 bits a channel"),
+        ("sixteen.png", "a.jpg", "16 bits per channel"),
     ],
 )
 def test_what_cannot_be_verified_ends_with_2(tmp_path, capsys, restored, original, message):

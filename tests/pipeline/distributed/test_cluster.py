@@ -163,7 +163,7 @@ def test_an_output_that_the_nodes_do_not_see_is_refused(tmp_path, monkeypatch):
     source = fill(tmp_path / "in", {"a.jpg": encode(photograph(24, 24))})
     given = command(source, Path("-"), "--weights", tiny_weights(tmp_path), "--output-dir", "memory://out")
     told = Driver(given, tmp_path / "log", "local", cpus=os.cpu_count() or 1).end(2)
-    assert "does not see what the driver writes to memory://out; give a shared file system" in told
+    assert "does not see what the driver writes to memory://out; use a shared file system" in told
 
 
 def test_interrupted_driver_ends_and_cleans_up(tmp_path, nodes):

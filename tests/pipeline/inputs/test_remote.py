@@ -277,7 +277,7 @@ def test_shards_appear_with_their_lines(memory):
         assert tar.getnames() == ["a.json", "a.png"]
     with Manifest.open(memory, RUN) as manifest:
         assert [manifest.whole(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
-        with pytest.raises(SinkError, match="replace the input's"):
+        with pytest.raises(SinkError, match="replace input shards"):
             ShardSink(manifest, Sources((Root(memory, 0, 0),)))
     assert not manifest.store.scratch.exists()
 

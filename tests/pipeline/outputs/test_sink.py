@@ -200,7 +200,7 @@ def test_shard_whose_name_cannot_be_fails_alone(tmp_path):
 
 
 def test_shards_are_never_written_over_their_input(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, pytest.raises(SinkError, match="replace the input's"):
+    with Manifest.open(tmp_path, RUN) as manifest, pytest.raises(SinkError, match="replace input shards"):
         ShardSink(manifest, inputs(tmp_path / "." / ""))
     source = tmp_path / "in"
     source.mkdir()
