@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, start_batch
@@ -81,9 +80,7 @@ class Scheduler(Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop()
         if self._worker_pool is not None:
             self._worker_pool.close()

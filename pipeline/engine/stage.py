@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from functools import partial
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -88,14 +89,11 @@ def start_batch(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[
     try:
         return stage.do(units)
     except Exception as error:
-        return _raising(error)
+        return partial(_raise, error)
 
 
-def _raising(error: Exception) -> Callable[[], Sequence[Any]]:
-    def finish() -> Sequence[Any]:
-        raise error
-
-    return finish
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:

@@ -9,7 +9,6 @@ import contextlib
 import pickle
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from pipeline.engine.fork_server import ForkServer
@@ -52,9 +51,7 @@ class WorkerLauncher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._server.close()
 
     def _serve(self, connection: Connection) -> None:

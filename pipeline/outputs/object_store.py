@@ -45,21 +45,11 @@ class RemoteStore:
 
     def __init__(self, folder: Remote) -> None:
         """Must be closed with `close`."""
-        self._folder = folder
-        self._scratch = Path(tempfile.mkdtemp(prefix="restore-"))
+        self.address = folder
+        self.scratch = Path(tempfile.mkdtemp(prefix="restore-"))
         self._pool = ThreadPoolExecutor(_UPLOADS, "upload")
         self._mutex = threading.Lock()
         self._uploads: list[Future[None]] = []
-
-    @property
-    def address(self) -> Remote:
-        """The folder."""
-        return self._folder
-
-    @property
-    def scratch(self) -> Path:
-        """A local temporary folder."""
-        return self._scratch
 
     def put(self, name: str, data: bytes) -> None:
         """See Store. Only starts the upload; raises SinkError if an earlier one has failed."""
@@ -75,7 +65,7 @@ class RemoteStore:
         """See Store."""
         target = self._target(name)
         try:
-            self._attempt(target, lambda: self._folder.fs.put_file(str(temporary), target.address))
+            self._attempt(target, lambda: self.address.fs.put_file(str(temporary), target.address))
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -100,16 +90,16 @@ class RemoteStore:
     def stopped(self, error: OSError, name: str) -> SinkError:
         """See Store; the error is the scratch folder's."""
         return SinkError(
-            f"{self._scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
+            f"{self.scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
         )
 
     def close(self) -> None:
         """Waits for running uploads, and removes the scratch folder."""
         self._pool.shutdown(cancel_futures=True)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _target(self, name: str) -> Remote:
-        target = self._folder / name
+        target = self.address / name
         try:
             length = len(target.address.encode())
         except UnicodeEncodeError as error:

@@ -40,12 +40,6 @@ class ManifestWriter(Protocol):
     def append(self, records: Sequence[Record]) -> None:
         """Appends a line per record, whose outputs have been put in the store before. Raises SinkError."""
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
 
 class Sink(Protocol):
     """An output, as the engine uses it. Items are written in reading order. carries: whether it copies side members."""
@@ -145,7 +139,5 @@ class FolderSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

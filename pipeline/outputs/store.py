@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -64,58 +65,48 @@ class LocalStore:
     def __init__(self, folder: Path, part: str = "") -> None:
         """part: of a process, if several write to the folder; each has a scratch folder of its own, which must
         exist."""
-        self._folder, self._part = folder, part
+        self.address, self.scratch = folder, folder / PARTIAL / part
         self._numbers = itertools.count()
-
-    @property
-    def address(self) -> Path:
-        """The folder."""
-        return self._folder
-
-    @property
-    def scratch(self) -> Path:
-        """A folder on the same disk."""
-        return self._folder / PARTIAL / self._part
 
     def put(self, name: str, data: bytes) -> None:
         """See Store. The file is not flushed to the disk."""
         temporary = self.scratch / str(next(self._numbers))
-        try:
+        with self._removed_on_error(temporary, name):
             temporary.write_bytes(data)
             self._move(temporary, name)
-        except BaseException as error:
-            self._give_up(temporary, error, name)
-            raise
 
     def place(self, temporary: Path, name: str) -> None:
         """See Store. The file is flushed to the disk before it gets its name."""
-        try:
+        with self._removed_on_error(temporary, name):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             self._move(temporary, name)
-        except BaseException as error:
-            self._give_up(temporary, error, name)
-            raise
 
     def remove(self, name: str) -> None:
         """See Store."""
-        (self._folder / name).unlink(missing_ok=True)
+        (self.address / name).unlink(missing_ok=True)
 
     def stopped(self, error: OSError, name: str) -> SinkError:
         """See Store."""
         return SinkError(
-            f"{self._folder}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
+            f"{self.address}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
         )
 
-    def _give_up(self, temporary: Path, error: BaseException, name: str) -> None:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise self.stopped(error, name) from error
+    @contextlib.contextmanager
+    def _removed_on_error(self, temporary: Path, name: str) -> Iterator[None]:
+        """Removes the temporary file after an error; turns an OSError into SinkError."""
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self.stopped(error, name) from error
+            raise
 
     def _move(self, temporary: Path, name: str) -> None:
-        path = self._folder / name
-        if self._folder / PARTIAL in path.parents:
+        path = self.address / name
+        if self.address / PARTIAL in path.parents:
             raise OutputNameError(f"the name {PARTIAL!r} is reserved for unfinished outputs; rename the input's folder")
         try:
             try:

@@ -124,7 +124,7 @@ def test_its_parents_garbage_is_not_collected_there():
     code = """
 import gc, os
 from pipeline.engine.memory import SharedMemory
-from pipeline.engine.worker import Workers
+from pipeline.engine.worker import WorkerLauncher
 
 class Pipeline:
     def __del__(self):
@@ -135,7 +135,7 @@ parent = os.getpid()
 garbage = Pipeline()
 garbage.itself = garbage
 del garbage
-with Workers([lambda units: lambda: [gc.collect() >= 0]], SharedMemory(1)) as workers:
+with WorkerLauncher([lambda units: lambda: [gc.collect() >= 0]], SharedMemory(1)) as workers:
     process = workers.start()
     process.send(process.pack(0, [None]))
     assert process.receive() == [True]

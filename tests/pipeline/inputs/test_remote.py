@@ -18,7 +18,7 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.inputs.listing import Root, SourceError, Sources, list_sources
 from pipeline.inputs.remote import Address, AddressError, Remote, address, same_place
-from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.outputs import object_store
 from pipeline.outputs.manifest import Manifest, manifest_address
 from pipeline.outputs.object_store import PARTS
@@ -107,7 +107,7 @@ def test_position_in_tars_of_a_store_is_that_on_a_disk(tmp_path, memory):
     local = make_input(tmp_path / "in")
     total = list_sources(local).shard_bytes
     for place in (local, upload(local, memory)):
-        position, seen = Position(), [0]
+        position, seen = ReadPosition(), [0]
         for _ in read(list_sources(place), position=position):
             seen.append(position.bytes)
         assert seen == sorted(seen)
