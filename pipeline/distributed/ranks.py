@@ -1,6 +1,7 @@
 """Determines which rank of a distributed run this process is, from the options, torchrun or SLURM's srun.
 
-share = choose_share(None, None, os.environ)"""
+share = choose_share(None, None, os.environ)
+"""
 
 from __future__ import annotations
 

@@ -87,9 +87,9 @@ class RecordCollector:
         """See ManifestWriter."""
         return source in self._unit.finished
 
-    def whole(self, shard: str) -> bool:
+    def shard_finished(self, shard: str) -> bool:
         """See ManifestWriter."""
-        return shard in self._unit.whole
+        return shard in self._unit.finished_shards
 
     def append(self, records: Sequence[Record]) -> None:
         """See ManifestWriter."""
@@ -141,7 +141,7 @@ class Worker:
                 stack.enter_context(one_thread(job.restorer.device))
                 scheduler = stack.enter_context(self._resources.scheduler())
                 progress: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
-                items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
+                items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.copies_members))
                 megapixels = write(scheduler.run(make_tasks(job, items, keys)), sink, progress, watch)
                 with watch("write"):
                     sink.close()

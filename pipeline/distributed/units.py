@@ -26,13 +26,13 @@ class InputUnit:
 
     finished: sources that have a manifest line.
     owners: source whose key is in use → source that has it; None: keys can only collide within the unit.
-    whole: finished output shards.
+    finished_shards: finished output shards.
     attempt: how many workers were lost over it."""
 
     entries: tuple[Entry, ...]
     finished: frozenset[str] = frozenset()
     owners: dict[str, str] | None = None
-    whole: frozenset[str] = frozenset()
+    finished_shards: frozenset[str] = frozenset()
     attempt: int = 0
 
     def __str__(self) -> str:
@@ -54,13 +54,15 @@ def split_into_units(
     for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
         found = tuple(group)
         if found[0].shard:
-            if not manifest.whole(found[0].name):
+            if not manifest.shard_finished(found[0].name):
                 yield InputUnit(found)
             continue
         loose = posixpath.join(posixpath.dirname(found[0].name), LOOSE_SHARD)
         finished = frozenset(entry.name for entry in found if manifest.finished(entry.name))
         if len(finished) < len(found):
-            yield InputUnit(found, finished, whole=frozenset({loose} if manifest.whole(loose) else ()))
+            yield InputUnit(
+                found, finished, finished_shards=frozenset({loose} if manifest.shard_finished(loose) else ())
+            )
 
 
 def _units_with_keys(

@@ -155,8 +155,8 @@ def merge_decoded(job: Job, step: Step, file: RawFile, found: DecodedFile | Pass
     """The step with a complete record if the file is passed through, else with a restoration."""
     assert isinstance(step, Task)
     if isinstance(found, PassedFile):
-        fate = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
-        record = file.describe(replace(fate, mode=None, weights=None, seed=None, strength=None))
+        record = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
+        record = file.describe(replace(record, mode=None, weights=None, seed=None, strength=None))
         return Task(step.item, record, images=found.images)
     bitstream, c = found.bitstream, found.bitstream.coefficients
     record = replace(

@@ -57,7 +57,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         started = time.perf_counter()
         entries = job.share.entries(sources, job.shards)
         position = ReadPosition()
-        items = read(entries, sink.finished, sink.whole, side_members=sink.carries, position=position)
+        items = read(entries, sink.finished, sink.shard_finished, side_members=sink.copies_members, position=position)
         items = watch.each("read", islice(items, job.limit))
         left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
         megapixels = write(scheduler.run(make_tasks(job, items)), sink, progress, watch, left)
@@ -161,7 +161,7 @@ def write(
     for step in steps:
         with watch("write"):
             if isinstance(step, SideMember):
-                sink.carry(step)
+                sink.copy_member(step)
                 continue
             with defer_signals():  # keeps outputs and their line together
                 record = sink.write(step.item, step.record, step.images)

@@ -2,7 +2,8 @@
 
 filters = Filters(max_quality=90, exclude=("thumbs/*",))
 filters.by_name("thumbs/a.jpg")         # why it is left out, or None
-filters.apply(layout)                   # the layout, or FilteredOut with the reason"""
+filters.apply(layout)                   # the layout, or FilteredOut with the reason
+"""
 
 from __future__ import annotations
 

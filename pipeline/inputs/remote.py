@@ -20,7 +20,7 @@ import fsspec
 
 HTTP = frozenset({"http", "https"})
 PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory"}) | HTTP
-_BLOCK = 8 << 20  # bytes asked for at a time, where a file is read in pieces
+_BLOCK = 8 << 20  # bytes per request
 _BUFFER = 1 << 20
 
 

@@ -78,7 +78,7 @@ class ReadPosition:
 def read(
     entries: Iterable[Entry],
     finished: Callable[[str], bool] = lambda source: False,
-    whole: Callable[[str], bool] = lambda shard: False,
+    shard_finished: Callable[[str], bool] = lambda shard: False,
     *,
     side_members: bool = False,
     limit: int = SIZE_LIMIT,
@@ -87,7 +87,7 @@ def read(
     """Yields every input, in order, one at a time in memory.
 
     finished: whether a source is finished; its item has no data and no error, but its key is still known.
-    whole: whether a shard is finished; it is not opened.
+    shard_finished: whether a shard is finished; it is not opened.
     side_members: also yield tar members that are not JPEG files, except finished ones.
     limit: larger files and members, in bytes, are error items and are not read.
     position: updated with the progress.
@@ -100,7 +100,7 @@ def read(
             if not entry.shard:
                 yield _read_file(entry, done, limit)
                 continue
-            if not whole(entry.name):
+            if not shard_finished(entry.name):
                 for item in _read_shard(entry, done, side_members, limit, position):
                     if isinstance(item, Item) and item.error is not None and done(item.source):
                         yield replace(item, error=None)

@@ -319,9 +319,7 @@ def _libjpeg_reads(stream: Iterable[bytes | memoryview], blocks: list[Plane]) ->
         path = b"/proc/self/fd/%d" % descriptor
         if _libjpeg()(path, *pointers, None, None):
             return True
-        os.close(
-            os.open(path, os.O_RDONLY)
-        )  # raises OSError if the file could not be opened: too many open files, no /proc
+        os.close(os.open(path, os.O_RDONLY))  # raises OSError if this was the cause: too many open files, no /proc
         return False
 
 

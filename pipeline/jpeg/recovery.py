@@ -46,7 +46,7 @@ def recover(
         channels = torch.stack((rgb[..., 2], rgb[..., 0])).float()
         samples = chroma_samples(differences(luma.float(), rgb[..., 1].float(), channels), sampling.factors)
         lower, higher = samples == -128, samples == 127
-        if sampling.factors == (1, 1):  # otherwise a sample has other pixels to go by, too
+        if sampling.factors == (1, 1):  # with subsampling, a sample has more pixels than the clipped one
             lower, higher = lower | (channels == 0), higher | (channels == 255)
         found += quantise(samples, tables[1:], lower, higher)
     result = empty_planes(sampling, size, 1, luma.device)

@@ -79,7 +79,7 @@ class LocalLines:
         """See Lines: the whole manifest's name is empty."""
         return sorted(parts_of(self.folder), key=lambda part: (part != self.part, part))
 
-    def own(self, part: str) -> bool:
+    def may_change(self, part: str) -> bool:
         """See Lines."""
         return self.part in ("", part)
 
@@ -173,9 +173,8 @@ class LocalLines:
         self._locks.append(_lock_one(self.folder, _lock_name(self.part)))
         for other in _rank_parts(self.folder):
             if other.split("-of-")[1] != self.part.split("-of-")[1] and (self.folder / _lock_name(other)).exists():
-                os.close(
-                    _lock_one(self.folder, _lock_name(other))
-                )  # raises SinkError while a run with another number of ranks is active
+                # Raises SinkError while a run with another number of ranks is active:
+                os.close(_lock_one(self.folder, _lock_name(other)))
 
     def _replace(self, path: Path, pieces: Iterable[bytes], new: bool = False) -> bool:
         """Writes a file atomically and flushes it to the disk first; raises OSError. new: do not replace an existing

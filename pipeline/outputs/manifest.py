@@ -61,7 +61,7 @@ class Lines(Protocol):
     def parts(self) -> list[str]:
         """The names of all existing parts, those first that this run may change."""
 
-    def own(self, part: str) -> bool:
+    def may_change(self, part: str) -> bool:
         """Whether this run may change the part."""
 
     def read(self, part: str) -> Iterable[bytes]:
@@ -143,7 +143,7 @@ class Manifest:
         """Whether an earlier run has written this source's line, and its outputs exist."""
         return digest(source) in self._done.sources
 
-    def whole(self, shard: str) -> bool:
+    def shard_finished(self, shard: str) -> bool:
         """Whether an earlier run has finished this output shard."""
         return shard in self._done.shards
 
@@ -210,7 +210,7 @@ def _recover(lines: Lines, part: str, retry_failed: bool) -> FinishedInputs:
     for name in lines.parts():
         blocks = valid_blocks(lines.read(name), done, lines.exist, retry_failed)
         ranges = _joined((start, end) for start, end, _ in blocks)
-        if lines.own(name):
+        if lines.may_change(name):
             lines.keep(name, ranges)
             counts = Counter(done.counts)
     if part:

@@ -61,7 +61,7 @@ class RemoteStore:
         if oldest is not None:
             oldest.result()
 
-    def place(self, temporary: Path, name: str) -> None:
+    def publish(self, temporary: Path, name: str) -> None:
         """See Store."""
         target = self._target(name)
         try:
@@ -87,7 +87,7 @@ class RemoteStore:
         for upload in uploads:
             upload.result()
 
-    def stopped(self, error: OSError, name: str) -> SinkError:
+    def write_error(self, error: OSError, name: str) -> SinkError:
         """See Store; the error is the scratch folder's."""
         return SinkError(
             f"{self.scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
@@ -151,7 +151,7 @@ class RemoteLines:
         self._sizes, _ = (self.folder / PARTS).listing()
         return sorted(self._sizes)
 
-    def own(self, part: str) -> bool:
+    def may_change(self, part: str) -> bool:
         """See Lines: a rank may change no part, because others may be reading it."""
         return not self.part
 

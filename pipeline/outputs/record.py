@@ -232,18 +232,19 @@ def check_same_run(where: str, found: dict[str, object], run: RunIdentity) -> No
     known = {field.name: field.default for field in fields(run) if field.default is not MISSING} | found
     differing = [name for name in known | wanted if known.get(name) != wanted.get(name)]
 
-    def said(names: Iterable[str]) -> str:
+    def differences(names: Iterable[str]) -> str:
         return ", ".join(f"{name} {known.get(name)!r} (now {wanted.get(name)!r})" for name in names)
 
     if refused := [name for name in differing if name not in NUMERICAL_FIELDS + METADATA_FIELDS]:
         raise SinkError(
-            f"{where}: holds the outputs of another run: {said(refused)}; choose another folder, or use --overwrite"
+            f"{where}: holds the outputs of another run: {differences(refused)}; "
+            "choose another folder, or use --overwrite"
         )
     if changed := [name for name in differing if name in METADATA_FIELDS]:
-        print(f"{where}: continues with another {said(changed)}: the pixels are the same", file=sys.stderr)
+        print(f"{where}: continues with another {differences(changed)}: the pixels are the same", file=sys.stderr)
     if changed := [name for name in differing if name in found and name in NUMERICAL_FIELDS]:
         print(
-            f"{where}: continues with another {said(changed)}: outputs agree with the earlier run's "
+            f"{where}: continues with another {differences(changed)}: outputs agree with the earlier run's "
             "to 50 dB or better, not bit for bit",
             file=sys.stderr,
         )

@@ -7,7 +7,7 @@ import gzip
 import io
 import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +51,7 @@ class ShardSink:
     A shard and its lines appear when the next one begins or the sink is closed; one that is incomplete when the run
     ends is written again by the next run. Loose files of a folder go into a shard `files.tar` in that folder."""
 
-    carries = True
+    copies_members = True
 
     def __init__(self, manifest: ManifestWriter, sources: Sources, names: OutputNames = DEFAULT_NAMES) -> None:
         """Raises SinkError if the output folder is an input's: each shard would replace its input."""
@@ -69,9 +69,9 @@ class ShardSink:
         """Whether the source has a line, which implies that its shard is complete."""
         return self._manifest.finished(source)
 
-    def whole(self, shard: str) -> bool:
+    def shard_finished(self, shard: str) -> bool:
         """Whether the shard exists with all its lines."""
-        return self._manifest.whole(shard)
+        return self._manifest.shard_finished(shard)
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
         """Adds the images to the item's shard and keeps the line until the shard is complete; see Sink."""
@@ -91,7 +91,7 @@ class ShardSink:
             record = record.failed(str(error))
         return shard.keep(record)
 
-    def carry(self, member: SideMember) -> None:
+    def copy_member(self, member: SideMember) -> None:
         """Copies the member; if the shard already has one of its name, writes a failed line."""
         shard = self._turn_to(member.shard, loose=False)
         if shard.refusal is None and member.name not in shard.members:
@@ -132,7 +132,7 @@ class ShardSink:
             self._shard = _OpenShard(name)
             if loose and self._is_input(name):
                 self._shard.refusal = f"the input has a shard {name!r}, the name for this folder's loose files"
-            elif self._manifest.whole(name):
+            elif self._manifest.shard_finished(name):
                 self._shard.refusal = f"the shard {name!r} was finished before this file was there"
         return self._shard
 
@@ -145,16 +145,10 @@ class ShardSink:
     def _add(self, shard: _OpenShard, name: str, data: bytes) -> None:
         header = tarfile.TarInfo(name)
         header.size = len(data)
-        try:
+        with self._discarded_on_error(shard):
             tar = shard.tar or self._begin(shard)
             tar.addfile(header, io.BytesIO(data))
             tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
-        except BaseException as error:
-            _discard(shard)
-            self._shard = None
-            if isinstance(error, OSError):
-                raise self._manifest.store.stopped(error, shard.name) from error
-            raise
         shard.members.add(name)
 
     def _begin(self, shard: _OpenShard) -> tarfile.TarFile:
@@ -170,16 +164,23 @@ class ShardSink:
     def _put_in_place(self, shard: _OpenShard) -> None:
         if shard.tar is None or shard.file is None or shard.temporary is None:
             return
-        try:
+        with self._discarded_on_error(shard):
             shard.tar.close()
             if shard.packed is not None:
                 shard.packed.close()
             shard.file.close()
-            self._manifest.store.place(shard.temporary, shard.name)
+            self._manifest.store.publish(shard.temporary, shard.name)
+
+    @contextlib.contextmanager
+    def _discarded_on_error(self, shard: _OpenShard) -> Iterator[None]:
+        """Discards the shard after an error; turns an OSError into SinkError."""
+        try:
+            yield
         except BaseException as error:
             _discard(shard)
+            self._shard = None
             if isinstance(error, OSError):
-                raise self._manifest.store.stopped(error, shard.name) from error
+                raise self._manifest.store.write_error(error, shard.name) from error
             raise
 
 

@@ -1,8 +1,8 @@
 """Outputs: image files in a folder, or tar shards, followed by their manifest lines.
 
     with Manifest.open(output, run) as manifest, FolderSink(manifest) as sink:
-        for item in read(sources, sink.finished, sink.whole, side_members=sink.carries):
-            ...                                  # finished: nothing to do; SideMember: sink.carry(item)
+        for item in read(sources, sink.finished, sink.shard_finished, side_members=sink.copies_members):
+            ...                                  # finished: nothing to do; SideMember: sink.copy_member(item)
             record = sink.write(item, record, [encode_image(image)])
 
 Files are written before their line, and atomically (`store`), so that `kill -9` never leaves a partial output. Single
@@ -34,7 +34,7 @@ class ManifestWriter(Protocol):
     def finished(self, source: str) -> bool:
         """Whether an earlier run has written this source's line, and its outputs exist."""
 
-    def whole(self, shard: str) -> bool:
+    def shard_finished(self, shard: str) -> bool:
         """Whether an earlier run has finished this output shard."""
 
     def append(self, records: Sequence[Record]) -> None:
@@ -42,14 +42,14 @@ class ManifestWriter(Protocol):
 
 
 class Sink(Protocol):
-    """An output, as the engine uses it. Items are written in reading order. carries: whether it copies side members."""
+    """An output, as the engine uses it. Items are written in reading order. copies_members: side members are copied."""
 
-    carries: bool
+    copies_members: bool
 
     def finished(self, source: str) -> bool:
         """Whether this source is finished."""
 
-    def whole(self, shard: str) -> bool:
+    def shard_finished(self, shard: str) -> bool:
         """Whether this input shard is finished."""
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
@@ -58,7 +58,7 @@ class Sink(Protocol):
 
         Raises SinkError if the run cannot continue."""
 
-    def carry(self, member: SideMember) -> None:
+    def copy_member(self, member: SideMember) -> None:
         """Copies a side member. Raises SinkError."""
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ DEFAULT_NAMES = OutputNames()
 class FolderSink:
     """Image files below the manifest's folder. Thread-safe; simultaneous calls append their lines in any order."""
 
-    carries = False
+    copies_members = False
 
     def __init__(self, manifest: ManifestWriter, names: OutputNames = DEFAULT_NAMES) -> None:
         self._manifest = manifest
@@ -111,7 +111,7 @@ class FolderSink:
         """Whether the source has a line."""
         return self._manifest.finished(source)
 
-    def whole(self, shard: str) -> bool:
+    def shard_finished(self, shard: str) -> bool:
         """False: each member has its own line."""
         return False
 
@@ -130,7 +130,7 @@ class FolderSink:
         self._manifest.append([record])
         return record
 
-    def carry(self, member: SideMember) -> None:
+    def copy_member(self, member: SideMember) -> None:
         """Does nothing: only shards have side members."""
 
     def close(self) -> None:

@@ -49,13 +49,13 @@ class Store(Protocol):
     def put(self, name: str, data: bytes) -> None:
         """Writes or replaces an output atomically. Raises OutputNameError and SinkError."""
 
-    def place(self, temporary: Path, name: str) -> None:
+    def publish(self, temporary: Path, name: str) -> None:
         """Moves a finished file from `scratch` to its output name. Raises OutputNameError and SinkError."""
 
     def remove(self, name: str) -> None:
         """Removes an output if it exists."""
 
-    def stopped(self, error: OSError, name: str) -> SinkError:
+    def write_error(self, error: OSError, name: str) -> SinkError:
         """The error to raise when an output cannot be written."""
 
 
@@ -75,7 +75,7 @@ class LocalStore:
             temporary.write_bytes(data)
             self._move(temporary, name)
 
-    def place(self, temporary: Path, name: str) -> None:
+    def publish(self, temporary: Path, name: str) -> None:
         """See Store. The file is flushed to the disk before it gets its name."""
         with self._removed_on_error(temporary, name):
             with temporary.open("rb") as file:
@@ -86,7 +86,7 @@ class LocalStore:
         """See Store."""
         (self.address / name).unlink(missing_ok=True)
 
-    def stopped(self, error: OSError, name: str) -> SinkError:
+    def write_error(self, error: OSError, name: str) -> SinkError:
         """See Store."""
         return SinkError(
             f"{self.address}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
@@ -101,7 +101,7 @@ class LocalStore:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise self.stopped(error, name) from error
+                raise self.write_error(error, name) from error
             raise
 
     def _move(self, temporary: Path, name: str) -> None:

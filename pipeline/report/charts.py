@@ -73,21 +73,23 @@ def quality_chart(qualities: Counter[int]) -> Chart:
     bins: Counter[int] = Counter()
     for quality, count in qualities.items():
         bins[min(quality, 99) // BIN] += count
-    most, rows = max(bins.values(), default=1), [(str(q), n) for q, n in sorted(qualities.items())]
+    largest, rows = max(bins.values(), default=1), [(str(q), n) for q, n in sorted(qualities.items())]
     low, high = min(qualities, default=0), max(qualities, default=0)
-    said = f"Between {low} and {high}; the fullest of the bins of {BIN} has {most:,} of {qualities.total():,} files."
-    chart = Chart("quality", "Quality of the JPEG files", said, 176, ("Quality", "Files"), rows)
+    description = (
+        f"Between {low} and {high}; the fullest of the bins of {BIN} has {largest:,} of {qualities.total():,} files."
+    )
+    chart = Chart("quality", "Quality of the JPEG files", description, 176, ("Quality", "Files"), rows)
     top, bottom, columns = 24.0, 148.0, 100 // BIN
     step = WIDTH / columns
     for number in range(columns):
         if not bins[number]:
             continue
-        height = max(2.0, (bottom - top) * bins[number] / most)
+        height = max(2.0, (bottom - top) * bins[number] / largest)
         first, last = BIN * number, BIN * number + BIN - 1 + (number == columns - 1)
         label = f"Quality {first} to {last}: {bins[number]:,}"
         chart.bars.append(Bar(step * number + 1.5, bottom - height, step - 3, height, label))
     chart.rules.extend((bottom, top))
-    chart.words.append(Word(0, top - 7, f"{most:,} {'file' if most == 1 else 'files'}"))
+    chart.words.append(Word(0, top - 7, f"{largest:,} {'file' if largest == 1 else 'files'}"))
     for value, anchor in ((0, "start"), (25, "middle"), (50, "middle"), (75, "middle"), (100, "end")):
         chart.words.append(Word(WIDTH * value / 100, bottom + 18, str(value), anchor))
     return chart
@@ -96,11 +98,11 @@ def quality_chart(qualities: Counter[int]) -> Chart:
 def sampling_chart(samplings: Counter[str]) -> Chart:
     """A bar per chroma sampling."""
     rows = sorted(samplings.items(), key=lambda row: (-row[1], row[0]))
-    said = ", ".join(f"{name}: {count:,}" for name, count in rows) + "."
-    chart = Chart("sampling", "Chroma subsampling", said, 32 * len(rows), ("Sampling", "Files"), rows)
-    most = rows[0][1] if rows else 1
+    description = ", ".join(f"{name}: {count:,}" for name, count in rows) + "."
+    chart = Chart("sampling", "Chroma subsampling", description, 32 * len(rows), ("Sampling", "Files"), rows)
+    largest = rows[0][1] if rows else 1
     for number, (name, count) in enumerate(rows):
-        y, width = 32.0 * number, max(2.0, 210 * count / most)
+        y, width = 32.0 * number, max(2.0, 210 * count / largest)
         chart.bars.append(Bar(64, y + 7, width, 18, f"{name}: {count:,}"))
         chart.words.append(Word(0, y + 20.5, name))
         chart.words.append(Word(72 + width, y + 20.5, f"{count:,}"))

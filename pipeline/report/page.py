@@ -115,17 +115,17 @@ def verdict(statistics: Statistics) -> str:
     if not total:
         return "The manifest has no lines yet."
     if counts["restored"] == total:
-        fates = f"{total:,} inputs, all restored." if total > 1 else "One input, restored."
+        inputs = f"{total:,} inputs, all restored." if total > 1 else "One input, restored."
     else:
-        fates = f"{total:,} {'input' if total == 1 else 'inputs'}: {describe_counts(counts)}."
+        inputs = f"{total:,} {'input' if total == 1 else 'inputs'}: {describe_counts(counts)}."
     if not statistics.coefficients:
-        return fates
+        return inputs
     if not statistics.mismatches:
         what = "the coefficients that were recovered" if statistics.recovered_from else "the coefficients of its file"
-        return f"{fates} Every restored image with a certificate compresses to exactly {what}."
+        return f"{inputs} Every restored image with a certificate compresses to exactly {what}."
     files = "file" if statistics.inexact == 1 else "files"
     return (
-        f"{fates} {statistics.mismatches:,} of {statistics.coefficients:,} coefficients differ, "
+        f"{inputs} {statistics.mismatches:,} of {statistics.coefficients:,} coefficients differ, "
         f"in {statistics.inexact:,} {files}."
     )
 

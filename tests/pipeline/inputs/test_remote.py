@@ -117,7 +117,7 @@ def test_position_in_tars_of_a_store_is_that_on_a_disk(tmp_path, memory):
 
 def test_finished_and_whole_are_not_read(tmp_path, memory):
     upload(make_input(tmp_path / "in"), memory)
-    found = items(memory, finished=lambda source: source == "00.jpg", whole=lambda shard: shard != "s.tar")
+    found = items(memory, finished=lambda source: source == "00.jpg", shard_finished=lambda shard: shard != "s.tar")
     assert [item.data is None for item in found] == [True] + [False] * (7 + 12)
     excluded = list_sources(memory, exclude=memory / "a b")
     assert {entry.name.partition("/")[0] for entry in excluded} == {"00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg",
@@ -267,7 +267,7 @@ def test_shards_appear_with_their_lines(memory):
         Manifest.open(memory, RUN) as manifest,
         ShardSink(manifest, Sources((Root(Remote("memory://in"), 0, 0),))) as sink,
     ):
-        sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
+        sink.copy_member(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
         sink.write(*restored("a", "x/s.tar"), [b"A"])
         assert files(memory) == {}
         sink.write(*restored("a", "x/t.tar"), [b"B"])
@@ -276,7 +276,7 @@ def test_shards_appear_with_their_lines(memory):
     with tarfile.open(fileobj=io.BytesIO(files(memory)["x/s.tar"])) as tar:
         assert tar.getnames() == ["a.json", "a.png"]
     with Manifest.open(memory, RUN) as manifest:
-        assert [manifest.whole(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
+        assert [manifest.shard_finished(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
         with pytest.raises(SinkError, match="replace input shards"):
             ShardSink(manifest, Sources((Root(memory, 0, 0),)))
     assert not manifest.store.scratch.exists()
@@ -358,12 +358,12 @@ def work(source: Address, out: Address, shards: bool, interrupt: int) -> None:
         Manifest.open(out, RUN) as manifest,
         ShardSink(manifest, list_sources(source)) if shards else FolderSink(manifest) as sink,
     ):
-        found = read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries)
+        found = read(list_sources(source), sink.finished, sink.shard_finished, side_members=sink.copies_members)
         for number, item in enumerate(found):
             if number == interrupt:
                 raise KeyboardInterrupt
             if isinstance(item, SideMember):
-                sink.carry(item)
+                sink.copy_member(item)
             elif not sink.finished(item.source):
                 assert item.data is not None
                 sink.write(item, Record(item.key, item.source, "restored"), [item.data * 2])

@@ -146,7 +146,7 @@ def test_folder_sink_takes_many_threads(tmp_path):
 def test_shards_mirror_their_input(tmp_path):
     with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
         sink.write(*restored("top"), [b"loose"])
-        sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
+        sink.copy_member(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
         sink.write(*restored("a", "x/s.tar"), [b"A"])
         sink.write(Item("b", "x/s.tar/b.jpg", b"", "x/s.tar"), Record("b", "x/s.tar/b.jpg", "failed", "no"), [])
         sink.write(*restored("é/" + "long" * 60, "x/s.tar"), [b"C"])
@@ -166,16 +166,16 @@ def test_shards_mirror_their_input(tmp_path):
         (f"x/s.tar/é/{'long' * 60}.jpg", "x/s.tar", 3),
     ]
     with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
-        assert [sink.whole(name) for name in ("x/s.tar", "x/t.tar.gz", "x/u.tar")] == [True, True, False]
+        assert [sink.shard_finished(name) for name in ("x/s.tar", "x/t.tar.gz", "x/u.tar")] == [True, True, False]
         assert sink.finished("top.jpg")
 
 
 def test_two_members_of_one_name_are_reported(tmp_path):
     with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
-        sink.carry(SideMember("a.png", "s.tar/a.png", b"side", "s.tar"))
+        sink.copy_member(SideMember("a.png", "s.tar/a.png", b"side", "s.tar"))
         assert sink.write(*restored("a", "s.tar"), [b"A"]).status == "failed"
         sink.write(*restored("b", "s.tar"), [b"B"])
-        sink.carry(SideMember("b.png", "s.tar/b.png", b"side", "s.tar"))
+        sink.copy_member(SideMember("b.png", "s.tar/b.png", b"side", "s.tar"))
     assert members(tmp_path / "s.tar") == [("a.png", b"side"), ("b.png", b"B")]
     assert [(line["source"], line["status"]) for line in lines(tmp_path)] == [
         ("s.tar/a.jpg", "failed"),
@@ -259,9 +259,9 @@ def opened(out: Path, source: Path, shards: bool) -> Iterator[Sink]:
 
 def run(source: Path, out: Path, shards: bool, log: Path | None = None) -> None:
     with opened(out, source, shards) as sink:
-        for item in read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries):
+        for item in read(list_sources(source), sink.finished, sink.shard_finished, side_members=sink.copies_members):
             if isinstance(item, SideMember):
-                sink.carry(item)
+                sink.copy_member(item)
             elif not sink.finished(item.source):
                 assert item.data is not None
                 if log is not None:
