@@ -110,19 +110,11 @@ def _add_places(add: Add) -> None:
         metavar="INPUT",
         help="the same; with several inputs, output names begin with their folder's name",
     )
-    add(
-        "--output-dir",
-        metavar="DIR",
-        help=f"output folder for images and manifest; created if missing [{DEFAULT_OUTPUT}]",
-    )
+    add("--output-dir", metavar="DIR", help=f"output folder, created if missing [{DEFAULT_OUTPUT}]")
     add("--format", choices=get_args(Format), default="png", help=f"{FORMATS} [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, and copy its other members")
     add("--no-provenance", action="store_true", help="do not record the restoration in the images' metadata")
-    add(
-        "--retry-failed",
-        action="store_true",
-        help="try failures again that are marked as transient (memory, a disk, …)",
-    )
+    add("--retry-failed", action="store_true", help="try failures again that are marked as transient")
     add("--overwrite", action="store_true", help="discard the manifest of an earlier run, and start again")
     add("--verify", action="store_true", help="verify certificates: compress each output with libjpeg-turbo")
     add("--report", action="store_true", help="write DIR/report.html at the end (also: python -m pipeline.report)")
@@ -132,17 +124,9 @@ def _add_places(add: Add) -> None:
 
 def _add_restoration(add: Add) -> None:
     add("--weights", metavar="NAME|PATH", help=f"shipped weights, or a file [{SAMPLER}; {REGRESSION} in mode mmse]")
-    add(
-        "--mode", choices=MODES, help="draw samples, average samples, or regression [sample, if the weights have noise]"
-    )
+    add("--mode", choices=MODES, help="sample, mean of samples, or regression [sample, if the weights have noise]")
     add("--samples", type=int, metavar="K", help=f"samples per file [1; {MEAN_SAMPLES} in mode mean]")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed; the noise depends on the seed and the file's key only [0]",
-    )
+    add("--seed", type=int, default=0, metavar="N", help="the noise depends on the seed and the file's key only [0]")
     add(
         "--strength",
         type=float,
@@ -154,20 +138,11 @@ def _add_restoration(add: Add) -> None:
 
 def _add_filters(add: Add) -> None:
     several: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}
-    add(
-        "--max-quality",
-        type=int,
-        metavar="Q",
-        help="restore files of at most this quality (libjpeg's nearest, 1 to 100)",
-    )
+    add("--max-quality", type=int, metavar="Q", help="restore files of at most this quality (libjpeg's, 1 to 100)")
     add("--min-quality", type=int, metavar="Q", help="restore files of at least this quality")
     add("--min-size", type=int, metavar="N", help="restore files with at least N pixels on the shorter side")
     add("--include", **several, help="restore files whose path below the input matches; repeatable")
-    add(
-        "--exclude",
-        **several,
-        help="do not restore files that match; a pattern without a slash matches the name; repeatable",
-    )
+    add("--exclude", **several, help="leave out files that match; a pattern without a slash matches the name")
     add(
         "--passed-through",
         choices=PASSED_THROUGH,
@@ -175,68 +150,32 @@ def _add_filters(add: Add) -> None:
         help="output for files that do not match or are not modelled: decoded by an ordinary decoder, a copy of the "
         "JPEG file, or none [%(default)s]",
     )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="read all inputs, print what would be done and an estimate of the time, write nothing",
-    )
+    add("--dry-run", action="store_true", help="print what would be done and an estimate of the time; write nothing")
     add("--limit", type=int, metavar="N", help="stop after N inputs")
     add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
 
 
 def _add_machine(add: Add) -> None:
-    add(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda:N",
-        help="device of the network; auto: a GPU if there is one [%(default)s]",
-    )
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: a GPU if there is one [%(default)s]")
     add(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="type of the network's convolutions; float32 is IEEE, not TF32; auto: bfloat16 where it is fast [auto]",
+        help="number type of the network; float32 is IEEE, not TF32; auto: bfloat16 if the hardware has it [auto]",
     )
     add("--compile", action="store_true", help="compile the network for the GPU, which takes minutes at the start")
-    add(
-        "--frontend",
-        choices=FRONTENDS,
-        default=Options.frontend,
-        help="how coefficients are read, see below [%(default)s]",
-    )
-    add(
-        "--tile",
-        type=int,
-        default=Options.tile,
-        metavar="N",
-        help="tile size in pixels, a multiple of 16 [%(default)s]",
-    )
+    add("--frontend", choices=FRONTENDS, default=Options.frontend, help="JPEG reader, see below [%(default)s]")
+    add("--tile", type=int, default=Options.tile, metavar="N", help="tile side in pixels, multiple of 16 [%(default)s]")
     add("--batch", type=int, default=Options.batch, metavar="N", help="tiles per batch on a GPU [%(default)s]")
-    add(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="worker processes; 0: one per core; 1: no parallelism [%(default)s]",
-    )
+    add("--workers", type=int, default=0, metavar="N", help="worker processes; 0: one per core [%(default)s]")
 
 
 def _add_processes(add: Add) -> None:
     add("--rank", type=int, metavar="R", help="rank of this process, 0 to W-1 [from torchrun or srun]")
     add("--world-size", type=int, metavar="W", help="number of ranks [from torchrun or srun, else 1]")
     add("--merge", action="store_true", help="only merge the ranks' manifests into one")
-    add(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="run on this machine, or on a Ray cluster, see below [local]",
-    )
-    add(
-        "--address",
-        default="auto",
-        metavar="HOST:PORT",
-        help="address of the Ray cluster; local: a cluster on this machine only [auto]",
-    )
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster, see below [local]")
+    add("--address", default="auto", metavar="HOST:PORT", help="Ray cluster; local: a new one on this machine [auto]")
     add("--actor-cpus", type=int, metavar="N", help="cores per Ray worker [1; with GPUs, the cores divided among them]")
 
 

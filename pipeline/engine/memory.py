@@ -106,7 +106,7 @@ class SharedMemory:
     def _describe(self, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
         offset = x.data_ptr() - self._start
         if not 0 <= offset < self.size:
-            raise ValueError(f"a tensor {list(x.shape)} lies outside the memory that is shared")
+            raise ValueError(f"a tensor {list(x.shape)} lies outside the memory of these processes")
         return _restore_view, (self._number, x.dtype, tuple(x.shape), x.stride(), offset // x.element_size())
 
     def _as(self, dtype: torch.dtype) -> Tensor:

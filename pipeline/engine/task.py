@@ -43,14 +43,10 @@ class RawFile:
 
     def describe(self, record: Record) -> Record:
         """The record with size, sampling and quality added, if the header can be read."""
-        if self.readable_layout is None:
+        layout = self.readable_layout
+        if layout is None:
             return record
-        return replace(
-            record,
-            size=self.readable_layout.header.size,
-            sampling=self.readable_layout.sampling.label,
-            quality=self.readable_layout.quality,
-        )
+        return replace(record, size=layout.header.size, sampling=layout.sampling.label, quality=layout.quality)
 
     def buffers(self, restorer: Restorer) -> Buffers | None:
         """Buffers for its coefficients and images in shared memory; None without shared memory."""
