@@ -5,9 +5,10 @@ A header is accepted if both Pillow and libjpeg-turbo would accept it, so that l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from struct import unpack
+from typing import Any
 
 from kernels.tables import zigzag
 from pipeline.jpeg.errors import BitstreamError
@@ -326,20 +327,9 @@ _APPLICATION_READERS: dict[int, _Reader] = {
 _SEGMENTS = frozenset({SOS, *PROCESSES, *SKIPPED, *_TABLE_READERS})
 
 
+_COPIED = tuple(field.name for field in fields(Header) if field.name not in ("first_scan", "segments", "scan_offset"))
+
+
 def _finish(draft: _Draft, first_scan: tuple[int, ...], scan_offset: int) -> Header:
-    return Header(
-        size=draft.size,
-        process=draft.process,
-        precision=draft.precision,
-        components=draft.components,
-        tables=draft.tables,
-        restart_interval=draft.restart_interval,
-        jfif=draft.jfif,
-        adobe_transform=draft.adobe_transform,
-        icc=draft.icc,
-        exif=draft.exif,
-        first_scan=first_scan,
-        segments=b"".join(draft.segments),
-        size_offset=draft.size_offset,
-        scan_offset=scan_offset,
-    )
+    values: dict[str, Any] = {name: getattr(draft, name) for name in _COPIED}
+    return Header(**values, first_scan=first_scan, segments=b"".join(draft.segments), scan_offset=scan_offset)

@@ -73,7 +73,7 @@ def test_a_sample_is_a_fair_choice():
     counts = [0] * (2 * RESERVOIR_FILES)
     for seed in range(200):
         sample = Reservoir()
-        sample.chance.seed(seed)
+        sample.random_state.seed(seed)
         for number in range(2 * RESERVOIR_FILES):
             sample.offer(Item(str(number), "", None))
         assert len({item.key for item in sample.files}) == RESERVOIR_FILES

@@ -235,8 +235,8 @@ def test_modes_that_the_weights_cannot_serve(weights, noisy):
     for which, options, message in (
         (weights, Options("sample"), "deterministic"),
         (weights, Options("mean", 4), "deterministic"),
-        (weights, Options("mmse", 2), "one image a file"),
-        (noisy, Options("mmse", 2), "one image a file"),
+        (weights, Options("mmse", 2), "one image per file"),
+        (noisy, Options("mmse", 2), "one image per file"),
         (noisy, Options("sample", 0), "at least 1"),
         (noisy, Options("best"), "expected sample, mean, mmse"),
     ):

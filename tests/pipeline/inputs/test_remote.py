@@ -66,8 +66,8 @@ def test_addresses():
     [
         ("pipe:cat x.tar", "addresses that start a program are refused"),
         ("pipe://cat", "addresses that start a program are refused"),
-        ("simplecache::s3://bucket/x", "chains of addresses"),
-        ("zip://a::file:///x.zip", "chains of addresses"),
+        ("simplecache::s3://bucket/x", "chained addresses are refused"),
+        ("zip://a::file:///x.zip", "chained addresses are refused"),
         ("ssh://host/x", "expected a folder or one of .*s3://"),
         ("nonsense://x", "expected a folder or one of"),
         ("memory://", "the bucket or folder is missing"),
