@@ -105,7 +105,6 @@ def _add_places(add: Add) -> None:
     add(
         "--input-dir",
         nargs="+",
-        action="extend",
         default=[],
         metavar="INPUT",
         help="the same; with several inputs, output names begin with their folder's name",
@@ -275,19 +274,21 @@ def _tokens(path: Path, given: argparse.Namespace, commands: argparse.ArgumentPa
     positional = _as_list(values.pop("inputs", []))
     options = [token for name, value in values.items() for token in _option(name, value)]
     try:
-        found, unknown = commands.parse_known_args([*options, *positional])
+        found, unknown = commands.parse_known_args([*positional, *options])
     except argparse.ArgumentError as error:
         raise UsageError(f"--config {path}: {error}") from error
     if unknown or found.config:
         name = unknown[0].lstrip("-").partition("=")[0] if unknown else "config"
         raise UsageError(f"--config {path}: no option {name!r} (see --help)")
-    return [*options, *positional]
+    return [*positional, *options]
 
 
 def _option(name: str, value: Any) -> list[str]:
     """An entry of a configuration file as arguments: true is the option alone, false its absence."""
     if isinstance(value, bool):
         return [f"--{name}"] * value
+    if name == "input-dir":  # repeated, the last one counts
+        return [f"--{name}", *_as_list(value)]
     return [f"--{name}={one}" for one in _as_list(value)]
 
 
