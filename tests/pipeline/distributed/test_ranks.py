@@ -126,7 +126,7 @@ def test_ranks_of_another_run_are_refused(tmp_path, capfd):
         (["--rank", "1", "--overwrite"], "--overwrite: not with 2 ranks"),
         (["--rank", "1", "--merge"], "--merge: not with 2 ranks"),
         (["--rank", "2"], "expected 0 to 1"),
-        ([], "give both or none"),
+        ([], "give both or neither"),
     ):
         assert restore.main([*given, *options]) == 2
         assert what in capfd.readouterr().err
