@@ -172,7 +172,7 @@ def test_interrupted_driver_ends_and_cleans_up(tmp_path, nodes):
     driver = Driver(given, tmp_path / "log", nodes.address)
     driver.wait_for(lambda: len(finished(out)) >= 2)
     driver.process.terminate()
-    assert "interrupted; the same command goes on" in driver.end(128 + signal.SIGTERM)
+    assert "interrupted; run the same command again" in driver.end(128 + signal.SIGTERM)
     assert len(lines(out)) == 16 * len(finished(out)) < 16 * SHARDS
     assert not (out / PARTIAL).exists()
 
