@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.progress import progress_bar, time_left
-from pipeline.engine.resources import Resources, open_resources
+from pipeline.engine.resources import RunResources, open_resources
 from pipeline.engine.run import input_total, list_inputs, make_tasks
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
@@ -158,7 +158,7 @@ def expected(job: Job, step: Step) -> Record:
     return record
 
 
-def measure(resources: Resources, sample: Reservoir) -> Throughput | None:
+def measure(resources: RunResources, sample: Reservoir) -> Throughput | None:
     """Restores some files of a sample and discards the outputs. None if the sample is empty."""
     files = sample.files.copy()
     sample.random_state.shuffle(files)
@@ -177,7 +177,7 @@ def measure(resources: Resources, sample: Reservoir) -> Throughput | None:
     return Throughput(seconds, done, pixels / 1e6, written)
 
 
-def measured_tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
+def measured_tasks(resources: RunResources, files: list[Item]) -> Iterator[Step]:
     """Tasks of a sample's files, repeated if they are few, until there are enough megapixels."""
     job = resources.job
     left = MEASURED_MEGAPIXELS_GPU if job.restorer.batched else MEASURED_MEGAPIXELS * resources.workers

@@ -26,7 +26,7 @@ from pipeline.engine.failures import CertificateError
 from pipeline.engine.job import Job
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Restoration, Restored
+from pipeline.engine.results import FileRestoration, Restored
 from pipeline.engine.stage import Stage, item_stage, run_stages
 from pipeline.engine.task import DecodedFile, PassedFile, RawFile, Step, Task
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
@@ -173,7 +173,7 @@ def merge_decoded(job: Job, step: Step, file: RawFile, found: DecodedFile | Pass
     return Task(step.item, record, memory=file.memory, work=work)
 
 
-def work_of(step: Step) -> Restoration | None:
+def work_of(step: Step) -> FileRestoration | None:
     """The step's restoration, if it has one."""
     return step.work if isinstance(step, Task) else None
 

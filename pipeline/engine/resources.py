@@ -34,7 +34,7 @@ MAX_SIDE = 65_535
 
 
 @dataclass(frozen=True)
-class Resources:
+class RunResources:
     """Made by `open_resources`. memory, processes: None with one worker, which does everything in sequence."""
 
     job: Job
@@ -72,7 +72,7 @@ def max_file_bytes(restorer: Restorer) -> int:
 
 
 @contextmanager
-def open_resources(job: Job) -> Iterator[Resources]:
+def open_resources(job: Job) -> Iterator[RunResources]:
     """Opens the worker processes, the shared memory and the device.
 
     The order matters, because a process with threads or a CUDA context cannot be forked safely: the CPU's kernels are
@@ -97,4 +97,4 @@ def open_resources(job: Job) -> Iterator[Resources]:
                 stack.callback(memory.unpin)
             except RuntimeError as error:
                 print(f"{error}: copies to and from {restorer.device} will be slower", file=sys.stderr)
-        yield Resources(job, every, workers, memory, processes)
+        yield RunResources(job, every, workers, memory, processes)

@@ -20,7 +20,7 @@ from pipeline.engine import tiling
 from pipeline.engine.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
 from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
-from pipeline.engine.results import Failure, PendingFile, Restoration, Restored, Source, data_of
+from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.sixteen_bits import project_16
 from pipeline.engine.stage import Stage, map_groups, run_stages
@@ -163,15 +163,15 @@ class Restorer:
             place="device" if dali else "worker",
             max_batch=lambda kind: DALI_BATCH if dali else 1,
         )
-        return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, Restoration) else None)]
+        return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, FileRestoration) else None)]
 
-    def _read_files(self, files: Sequence[PendingFile], seed: int) -> list[Restoration | JpegError]:
+    def _read_files(self, files: Sequence[PendingFile], seed: int) -> list[FileRestoration | JpegError]:
         data, layouts = [file.data for file in files], [self.parse(file.data) for file in files]
         found = list(map(self.read, data, layouts)) if self.dali is None else self.read_many(data, layouts)
         pairs = zip(files, found, strict=True)
         return [x if isinstance(x, JpegError) else self.begin(x, seed, file.key) for file, x in pairs]
 
-    def tiles_stage(self, work_of: Callable[[T], Restoration | None]) -> Stage[T]:
+    def tiles_stage(self, work_of: Callable[[T], FileRestoration | None]) -> Stage[T]:
         """The scheduler's stage that restores the tiles of items: on a GPU in batches, on a CPU by workers. work_of:
         the item's restoration, if it has one."""
 
@@ -196,13 +196,14 @@ class Restorer:
 
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
         """Restores a file whose coefficients have been read; see `restore`."""
-        tiles: Stage[Restoration] = self.tiles_stage(lambda work: work)
+        tiles: Stage[FileRestoration] = self.tiles_stage(lambda work: work)
         return run_stages([tiles], self.begin(bitstream, seed, key)).restored()
 
-    def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None) -> Restoration:
-        """Splits a file into tiles, which can be restored in any order. images: buffer for the result
-        (memory.Buffers)."""
-        return Restoration(bitstream, seed, self.tile_tasks(bitstream.coefficients, self._seeds(seed, key), images))
+    def begin(
+        self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None
+    ) -> FileRestoration:
+        """Splits a file into tiles, to be restored in any order. images: buffer for the result (memory.Buffers)."""
+        return FileRestoration(bitstream, seed, self.tile_tasks(bitstream.coefficients, self._seeds(seed, key), images))
 
     def tile_tasks(self, c: Coefficients, seeds: tuple[int, ...] = (), images: Tensor | None = None) -> list[TileTask]:
         """The tiles of a file's coefficients. seeds: of each draw; images: as in `begin`."""

@@ -92,7 +92,7 @@ def as_pixels(image: Tensor) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class Restoration:
+class FileRestoration:
     """A file that is being restored. Its tiles can be restored in any order, in batches with those of other files.
 
     deviations: one entry for each tile that is restored."""
@@ -130,7 +130,7 @@ class PendingFile:
 
     key: str
     data: bytes
-    work: Restoration | JpegError | None = None
+    work: FileRestoration | JpegError | None = None
 
     @classmethod
     def opened(cls, key: str, source: Source) -> Self:
@@ -149,4 +149,4 @@ class PendingFile:
     def result(self) -> Restored | Failure:
         """The result, once the file has passed all stages."""
         assert self.work is not None
-        return self.work.restored() if isinstance(self.work, Restoration) else Failure(self.key, self.work)
+        return self.work.restored() if isinstance(self.work, FileRestoration) else Failure(self.key, self.work)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Restoration
+from pipeline.engine.results import FileRestoration
 from pipeline.inputs.filters import FilteredOut
 from pipeline.inputs.source import Item, SideMember
 from pipeline.jpeg.bitstream import Bitstream, Layout
@@ -92,7 +92,7 @@ class Task:
     record: Record
     file: RawFile | None = None
     memory: Tensor | None = None
-    work: Restoration | None = None
+    work: FileRestoration | None = None
     images: tuple[bytes, ...] = ()
 
 
