@@ -25,7 +25,7 @@ from bench.photographs import command_line, load
 from bench.pillow import to_jpeg
 from pipeline.engine.device import choose_device
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
-from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, as_read
+from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, bitstream_or_raise
 from pipeline.jpeg.errors import JpegError
 
 Reader = Callable[[Sequence[bytes]], Sequence[Bitstream | JpegError]]
@@ -98,7 +98,7 @@ def measure(front_end: DaliFrontend, files: Sequence[bytes], recovery: Recovery,
         own = timed(read_in_turn, files, recovery.libjpeg)
         found = timed(front_end.read_many, files, recovery.dali)
     for a, b in zip(found, own, strict=True):
-        recovery.add(as_read(a), as_read(b))
+        recovery.add(bitstream_or_raise(a), bitstream_or_raise(b))
 
 
 def parse() -> argparse.Namespace:

@@ -45,7 +45,7 @@ from bench.end_to_end.report import Outcome, ScalingPoint, markdown, scaling_tab
 from bench.end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
 from bench.machine import CORES, processor
 from bench.photographs import SAMPLE, Pixels, load
-from pipeline.command_line import AVERAGED
+from pipeline.command_line import MEAN_SAMPLES
 from pipeline.engine.device import choose_device
 from pipeline.engine.options import MODES, SAMPLER
 from pipeline.inputs.listing import SourceError
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sampling", choices=("4:2:0", "4:2:2", "4:4:4", "gray"), default="4:2:0", help="[%(default)s]")
     add("--weights", default=SAMPLER, help="[%(default)s]")
     add("--mode", choices=MODES, help="[sample, if the weights are a sampler's]")
-    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {AVERAGED} in mode mean]")
+    add("--samples", type=int, metavar="K", help=f"draws for each file [1; {MEAN_SAMPLES} in mode mean]")
     add("--workers", type=int, default=0, metavar="N", help="0: one for each core [%(default)s]")
     add("--device", default="auto")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="[%(default)s]")
@@ -198,7 +198,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     photographs = load(options.data, 1 if options.as_is else MOST_PHOTOGRAPHS)
     if not photographs:
         raise BenchError(f"{options.data}: no JPEG file")
-    samples = options.samples or (AVERAGED if options.mode == "mean" else 1)
+    samples = options.samples or (MEAN_SAMPLES if options.mode == "mean" else 1)
     device, workers = str(choose_device(options.device)), options.workers or CORES
     setup = Setup(options.weights, options.mode, samples, device, options.dtype, workers, 1e6 * options.throttle)
     return Bench(photographs, setup, options.quality, options.sampling, options.seconds)

@@ -9,9 +9,9 @@ On the command line: python -m pipeline.restore --help.
 
 import os
 
-# OpenMP threads that wait by spinning take the core from the single-threaded stages and from other processes; ones that
-# sleep at once slow the network. This many turns, some tens of microseconds, serve both. GNU's runtime, PyTorch's on
-# Linux, reads it once, when PyTorch is first imported.
+# OpenMP threads that spin while they wait take CPU time from single-threaded stages and other processes; threads that
+# sleep immediately slow the network down. This spin count, some tens of microseconds, is a compromise. GNU's OpenMP,
+# PyTorch's on Linux, reads it once, when PyTorch is imported.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -1,4 +1,4 @@
-"""The console script `jpeg-posterior`: each command is a module that can also be run by `python -m`."""
+"""The console script `jpeg-posterior`. Each of its commands is also a module for `python -m`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from pipeline.engine.signals import leave
+from pipeline.engine.signals import exit_process
 from pipeline.outputs.provenance import PROGRAM, program_version
 
 COMMANDS = {
     "restore": ("pipeline.restore", "restore JPEG files"),
-    "report": ("pipeline.report.__main__", "write a page of what a run did, with a gallery"),
-    "verify": ("pipeline.verify", "prove that an image compresses to a JPEG file"),
-    "train": ("train.main", "train a network of your own"),
+    "report": ("pipeline.report.__main__", "write an HTML report of a run, with a gallery"),
+    "verify": ("pipeline.verify", "verify that an image compresses to a JPEG file"),
+    "train": ("train.main", "train a network"),
 }
-"""Command → its module, named only, as training lies above this package and takes long to import; what it does."""
+"""Command → its module and a description. Modules are imported when needed: training lies in a layer above this
+package, and imports slowly."""
 
 
 def usage() -> str:
+    """The help text."""
     lines = "\n".join(f"  {name:<9}{what}" for name, (_, what) in COMMANDS.items())
     return (
-        f"usage: {PROGRAM} COMMAND …\n\nRestores JPEG files, and proves that they fit.\n\n{lines}\n\n"
-        f"{PROGRAM} COMMAND --help tells more, {PROGRAM} --version the version"
+        f"usage: {PROGRAM} COMMAND …\n\nRestores JPEG files with certificates.\n\n{lines}\n\n"
+        f"{PROGRAM} COMMAND --help: options of a command; {PROGRAM} --version: the version"
     )
 
 
@@ -41,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def script() -> NoReturn:
-    """What the installed script calls."""
-    leave(main())
+    """The entry point of the installed script."""
+    exit_process(main())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline.restore photos --output-dir restored`; its options are in command_line.py."""
+"""The command `python -m pipeline.restore`; its options are in command_line.py."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from typing import NoReturn
 import torch
 
 from model.weights import SHIPPED
-from pipeline.command_line import AVERAGED, UsageError, filters_of, parse
+from pipeline.command_line import MEAN_SAMPLES, UsageError, filters_of, parse
 from pipeline.distributed import cluster
 from pipeline.engine.dry_run import dry_run
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.run import run
-from pipeline.engine.signals import leave
+from pipeline.engine.signals import exit_process
 from pipeline.inputs.listing import SourceError
 from pipeline.inputs.remote import Address, Remote
 from pipeline.jpeg.dali_frontend import FrontendError
-from pipeline.outputs.formats import require
+from pipeline.outputs.formats import check_installed
 from pipeline.outputs.manifest import manifest_address, merge
-from pipeline.outputs.record import SinkError
+from pipeline.outputs.record import SinkError, describe_counts
 from pipeline.report import write_report
 
 FINISHED, SOME_FAILED, STOPPED = 0, 1, 2
 
 
-def prepare(given: argparse.Namespace) -> Job:
-    """Loads the weights and says what is to be done. Raises UsageError when the options cannot be."""
-    samples = given.samples or (AVERAGED if given.mode == "mean" else 1)
+def make_job(given: argparse.Namespace) -> Job:
+    """Loads the weights and describes the run. Raises UsageError for options that the weights or the device do not
+    support."""
+    samples = given.samples or (MEAN_SAMPLES if given.mode == "mean" else 1)
     if given.format == "png16" and given.verify:
-        raise UsageError("--verify: png16 has no certificate, as libjpeg-turbo compresses 8 bits")
+        raise UsageError("--verify: png16 has no certificate, because libjpeg-turbo compresses 8-bit images only")
     options = Options(
         mode=given.mode,
         samples=samples,
@@ -53,7 +54,7 @@ def prepare(given: argparse.Namespace) -> Job:
     )
     device = given.share.device(given.device, torch.cuda.device_count())
     try:
-        require(given.format)
+        check_installed(given.format)
         restorer = Restorer.from_pretrained(given.weights, device, given.dtype, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -78,40 +79,40 @@ def prepare(given: argparse.Namespace) -> Job:
 
 
 def restore(given: argparse.Namespace) -> int:
-    """Does what the options say; returns the exit code."""
+    """Runs what the options ask for; returns the exit code."""
     if given.merge:
         if isinstance(given.output_dir, Remote):
-            raise UsageError(f"--merge: in a store the manifest stays in parts: {manifest_address(given.output_dir)}")
+            raise UsageError(f"--merge: in a store the manifest is not merged: {manifest_address(given.output_dir)}")
         counts = merge(given.output_dir)
         if not given.quiet:
-            print(", ".join(f"{count} {status}" for status, count in counts.items()) or "no lines", file=sys.stderr)
+            print(describe_counts(counts) or "no lines", file=sys.stderr)
         return SOME_FAILED if counts["failed"] else FINISHED
     if given.engine == "ray":
         return SOME_FAILED if on_cluster(given) else FINISHED
-    job = prepare(given)
+    job = make_job(given)
     if given.dry_run:
         print(dry_run(job))
         return FINISHED
     if job.share.part and not job.quiet:
-        who = f"rank {job.share.rank} of {job.share.ranks} ({job.share.said_by})"
-        print(f"restore: {who}, on {job.restorer.device}", file=sys.stderr)
+        rank = f"rank {job.share.rank} of {job.share.world_size} ({job.share.origin})"
+        print(f"restore: {rank}, on {job.restorer.device}", file=sys.stderr)
     failed = run(job)
     return SOME_FAILED if failed and not job.share.part else FINISHED
 
 
 def on_cluster(given: argparse.Namespace) -> int:
-    """Restores with Ray; returns how many lines say `failed`."""
+    """Restores with Ray; returns the number of `failed` manifest lines."""
     if given.device not in ("auto", "cpu"):
-        raise UsageError(f"--device {given.device}: with --engine ray, auto or cpu; each worker gets a GPU of its own")
+        raise UsageError(f"--device {given.device}: with --engine ray, use auto or cpu; each worker gets its own GPU")
     if given.share.part:
-        raise UsageError(f"--engine ray: start it once, not as {given.share.ranks} ranks")
+        raise UsageError(f"--engine ray: start it once, not as {given.share.world_size} ranks")
     given.inputs = [absolute(one) for one in given.inputs]
     given.output_dir = absolute(given.output_dir)
     if given.weights is not None and not (SHIPPED / f"{given.weights}.safetensors").exists():
         given.weights = str(Path(given.weights).absolute())
     device, given.device = given.device, "cpu"
-    compiled, given.compile = given.compile, False  # not here: by the workers
-    job = prepare(given)
+    compiled, given.compile = given.compile, False  # the workers compile, not this process
+    job = make_job(given)
     job.restorer.options = replace(job.restorer.options, compile=compiled)
     return cluster.run(job, given.weights, device, given.dtype, address=given.address, cpus=given.actor_cpus)
 
@@ -121,9 +122,10 @@ def absolute(place: Address) -> Address:
 
 
 @contextmanager
-def terminable() -> Iterator[list[int]]:
-    """SIGTERM ends what is inside as Ctrl-C does: nothing half done is left behind. Yields the SIGTERMs that arrived.
-    An exception of another class would not tell: Ray replaces what is raised inside its own code."""
+def sigterm_as_interrupt() -> Iterator[list[int]]:
+    """SIGTERM raises KeyboardInterrupt inside the block, as Ctrl-C does, so that partial outputs are removed. Yields a
+    list of the SIGTERMs that arrived. An exception class of our own would not do: Ray replaces exceptions inside its
+    code."""
     arrived: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -138,10 +140,10 @@ def terminable() -> Iterator[list[int]]:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.restore") -> int:
-    """Restores and returns the exit code; see --help. To be called from the main thread, which signals reach."""
+    """Restores and returns the exit code; see --help. Must be called from the main thread, which receives signals."""
     arrived: list[int] = []
     try:
-        with terminable() as arrived:
+        with sigterm_as_interrupt() as arrived:
             given = parse(arguments, prog)
             code = restore(given)
             if given.report and not given.dry_run:
@@ -150,16 +152,16 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
                     print(f"the report is {place}", file=sys.stderr)
             return code
     except KeyboardInterrupt:
-        print("restore: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("restore: interrupted; run the same command again to continue", file=sys.stderr)
         return 128 + (signal.SIGTERM if arrived else signal.SIGINT)
     except (UsageError, SourceError, SinkError, FrontendError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()
-        print("restore: stopped by an error of its own; what is finished stays finished", file=sys.stderr)
+        print("restore: internal error; finished inputs stay finished", file=sys.stderr)
         return STOPPED
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

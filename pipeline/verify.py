@@ -1,8 +1,7 @@
-"""The certificate without the run: `python -m pipeline.verify restored/photo.png photo.jpg`.
+"""Verifies certificates without a run: `python -m pipeline.verify restored/photo.png photo.jpg`.
 
-Compresses a restored image again with libjpeg-turbo, with the JPEG file's tables and sampling, and counts the
-coefficients that are not the file's.
-"""
+Compresses a restored image with libjpeg-turbo, with the JPEG file's tables and sampling, and counts the coefficients
+that differ from the file's."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from pipeline.outputs.verify import count_mismatches
 PROVED, DIFFERS, STOPPED = 0, 1, 2
 
 EPILOG = """\
-Each image (PNG, WebP, JPEG XL or npy, from this program or another) is followed by the JPEG file that it was restored
-from. A line for each pair says how many coefficients differ.
+Each image (PNG, WebP, JPEG XL or npy, of this or another program) is followed by the JPEG file that it was restored
+from. For each pair, a line with the number of coefficients that differ is printed.
 
 exit codes: 0 every image compresses to its file, 1 some do not, 2 some could not be read
 
@@ -33,7 +32,7 @@ examples:
 def parser(prog: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog=prog,
-        description="Does this image compress to that JPEG file, by libjpeg-turbo, every coefficient of it?",
+        description="Verify that libjpeg-turbo compresses an image to exactly the coefficients of a JPEG file.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -43,7 +42,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def verify(restored: Path, original: Path, quiet: bool) -> int:
-    """Prints what it finds, and returns an exit code."""
+    """Verifies one pair and prints the result; returns an exit code."""
     try:
         bitstream = read_bitstream(original.read_bytes(), Options.max_pixels)
     except (OSError, JpegError) as error:
@@ -52,9 +51,11 @@ def verify(restored: Path, original: Path, quiet: bool) -> int:
     try:
         data = restored.read_bytes()
         if is_16_bits(data):
-            raise ValueError("16 bits a channel; libjpeg-turbo compresses only 8, so there is no certificate to check")
+            raise ValueError(
+                "16 bits per channel; libjpeg-turbo compresses 8-bit images only, so there is no certificate"
+            )
         found = count_mismatches(data, bitstream)
-    except Exception as error:  # of any type: an image that cannot be decoded says nothing about its coefficients
+    except Exception as error:  # of any type that a decoding library raises
         print(f"verify: {restored}: {_reason(error)}", file=sys.stderr)
         return STOPPED
     if found or not quiet:

@@ -1,4 +1,4 @@
-"""YAML files of options, for the command lines of restoration and of training."""
+"""Reads YAML files of options, for the command lines of restoration and of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class YamlError(ValueError):
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
-    """The content of a YAML file that holds a mapping, or nothing. Raises YamlError."""
+    """Reads a YAML file that contains a mapping or nothing. Raises YamlError."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -24,7 +24,7 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """One value. Raises YamlError."""
+    """Parses one YAML value. Raises YamlError."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -28,7 +28,7 @@ from pipeline.engine.restorer import Restorer
 from pipeline.inputs.listing import SourceError, list_sources
 from pipeline.inputs.source import Item, read
 from pipeline.jpeg.errors import JpegError
-from pipeline.jpeg.fallback import plain_decode
+from pipeline.jpeg.fallback import fallback_decode
 from train.frechet import CROPS_WANTED, Extractor, SplitMoments, load_extractors
 from train.grid import FULL_DEVIATION, centre, deviation_picture, grid
 from train.measures import Compressed, compress, truth_of
@@ -89,7 +89,7 @@ def _decoded(item: Item, path: Path) -> Tensor:
     if item.data is None:
         raise SourceError(f"{item.source} (of {path}): {item.error}; {advice}")
     try:
-        pixels = torch.from_numpy(plain_decode(item.data, MAX_PIXELS).pixels.copy())
+        pixels = torch.from_numpy(fallback_decode(item.data, MAX_PIXELS).pixels.copy())
     except JpegError as error:
         raise SourceError(f"{item.source} (of {path}): {error}; {advice}") from error
     return pixels.expand(3, -1, -1)

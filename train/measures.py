@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels import Subsampling, quality_to_tables
 from pipeline.engine.results import as_pixels
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
-from pipeline.jpeg.fallback import plain_decode
+from pipeline.jpeg.fallback import fallback_decode
 from pipeline.outputs.verify import recompress
 
 PSNR_LIMIT = 100.0
@@ -57,7 +57,7 @@ def compress(key: str, image: Tensor, quality: int, sampling: Subsampling) -> Co
 
 
 def _read(data: bytes, largest: int) -> tuple[Bitstream, Tensor]:
-    return read_bitstream(data, largest), torch.from_numpy(plain_decode(data, largest).pixels.copy())
+    return read_bitstream(data, largest), torch.from_numpy(fallback_decode(data, largest).pixels.copy())
 
 
 @dataclass(frozen=True)

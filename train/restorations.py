@@ -59,7 +59,7 @@ class FileSampler:
 
     def __init__(self, restorer: Restorer, c: Coefficients) -> None:
         self.restorer, self.c = restorer, c
-        self.parts = restorer.load(restorer.parts(c))
+        self.parts = restorer.load(restorer.tile_tasks(c))
         self.decoded = [restorer.decode([part])[0] for part in self.parts]
 
     def draw(self, *seeds: int) -> Tensor:

@@ -17,7 +17,7 @@ from bench.end_to_end.report import Timed
 from bench.markdown import header, line
 from kernels import decode
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.transfers import Deviations, Part
+from pipeline.engine.transfers import Deviations, TileTask
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.outputs.formats import encode_image
 
@@ -28,10 +28,10 @@ class StandIn(Restorer):
 
     pixels: Tensor
 
-    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Deviations]]:
+    def restore_tiles(self, parts: Sequence[TileTask]) -> Callable[[], list[Deviations]]:
         for part in parts:
             top, bottom, left, right = part.tile.core
-            images = part.picture.images
+            images = part.image.images
             images[:, :, top:bottom, left:right] = self.pixels[: images.shape[1], : bottom - top, : right - left]
         return lambda: [(0,) * self.images] * len(parts)
 
@@ -79,10 +79,10 @@ def measure_alone(setup: Setup, shards: Path) -> Alone:
         start = time.thread_time()
         c = read_bitstream(data, device.options.max_pixels).coefficients
         middle = time.thread_time()
-        parts = device.parts(c)
-        device.restore_parts(parts)
+        parts = device.tile_tasks(c)
+        device.restore_tiles(parts)
         before = time.thread_time()
-        encode_image(parts[0].picture.images[0].numpy())
+        encode_image(parts[0].image.images[0].numpy())
         took = [took[0] + middle - start, took[1] + time.thread_time() - before]
     return Alone(*took)
 

@@ -23,16 +23,16 @@ from pipeline.engine.memory import SharedMemory
 from pipeline.engine.options import Mode, Options
 from pipeline.engine.restorer import Restorer
 from pipeline.engine.scheduler import Scheduler
-from pipeline.engine.stage import whole
+from pipeline.engine.stage import item_stage
 from pipeline.engine.stopwatch import Stopwatch, Times
-from pipeline.engine.transfers import Part
-from pipeline.engine.worker import Workers
+from pipeline.engine.transfers import TileTask
+from pipeline.engine.worker import WorkerLauncher
 from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.source import Item, read
 from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.record import Record
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import Ledger, Names, Sink
+from pipeline.outputs.sink import ManifestWriter, OutputNames, Sink
 
 T = TypeVar("T")
 
@@ -144,8 +144,8 @@ class SlowSink(ShardSink):
         return super().write(item, record, images)
 
 
-def slow_sink(throttle: float, job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    sink = SlowSink(manifest, sources, Names(job.format, job.restorer.images))
+def slow_sink(throttle: float, job: Job, manifest: ManifestWriter, sources: Sources) -> Sink:
+    sink = SlowSink(manifest, sources, OutputNames(job.format, job.restorer.images))
     sink.throttle = throttle
     return sink
 
@@ -174,7 +174,7 @@ def measure_others(setup: Setup, shards: Path, seconds: float) -> Others:
     restorer = setup.restorer()  # only now: a process that uses a GPU must not fork
     with one_thread(restorer.device):
         c = restorer.read(first).coefficients
-        parts = restorer.parts(c, (0,))
+        parts = restorer.tile_tasks(c, (0,))
         shapes = Counter(map(restorer.shape, parts))
         (tile, _), *_ = shapes.most_common(1)
         part = next(part for part in parts if restorer.shape(part) == tile)
@@ -201,8 +201,8 @@ def in_workers(function: Callable[[T], None], items: Iterable[T], workers: int, 
         function(item)
         return item
 
-    stage = whole(call, lambda item: True)
-    processes = Workers([stage.do], SharedMemory(1), partial(torch.set_num_threads, 1), stopwatch)
+    stage = item_stage(call, lambda item: True)
+    processes = WorkerLauncher([stage.do], SharedMemory(1), partial(torch.set_num_threads, 1), stopwatch)
     with processes, Scheduler([stage], fail, workers=workers, processes=processes) as scheduler:
         for _ in scheduler.run(items):
             pass
@@ -212,7 +212,7 @@ def fail(item: object, error: Exception) -> NoReturn:
     raise error
 
 
-def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
+def draw(restorer: Restorer, part: TileTask) -> Callable[[], object]:
     """One pass of the network over a full batch of copies of a tile."""
     batch = restorer.max_batch(restorer.shape(part))
     parts = [*restorer.load([part])] * batch
@@ -220,7 +220,7 @@ def draw(restorer: Restorer, part: Part) -> Callable[[], object]:
     return lambda: restorer.draw(parts, decoded, [(number,) for number in range(batch)])
 
 
-def network_on_cpu(restorer: Restorer, part: Part, workers: int, seconds: float) -> float:
+def network_on_cpu(restorer: Restorer, part: TileTask, workers: int, seconds: float) -> float:
     """Megapixels of tiles a second, in all workers at once, each with its own tiles."""
     once, stopwatch = draw(restorer, part), Stopwatch()
     once()
@@ -237,7 +237,7 @@ def network_on_cpu(restorer: Restorer, part: Part, workers: int, seconds: float)
     return workers * passes * height * width / stopwatch.stages["network"].wall / 1e6
 
 
-def network_on_gpu(restorer: Restorer, part: Part, seconds: float) -> float:
+def network_on_gpu(restorer: Restorer, part: TileTask, seconds: float) -> float:
     """The same of one GPU, on full batches; it synchronises only after the last."""
     once, (height, width) = draw(restorer, part), restorer.shape(part)
 

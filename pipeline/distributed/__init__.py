@@ -1,1 +1,1 @@
-"""A run shared out among ranks or on a Ray cluster."""
+"""Runs distributed over ranks, or over a Ray cluster."""

@@ -1,4 +1,4 @@
-"""What runs on a Ray cluster's nodes: one unit of work at a time, its outputs put in place, its lines sent back."""
+"""The worker on a Ray cluster's nodes: restores one unit at a time, writes its outputs, returns its manifest lines."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from pipeline.distributed.units import Unit
+from pipeline.distributed.units import InputUnit
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
 from pipeline.engine.progress import progress_bar
 from pipeline.engine.resources import open_resources
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.run import claim, open_sink, write
+from pipeline.engine.run import make_tasks, open_sink, write
 from pipeline.engine.stopwatch import Times
-from pipeline.inputs.keys import Decided, Keys
+from pipeline.inputs.keys import Keys, PrecomputedKeys
 from pipeline.inputs.listing import SourceError, Sources
 from pipeline.inputs.remote import Address, Remote, RemoteError
 from pipeline.inputs.source import read
@@ -32,14 +31,14 @@ from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.store import PARTIAL, LocalStore
 
 PROBE = ".restore-probe"
-PATIENCE = 10.0
-"""Seconds within which a file that one node has made appears on another, as network file systems take their time, and
-in which workers should be able to end."""
+TIMEOUT_S = 10.0
+"""Seconds until a file of one node must be visible on another, because network file systems have a delay, and until
+workers must have closed."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What has become of a unit. problem: why the whole run has to stop, if it has to."""
+class UnitResult:
+    """The result of a unit. problem: why the whole run has to stop, or empty."""
 
     records: Sequence[Record] = ()
     megapixels: float = 0.0
@@ -48,8 +47,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Hello:
-    """What a worker says before its first unit: where it is, how it computes, and why it cannot work, if so."""
+class WorkerReady:
+    """A worker's first message: its node, its dtype, and why it cannot work, or empty."""
 
     node: str
     dtype: str = ""
@@ -57,9 +56,13 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What all workers are told: the job without its Restorer, which each makes itself on its own device. token: what
-    the probe file holds."""
+class WorkerSetup:
+    """What every worker is started with.
+
+    weights, device, dtype, options: of its Restorer.
+    digest: hash of the weights that it must have.
+    job: the job's other fields.
+    token: the content of the probe file."""
 
     weights: str | None
     digest: str
@@ -71,93 +74,85 @@ class Plan:
     token: str
 
 
-class Collected:
-    """A Ledger that keeps the lines of one unit, to be sent to the driver."""
+class RecordCollector:
+    """A ManifestWriter that collects the lines of one unit, to be sent to the driver."""
 
-    def __init__(self, store: LocalStore | RemoteStore, unit: Unit) -> None:
+    def __init__(self, store: LocalStore | RemoteStore, unit: InputUnit) -> None:
         self.store = store
         self.counts: Counter[str] = Counter()
         self.records: list[Record] = []
         self._unit = unit
 
     def finished(self, source: str) -> bool:
-        """See Ledger."""
+        """See ManifestWriter."""
         return source in self._unit.finished
 
-    def whole(self, shard: str) -> bool:
-        """See Ledger."""
-        return shard in self._unit.whole
+    def shard_finished(self, shard: str) -> bool:
+        """See ManifestWriter."""
+        return shard in self._unit.finished_shards
 
     def append(self, records: Sequence[Record]) -> None:
-        """See Ledger."""
+        """See ManifestWriter."""
         self.records += records
         self.counts.update(record.status for record in records)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
 
 class Worker:
-    """An actor. Its constructor does nothing, so that what goes wrong afterwards can be told from a lost process."""
+    """A Ray actor. Its constructor does nothing that can fail, so that errors are distinguished from a lost process."""
 
-    def __init__(self, plan: Plan, name: str) -> None:
-        self._plan, self._name, self._open = plan, name, ExitStack()
+    def __init__(self, setup: WorkerSetup, name: str) -> None:
+        self._setup, self._name, self._open = setup, name, ExitStack()
 
-    def begin(self) -> Hello:
-        """Loads the weights, and looks whether it sees what the driver sees."""
-        node, plan = socket.gethostname(), self._plan
+    def begin(self) -> WorkerReady:
+        """Loads the weights, and checks that inputs and output are visible."""
+        node, setup = socket.gethostname(), self._setup
         try:
-            restorer = Restorer.from_pretrained(plan.weights, plan.device, plan.dtype, plan.options)
-            self._job = Job(restorer=restorer, **plan.job)
-            if restorer.digest != plan.digest:
-                return Hello(node, problem=f"has other weights {plan.weights or restorer.digest}")
-            for root in plan.sources.roots:
+            restorer = Restorer.from_pretrained(setup.weights, setup.device, setup.dtype, setup.options)
+            self._job = Job(restorer=restorer, **setup.job)
+            if restorer.digest != setup.digest:
+                return WorkerReady(node, problem=f"has different weights {setup.weights or restorer.digest}")
+            for root in setup.sources.roots:
                 if isinstance(root.folder, Path) and not root.folder.exists():
-                    return Hello(node, problem=f"does not see the input {root.folder}")
-            if not _sees(self._job.output, plan.token):
+                    return WorkerReady(node, problem=f"does not see the input {root.folder}")
+            if not _can_read_probe(self._job.output, setup.token):
                 problem = f"does not see what the driver writes to {self._job.output}"
-                return Hello(node, problem=f"{problem}; give a shared file system or a store")
+                return WorkerReady(node, problem=f"{problem}; use a shared file system or a store")
             self._store = self._open_store(self._job.output)
             self._resources = self._open.enter_context(open_resources(self._job))
         except (ValueError, OSError, RemoteError, SinkError) as error:
-            return Hello(node, problem=f"{type(error).__name__}: {error}")
-        return Hello(node, str(restorer.dtype).removeprefix("torch."))
+            return WorkerReady(node, problem=f"{type(error).__name__}: {error}")
+        return WorkerReady(node, str(restorer.dtype).removeprefix("torch."))
 
     def _open_store(self, output: Address) -> LocalStore | RemoteStore:
         if isinstance(output, Remote):
             return RemoteStore(output)
         store = LocalStore(output, self._name)
-        store.scratch.mkdir()  # in a folder that the next driver takes away, so that no worker outlives its run
+        store.scratch.mkdir()  # the next run removes the parent folder, which stops a worker that outlived its run
         return store
 
-    def restore(self, unit: Unit) -> Outcome:
-        """The unit's outputs are in place when this returns."""
-        job, ledger, watch = self._job, Collected(self._store, unit), self._job.restorer.stopwatch
+    def restore(self, unit: InputUnit) -> UnitResult:
+        """Restores a unit. Its outputs are in place when this returns."""
+        job, collector, watch = self._job, RecordCollector(self._store, unit), self._job.restorer.stopwatch
         watch.stages.clear()
-        keys = Keys(per_shard=True) if unit.owners is None else Decided(unit.owners)
+        keys = Keys(per_shard=True) if unit.owners is None else PrecomputedKeys(unit.owners)
         try:
             with ExitStack() as stack:
-                sink = stack.enter_context(open_sink(job, ledger, self._plan.sources))
+                sink = stack.enter_context(open_sink(job, collector, self._setup.sources))
                 stack.enter_context(one_thread(job.restorer.device))
                 scheduler = stack.enter_context(self._resources.scheduler())
-                silent: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
-                items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.carries))
-                megapixels = write(scheduler.run(claim(job, items, keys)), sink, silent, watch)
+                progress: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
+                items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.copies_members))
+                megapixels = write(scheduler.run(make_tasks(job, items, keys)), sink, progress, watch)
                 with watch("write"):
                     sink.close()
                     if isinstance(self._store, RemoteStore):
                         self._store.settle()
         except (SinkError, SourceError) as error:
-            return Outcome(problem=f"{socket.gethostname()}: {error}")
-        return Outcome(ledger.records, megapixels, dict(watch.stages))
+            return UnitResult(problem=f"{socket.gethostname()}: {error}")
+        return UnitResult(collector.records, megapixels, dict(watch.stages))
 
     def close(self) -> None:
-        """Ends the processes and clears the scratch folder away."""
+        """Ends the worker processes and removes the scratch folder."""
         self._open.close()
         if isinstance(self._store, RemoteStore):
             self._store.close()
@@ -165,14 +160,15 @@ class Worker:
             self._store.scratch.rmdir()
 
 
-def _sees(output: Address, token: str) -> bool:
-    end = time.monotonic() + PATIENCE
+def _can_read_probe(output: Address, token: str) -> bool:
+    """Whether the driver's probe file is visible here."""
+    end = time.monotonic() + TIMEOUT_S
     while True:
         with suppress(FileNotFoundError):
             if isinstance(output, Path):
                 found: bytes | None = (output / PARTIAL / PROBE).read_bytes()
             else:
-                found, _ = (output / PROBE).contents(100)
+                found, _ = (output / PROBE).read_limited(100)
             if found == token.encode():
                 return True
         if isinstance(output, Remote) or time.monotonic() > end:

@@ -1,8 +1,7 @@
-"""A run cut into units of work, for workers that are told what to do (cluster.py).
+"""Splits a run into units for the workers of a Ray cluster (cluster.py).
 
-Of two inputs of the same key, the first in the listing has it, as in a run of one process. Unless outputs are tars, the
-driver therefore reads the names in all tars: on a disk only their headers, from a store all of them.
-"""
+If two inputs have the same key, the first in the listing keeps it, as in a run of one process. Unless outputs are tars,
+the driver therefore reads the names in all tars: on a disk only their headers, from a store the whole tars."""
 
 from __future__ import annotations
 
@@ -15,21 +14,25 @@ from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Entry
 from pipeline.inputs.source import Item, read
 from pipeline.outputs.shard_sink import LOOSE_SHARD
-from pipeline.outputs.sink import Ledger
+from pipeline.outputs.sink import ManifestWriter
 
-LOOSE = 128
-"""Loose files in a unit."""
+FILES_PER_UNIT = 128
+"""Loose files per unit."""
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What a worker does at a time. finished: sources that have a line. owners: sources whose key is taken, and by
-    whom; None: keys meet only in here. whole: finished output shards. attempt: how many workers it has cost."""
+class InputUnit:
+    """The inputs that a worker restores at a time.
+
+    finished: sources that have a manifest line.
+    owners: source whose key is in use → source that has it; None: keys can only collide within the unit.
+    finished_shards: finished output shards.
+    attempt: how many workers were lost over it."""
 
     entries: tuple[Entry, ...]
     finished: frozenset[str] = frozenset()
     owners: dict[str, str] | None = None
-    whole: frozenset[str] = frozenset()
+    finished_shards: frozenset[str] = frozenset()
     attempt: int = 0
 
     def __str__(self) -> str:
@@ -37,41 +40,44 @@ class Unit:
         return self.entries[0].name + (f" and {more} more" if more else "")
 
 
-def units_of(
+def split_into_units(
     entries: Iterable[Entry],
     shards: bool,
-    manifest: Ledger,
+    manifest: ManifestWriter,
     may_have_outputs: Callable[[Item], bool] = lambda item: True,
-) -> Iterator[Unit]:
-    """What is left to do, in order. Tars as outputs: an input tar, or a folder's loose files, which become one.
-    may_have_outputs: whether an item may, and so takes its key."""
+) -> Iterator[InputUnit]:
+    """The units that are left to do, in order. shards: outputs are tars; then a unit is an input tar, or a folder's
+    loose files, which become one tar. may_have_outputs: whether an item may have outputs, and so claims its key."""
     if not shards:
-        yield from _surveyed(entries, manifest.finished, may_have_outputs)
+        yield from _units_with_keys(entries, manifest.finished, may_have_outputs)
         return
     for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
         found = tuple(group)
         if found[0].shard:
-            if not manifest.whole(found[0].name):
-                yield Unit(found)
+            if not manifest.shard_finished(found[0].name):
+                yield InputUnit(found)
             continue
         loose = posixpath.join(posixpath.dirname(found[0].name), LOOSE_SHARD)
         finished = frozenset(entry.name for entry in found if manifest.finished(entry.name))
         if len(finished) < len(found):
-            yield Unit(found, finished, whole=frozenset({loose} if manifest.whole(loose) else ()))
+            yield InputUnit(
+                found, finished, finished_shards=frozenset({loose} if manifest.shard_finished(loose) else ())
+            )
 
 
-def _surveyed(
+def _units_with_keys(
     entries: Iterable[Entry], finished: Callable[[str], bool], may_have_outputs: Callable[[Item], bool]
-) -> Iterator[Unit]:
-    """Tars, and loose files by the hundred. Whose key is whose is decided here, where all names are seen in order."""
+) -> Iterator[InputUnit]:
+    """Units for image files as outputs: tars, and FILES_PER_UNIT loose files at a time. Keys are claimed here, where
+    all names are read in order."""
     keys = Keys()
     for shard, group in itertools.groupby(entries, lambda entry: entry.shard):
-        while found := tuple(itertools.islice(group, 1 if shard else LOOSE)):
+        while found := tuple(itertools.islice(group, 1 if shard else FILES_PER_UNIT)):
             done: set[str] = set()
             owners: dict[str, str] = {}
             left = 0
-            for item in read(replace(entry, mine=False) for entry in found):
-                assert isinstance(item, Item)  # others are not asked for
+            for item in read(replace(entry, assigned=False) for entry in found):
+                assert isinstance(item, Item)  # side members are not requested
                 owner = keys.claim(item) if may_have_outputs(item) else None
                 if finished(item.source):
                     done.add(item.source)
@@ -80,4 +86,4 @@ def _surveyed(
                 if owner is not None:
                     owners[item.source] = owner
             if left:
-                yield Unit(found, frozenset(done), owners)
+                yield InputUnit(found, frozenset(done), owners)

@@ -1,4 +1,4 @@
-"""How many files are under way: as many as their memory allows."""
+"""Limits the files in the scheduler by the memory that they need."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.jpeg.bitstream import Layout
 
 
 class Admission:
-    """Lets files in as long as they weigh no more than `limit` bytes together, with their part of the shared memory."""
+    """Admits files while their estimated sizes add up to at most `limit` bytes and shared memory is free."""
 
     def __init__(self, job: Job, limit: int, memory: SharedMemory | None) -> None:
         self._job, self._limit, self._memory, self._weight = job, limit, memory, 0
 
     def __call__(self, step: Step, alone: bool) -> tuple[Step, Callable[[], None]] | None:
         """See scheduler.Admit."""
-        weight = self._weigh(step)
+        weight = self._estimate_bytes(step)
         if not alone and self._weight + weight > self._limit:
             return None
         piece = None
@@ -39,12 +39,12 @@ class Admission:
         self._weight += weight
         return step, partial(self._release, weight, piece)
 
-    def _weigh(self, step: Step) -> int:
+    def _estimate_bytes(self, step: Step) -> int:
         if isinstance(step, SideMember):
             return len(step.data)
         if step.file is None:
             return sum(map(len, step.images))
-        return len(step.file.data) + weigh(self._job, step.file.size or (0, 0))
+        return len(step.file.data) + estimate_bytes(self._job, step.file.size or (0, 0))
 
     def _release(self, weight: int, piece: Tensor | None) -> None:
         self._weight -= weight
@@ -53,19 +53,20 @@ class Admission:
 
 
 def with_memory(step: Step, piece: Tensor) -> Step:
+    """The step with its piece of shared memory, [bytes] uint8."""
     assert isinstance(step, Task)
     assert step.file is not None
     return replace(step, file=replace(step.file, memory=piece))
 
 
 def is_small(job: Job, step: Step) -> bool:
-    """Whether one process does all of it, without a device: what is a single tile, and what has none."""
+    """Whether one CPU worker restores the file as a whole: it is a single tile, or its header cannot be read."""
     if not isinstance(step, Task) or step.file is None:
         return False
     restorer, size = job.restorer, step.file.size
     return not (restorer.batched or restorer.dali) and (size is None or len(restorer.tiles(size)) == 1)
 
 
-def weigh(job: Job, size: tuple[int, int]) -> int:
-    """About how many bytes a file takes on its way: coefficients, images and image files."""
+def estimate_bytes(job: Job, size: tuple[int, int]) -> int:
+    """Estimated bytes of a file's coefficients, images and image files. size: (height, width) in pixels."""
     return size[0] * size[1] * (6 + 6 * job.restorer.images * job.restorer.options.pixel.itemsize)

@@ -1,4 +1,4 @@
-"""Where and how the network runs: the device, the numbers' type, PyTorch's threads, compilation."""
+"""The device, number type and threads that the network runs with, and its compilation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import nn
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes the first GPU that PyTorch sees. Raises ValueError when a named one is not there."""
+    """The device of a name: `cpu`, `cuda`, `cuda:N`, or `auto` for the first GPU, if there is one. Raises ValueError
+    for another name and for a GPU that PyTorch does not see."""
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -23,7 +24,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bfloat16 where the hardware multiplies it: GPUs, and CPUs with AMX or AVX512-BF16."""
+    """The dtype of a name; `auto` is bfloat16 where the hardware multiplies it (GPUs, CPUs with AMX or AVX512-BF16),
+    else float32. Raises ValueError for another name."""
     if name == "auto":
         capable = torch.cpu.get_capabilities()
         fast = device.type == "cuda" or capable.get("amx_bf16", False) or capable.get("avx512_bf16", False)
@@ -35,15 +37,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def use_ieee_float32() -> None:
-    """For this process: what is computed in float32 on a GPU is float32. PyTorch's default rounds what convolutions
-    multiply to TF32, with 10 bits of fraction."""
-    torch.backends.cudnn.allow_tf32 = False  # `conv.fp32_precision` alone would make reading this raise
+    """Disables TF32 in this process. By default PyTorch rounds the factors of float32 convolutions on a GPU to TF32,
+    which has 10 bits of fraction."""
+    torch.backends.cudnn.allow_tf32 = False  # setting only `conv.fp32_precision` makes reading this raise
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """The JPEG operators' tensors are too small to share out on a CPU: threads would wait for one another."""
+    """Runs PyTorch with one thread inside the block, if `device` is a CPU. The tensors of the JPEG operators are too
+    small for several threads to pay."""
     threads = torch.get_num_threads()
     try:
         if device.type == "cpu":
@@ -54,11 +57,13 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def compile_network(network: nn.Module, device: torch.device, shapes: int, backend: str = "inductor") -> None:
-    """In place, for at most so many shapes of input, each compiled when it first comes: what lies between convolutions
-    is fused. Raises ValueError for the CPU, where every size of image is a shape, and would be compiled for minutes in
-    each worker."""
+    """Compiles the network in place, fusing the operations between convolutions.
+
+    shapes: the largest number of input shapes; each is compiled when it first occurs.
+
+    Raises ValueError for a CPU: there every image size is a shape, and compiling takes minutes in each worker."""
     if device.type != "cuda" and backend == "inductor":
-        raise ValueError("--compile: for GPUs; on a CPU every size of image would be compiled anew")
-    limit = torch._dynamo.config.recompile_limit  # beyond it PyTorch silently compiles no more
+        raise ValueError("--compile: needs a GPU; on a CPU every image size would be compiled separately")
+    limit = torch._dynamo.config.recompile_limit  # beyond this limit PyTorch silently stops compiling
     torch._dynamo.config.recompile_limit = max(limit, shapes)
     network.compile(dynamic=False, fullgraph=True, backend=backend)

@@ -1,4 +1,4 @@
-"""What a run would do and how long it would take: headers are read, a few files are restored, nothing is written."""
+"""--dry-run: reads all headers, restores a few files to measure the speed, and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from tqdm import tqdm
 from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.progress import progress_bar, time_left
-from pipeline.engine.resources import Resources, open_resources
-from pipeline.engine.run import claim, list_inputs, most_of
+from pipeline.engine.resources import RunResources, open_resources
+from pipeline.engine.run import input_total, list_inputs, make_tasks
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.names import digest
 from pipeline.inputs.remote import RemoteError
-from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
-from pipeline.outputs.manifest import read_records, read_run
-from pipeline.outputs.record import Record, SinkError, Status, refuse_another_run
+from pipeline.outputs.manifest import read_records
+from pipeline.outputs.record import Record, SinkError, Status, check_same_run, read_identity
 from pipeline.report.statistics import Reasons, Statistics
 
-SAMPLE = 64
-"""Files, chosen at random, of which some are restored to measure the speed."""
+RESERVOIR_FILES = 64
+"""Files in a random sample, some of which are restored to measure the speed."""
 
-BYTES = 256 << 20
-"""That a sample holds in memory."""
+RESERVOIR_BYTES = 256 << 20
+"""Bytes of a sample's files in memory."""
 
-MEGAPIXELS, MEGAPIXELS_GPU = 4.0, 200.0
-"""That are restored for that: for each worker of a CPU, and on a GPU."""
+MEASURED_MEGAPIXELS, MEASURED_MEGAPIXELS_GPU = 4.0, 200.0
+"""Megapixels that are restored to measure the speed: per worker on a CPU, and in total on a GPU."""
 
-ROUNDS = 8
-"""How often each of the sample is done at most, where it is small."""
+MAX_REPEATS = 8
+"""How often each file of a small sample is restored, at most."""
 
 
 @dataclass
-class Sample:
-    """A random choice among files of which nobody knows how many will come (Vitter's algorithm R), always the same one
-    of the same files. It is of SAMPLE files, or fewer if these are larger than BYTES together."""
+class Reservoir:
+    """Reservoir sampling (Vitter's algorithm R) of a stream of files, with a fixed seed: RESERVOIR_FILES files, or
+    fewer if they are larger than RESERVOIR_BYTES together."""
 
     files: list[Item] = field(default_factory=list)
     seen: int = 0
     bytes: int = 0
-    limit: int = SAMPLE
-    chance: random.Random = field(default_factory=lambda: random.Random(0))
+    limit: int = RESERVOIR_FILES
+    random_state: random.Random = field(default_factory=lambda: random.Random(0))
 
     def offer(self, item: Item) -> None:
-        """Consider a file."""
+        """Adds a file to the stream."""
         self.seen += 1
         if len(self.files) < self.limit:
             self._keep(item)
-        elif self.chance.randrange(self.seen) < self.limit:
+        elif self.random_state.randrange(self.seen) < self.limit:
             self._drop()
             self._keep(item)
-        while self.bytes > BYTES and len(self.files) > 1:
+        while self.bytes > RESERVOIR_BYTES and len(self.files) > 1:
             self._drop()
             self.limit = len(self.files)
 
@@ -69,23 +69,26 @@ class Sample:
         self.bytes += len(item.data or b"")
 
     def _drop(self) -> None:
-        item = self.files.pop(self.chance.randrange(len(self.files)))
+        item = self.files.pop(self.random_state.randrange(len(self.files)))
         self.bytes -= len(item.data or b"")
 
 
 @dataclass
 class Survey:
-    """What would become of the inputs. finished: by earlier runs. restored, passed_through: samples of these files."""
+    """What would happen to the inputs.
+
+    finished: number of inputs that earlier runs have finished.
+    restored, passed_through: samples of these files."""
 
     finished: int = 0
     statistics: Statistics = field(default_factory=Statistics)
-    restored: Sample = field(default_factory=Sample)
-    passed_through: Sample = field(default_factory=Sample)
+    restored: Reservoir = field(default_factory=Reservoir)
+    passed_through: Reservoir = field(default_factory=Reservoir)
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Measured over so many files, their megapixels and the bytes of their outputs."""
+class Throughput:
+    """A measurement: seconds for so many files, megapixels and bytes of outputs."""
 
     seconds: float
     files: int
@@ -94,12 +97,12 @@ class Speed:
 
 
 def dry_run(job: Job) -> str:
-    """What `run` would do, for people. Raises SourceError, and SinkError for an output that cannot be read."""
+    """A description of what `run` would do. Raises SourceError, and SinkError if the output cannot be read."""
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
         resources = stack.enter_context(open_resources(job))
-        done, position, total = finished_sources(job), Position(), most_of(sources.count, job.limit)
+        done, position, total = finished_sources(job), ReadPosition(), input_total(sources.count, job.limit)
         items = read(sources, lambda source: digest(source) in done, position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
@@ -109,13 +112,13 @@ def dry_run(job: Job) -> str:
 
 
 def finished_sources(job: Job) -> set[bytes]:
-    """Digests of the sources that an earlier run has finished, by its manifest. Raises SinkError where `run` would as
-    that was another run."""
+    """Digests of the sources that an earlier run has finished. Raises SinkError if the folder holds the outputs of
+    another run or cannot be read."""
     if job.overwrite:
         return set()
     try:
-        if (earlier := read_run(job.output)) is not None:
-            refuse_another_run(str(job.output), earlier, job.identity())
+        if (earlier := read_identity(job.output)) is not None:
+            check_same_run(str(job.output), earlier, job.identity())
         return {digest(record.source) for record in read_records(job.output, job.retry_failed)}
     except FileNotFoundError:
         return set()
@@ -129,8 +132,8 @@ def survey(
     """Reads every header."""
     found, keys = Survey(), Keys(per_shard=job.shards)
     for item in items:
-        assert isinstance(item, Item)  # others are not asked for
-        steps = list(claim(job, [item], keys))
+        assert isinstance(item, Item)  # side members are not requested
+        steps = list(make_tasks(job, [item], keys))
         found.finished += not steps
         for step in steps:
             record = expected(job, step)
@@ -143,43 +146,43 @@ def survey(
 
 
 def expected(job: Job, step: Step) -> Record:
-    """The line that an input will get, as far as its header tells."""
+    """The manifest line that an input will get, as far as its header shows."""
     assert isinstance(step, Task)
     file = step.file
     if file is None:
         return step.record
     record = replace(file.describe(step.record), outputs=("",) * job.restorer.images)
     if isinstance(file.layout, JpegError):
-        fate: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
-        record = replace(record, status=fate, reason=str(file.layout))
+        status: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
+        record = replace(record, status=status, reason=str(file.layout))
     return record
 
 
-def measure(resources: Resources, sample: Sample) -> Speed | None:
-    """Does some of a sample, and throws the outputs away. None if it is empty."""
+def measure(resources: RunResources, sample: Reservoir) -> Throughput | None:
+    """Restores some files of a sample and discards the outputs. None if the sample is empty."""
     files = sample.files.copy()
-    sample.chance.shuffle(files)
+    sample.random_state.shuffle(files)
     times, written, started = [], 0, time.perf_counter()
     with resources.scheduler() as scheduler:
-        for step in scheduler.run(tasks(resources, files)):
+        for step in scheduler.run(measured_tasks(resources, files)):
             if isinstance(step, Task) and step.record.size is not None:
                 times.append((time.perf_counter() - started, step.record.size[0] * step.record.size[1]))
                 written += sum(map(len, step.images))
     if not times:
         return None
     pixels, done, seconds = sum(size for _, size in times), len(times), times[-1][0]
-    if len(times) >= 2 * resources.workers + 2:  # without the start of the workers and the first file
+    if len(times) >= 2 * resources.workers + 2:  # exclude the first file, which includes the workers' start
         seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
         written = written * done // len(times)
-    return Speed(seconds, done, pixels / 1e6, written)
+    return Throughput(seconds, done, pixels / 1e6, written)
 
 
-def tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
-    """Of a sample's files, until there are enough pixels; each is done again if there are few."""
+def measured_tasks(resources: RunResources, files: list[Item]) -> Iterator[Step]:
+    """Tasks of a sample's files, repeated if they are few, until there are enough megapixels."""
     job = resources.job
-    left = MEGAPIXELS_GPU if job.restorer.batched else MEGAPIXELS * resources.workers
-    for item in files * ROUNDS:
-        for step in claim(job, [item]):
+    left = MEASURED_MEGAPIXELS_GPU if job.restorer.batched else MEASURED_MEGAPIXELS * resources.workers
+    for item in files * MAX_REPEATS:
+        for step in make_tasks(job, [item]):
             if left <= 0 or not isinstance(step, Task):
                 return
             height, width = (step.file.size if step.file is not None else None) or (1000, 1000)
@@ -187,8 +190,10 @@ def tasks(resources: Resources, files: list[Item]) -> Iterator[Step]:
             yield step
 
 
-def describe(job: Job, workers: int, found: Survey, restored: Speed | None, passed_through: Speed | None) -> str:
-    """For people, line by line."""
+def describe(
+    job: Job, workers: int, found: Survey, restored: Throughput | None, passed_through: Throughput | None
+) -> str:
+    """The description, line by line."""
     statistics = found.statistics
     counts = statistics.counts
     lines = [f"{counts.total() + found.finished} inputs, nothing written"]
@@ -201,9 +206,9 @@ def describe(job: Job, workers: int, found: Survey, restored: Speed | None, pass
         tens[min(quality // 10 * 10, 90)] += count
     lines += [f"{n:>17} of quality {ten} to {ten + 9 + (ten == 90)}" for ten, n in sorted(tens.items())]
     lines += [f"{n:>17} {sampling}" for sampling, n in statistics.samplings.most_common()]
-    lines += fates(counts["passed_through"], "to pass through", statistics.passed_through)
-    lines += fates(counts["failed"], "that will fail", statistics.failed)
-    shares = []  # of each kind: how often what was measured is to be done
+    lines += reason_lines(counts["passed_through"], "to pass through", statistics.passed_through)
+    lines += reason_lines(counts["failed"], "that will fail", statistics.failed)
+    shares = []  # of each kind: the measurement, and by what factor the run is larger
     if restored is not None and restored.megapixels:
         shares.append((restored, megapixels / restored.megapixels))
     if passed_through is not None:
@@ -218,8 +223,8 @@ def describe(job: Job, workers: int, found: Survey, restored: Speed | None, pass
     return "\n".join(lines)
 
 
-def fates(count: int, what: str, reasons: Reasons) -> list[str]:
-    """A line for all of them, and one for each reason."""
+def reason_lines(count: int, what: str, reasons: Reasons) -> list[str]:
+    """A line with the count, and a line for each reason."""
     if not count:
         return []
     return [f"{count:>9} {what}"] + [f"{group.count:>17} {group.pattern}" for group in reasons.groups()]

@@ -1,4 +1,4 @@
-"""How an exception becomes the failure of one file, and which failures are final: those that are the file's."""
+"""Turns an exception into the failure of one file, and separates final failures from transient ones."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from pipeline.engine.task import Step, Task
 from pipeline.engine.worker import WorkerError
 from pipeline.jpeg.errors import JpegError
 from pipeline.outputs.formats import EncodeError
-from pipeline.outputs.sink import failed
 
 
 class CertificateError(Exception):
-    """An output does not have the coefficients that its certificate promises."""
+    """An output, compressed again, has other mismatches than its certificate says."""
 
 
 class TooLargeError(MemoryError):
-    """A file takes more than all of the memory that processes share."""
+    """A file needs more shared memory than there is in total; sizes in bytes."""
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(
-            f"takes {size >> 20} MiB of memory that processes share, which can have {limit >> 20} MiB here "
-            "(ulimit -v): a higher limit, or --workers 1, which shares none"
+            f"needs {size >> 20} MiB of shared memory, but only {limit >> 20} MiB are available (ulimit -v): "
+            "raise the limit, or use --workers 1, which needs no shared memory"
         )
 
 
 def fail(step: Step, error: Exception) -> Step:
-    """Whatever a stage raises is the failure of its file, and the run goes on."""
-    assert isinstance(step, Task)  # nothing is done to others
+    """The failed task of an input whose stage raised `error`. The run continues with the other inputs."""
+    assert isinstance(step, Task)  # no stage works on a SideMember
     known = isinstance(error, JpegError | EncodeError | CertificateError | WorkerError | TooLargeError)
-    reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"  # out of memory, or a bug
-    return Task(step.item, failed(step.record, reason, is_transient(error)))
+    reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"  # lack of memory, or a defect
+    return Task(step.item, step.record.failed(reason, is_transient(error)))
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether it says nothing about the file: memory, a worker process, a disk."""
+    """Whether the error has another cause than the file: memory, a worker process, a disk."""
     no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch's on the CPU
     return no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError | WorkerError | OSError)

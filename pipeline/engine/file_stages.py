@@ -1,16 +1,15 @@
-"""A JPEG file's whole way, from the input to its manifest line, stage by stage.
+"""The stages of a JPEG file, from its bytes to its manifest line.
 
-    run.py: read → claim (header, filters, key) → stages here → sink: image files, then the line
+    run.py: read → make_tasks (header, filters, key) → stages here → sink: image files, then the line
 
     read_together    only with DALI as front end: it decodes many files, whose coefficients are recovered from pixels
     entropy_decode   reads the quantised DCT coefficients; other kinds of JPEG (CMYK, 12-bit, …) are passed through
-    tiles            decode, network, exact projection: Restorer.restore_parts, on a GPU in batches from many files
+    tiles            decode, network, exact projection: Restorer.restore_tiles, on a GPU in batches from many files
     encode_images    compresses the images; with --verify, compresses them as JPEG again and compares coefficients
 
-Worker processes do everything that is per file, and on a CPU the tiles. A file's coefficients and images lie in memory
-that processes share (memory.Buffers), and stay there. On a CPU a file that is a single tile is restored `at_once`, by
-one process that needs no such memory.
-"""
+Worker processes run the stages that work on one file, and on a CPU the tiles. A file's coefficients and images stay in
+shared memory (memory.Buffers). On a CPU one worker runs all stages of a file that is a single tile, which needs no
+shared memory."""
 
 from __future__ import annotations
 
@@ -22,29 +21,30 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from pipeline.engine.admission import weigh
+from pipeline.engine.admission import estimate_bytes
 from pipeline.engine.failures import CertificateError
 from pipeline.engine.job import Job
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Restored, Work
-from pipeline.engine.stage import Stage, whole
-from pipeline.engine.task import Decoded, Passed, RawFile, Step, Task
+from pipeline.engine.results import FileRestoration, Restored
+from pipeline.engine.stage import Stage, item_stage, run_stages
+from pipeline.engine.task import DecodedFile, PassedFile, RawFile, Step, Task
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
-from pipeline.jpeg.dali_frontend import as_read
+from pipeline.jpeg.dali_frontend import bitstream_or_raise
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.jpeg.fallback import plain_decode
-from pipeline.outputs.formats import encode_image
+from pipeline.jpeg.fallback import fallback_decode
+from pipeline.outputs.formats import Metadata, encode_image
 from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.verify import count_mismatches
 
-MESSAGE, MESSAGE_FILES = 1 << 20, 16
-"""Bytes and number of the files that a process is sent together: what a message costs is much for a small file."""
+MAX_MESSAGE_BYTES, MAX_MESSAGE_FILES = 1 << 20, 16
+"""Estimated bytes and number of the files in one message to a worker: for small files the cost of a message
+dominates."""
 
 
 def stages(job: Job) -> list[Stage[Step]]:
-    """What is done with each input. What has failed, is done or is no image passes by."""
+    """The stages of every input. Inputs that have failed, are finished or are side members skip them."""
     restorer = job.restorer
     reading: Stage[Step] = Stage(
         split=files_of,
@@ -65,101 +65,98 @@ def stages(job: Job) -> list[Stage[Step]]:
         together: Stage[Step] = Stage(
             split=files_of,
             do=lambda files: partial(read_together, restorer, files),
-            merge=merge_found,
+            merge=merge_dali_result,
             place="device",
             max_batch=lambda kind: DALI_BATCH,
         )
         return [together, *every]
-    return every if restorer.batched else [whole(partial(at_once, job), without_shared_memory), *every]
+    return every if restorer.batched else [item_stage(partial(run_stages, every), without_shared_memory), *every]
 
 
 def without_shared_memory(step: Step) -> bool:
-    """Whether one process does all of it: it is small, or there is one worker."""
+    """Whether one worker runs all stages of the file: it is small, or there is only one worker."""
     return isinstance(step, Task) and step.file is not None and step.file.memory is None
 
 
 def files_together(job: Job, size: tuple[int, int]) -> int:
-    """How many files of a size are sent together."""
-    return max(1, min(MESSAGE_FILES, MESSAGE // (1 + weigh(job, size))))
+    """How many files of a size, (height, width) in pixels, are sent in one message."""
+    return max(1, min(MAX_MESSAGE_FILES, MAX_MESSAGE_BYTES // (1 + estimate_bytes(job, size))))
 
 
 def files_of(step: Step) -> list[RawFile]:
+    """The file of a step that has not been decoded; an empty list for other steps."""
     return [step.file] if isinstance(step, Task) and step.file is not None else []
 
 
 def read_together(restorer: Restorer, files: Sequence[RawFile]) -> list[Callable[[], Bitstream]]:
-    """By DALI."""
+    """Decodes files by DALI. Returns, for each, a function that returns its bitstream or raises its JpegError."""
     found = restorer.read_many([file.data for file in files], [file.layout for file in files])
     each = ((file.buffers(restorer), x) for file, x in zip(files, found, strict=True))
-    return [partial(as_read, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each]
+    return [
+        partial(bitstream_or_raise, x if isinstance(x, JpegError) else in_memory(buffers, x)) for buffers, x in each
+    ]
 
 
-def merge_found(step: Step, file: RawFile, found: Callable[[], Bitstream]) -> Step:
+def merge_dali_result(step: Step, file: RawFile, found: Callable[[], Bitstream]) -> Step:
+    """The step with what DALI found."""
     assert isinstance(step, Task)
-    return replace(step, file=replace(file, found=found))
+    return replace(step, file=replace(file, dali_result=found))
 
 
 def in_memory(buffers: Buffers | None, bitstream: Bitstream) -> Bitstream:
-    """Its coefficients where processes share them, if they do."""
+    """The bitstream with its coefficients copied into the buffers, if there are any."""
     if buffers is None:
         return bitstream
     return replace(bitstream, coefficients=buffers.fill(bitstream.coefficients))
 
 
-def at_once(job: Job, step: Step) -> Step:
-    """All stages of a file."""
-    for file in files_of(step):
-        step = merge_decoded(job, step, file, entropy_decode(job, file))
-    if (work := work_of(step)) is not None:
-        for part in work.parts:
-            work.deviations.extend(job.restorer.restore_parts([part])())
-    for result in results_of(step):
-        step = merge_images(step, result, encode_images(job, *result))
-    return step
-
-
-def entropy_decode(job: Job, file: RawFile) -> Decoded | Passed:
-    """Its coefficients, unless DALI has read them; what is not modelled is decoded as it is."""
+def entropy_decode(job: Job, file: RawFile) -> DecodedFile | PassedFile:
+    """Reads a file's coefficients, unless DALI has recovered them; decodes what is not modelled by Pillow. Raises
+    JpegError."""
     restorer, buffers = job.restorer, file.buffers(job.restorer)
     try:
-        if file.found is None:
+        if file.dali_result is None:
             planes = None if buffers is None else buffers.planes
             bitstream = in_memory(buffers, restorer.read(file.data, file.layout, planes))
         else:
-            bitstream = file.found()
+            bitstream = file.dali_result()
     except UnsupportedJpeg as error:
         return pass_through(job, file, str(error))
     recovered = count_recovered(job, file.data, bitstream) if bitstream.recovered and job.verify else None
-    return Decoded(bitstream, None if buffers is None else buffers.images, recovered)
+    return DecodedFile(bitstream, None if buffers is None else buffers.images, recovered)
 
 
 def count_recovered(job: Job, data: bytes, bitstream: Bitstream) -> int:
-    """How many coefficients are the file's own. Raises BitstreamError when libjpeg-turbo cannot read it."""
+    """The number of recovered coefficients that equal the file's own. Raises BitstreamError if libjpeg-turbo cannot
+    read the file."""
     with job.restorer.stopwatch("verify"):
         own = read_bitstream(data, job.restorer.options.max_pixels).coefficients
         return own.count - int(own.mismatches(bitstream.coefficients))
 
 
-def pass_through(job: Job, file: RawFile, reason: str) -> Passed:
-    """What `Filters.passed_through` says; decoded by Pillow."""
+def pass_through(job: Job, file: RawFile, reason: str) -> PassedFile:
+    """The output of a file that is passed through, as `Filters.passed_through` says. Raises BitstreamError if Pillow
+    cannot decode it."""
     how = job.filters.passed_through
     if how != "decode":
-        return Passed((file.data,) if how == "copy" and file.data else (), file.size, reason)
+        return PassedFile((file.data,) if how == "copy" and file.data else (), file.size, reason)
     with job.restorer.stopwatch("pass through"):
         try:
-            plain = plain_decode(file.data, job.restorer.options.max_pixels)
+            plain = fallback_decode(file.data, job.restorer.options.max_pixels)
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return Passed((encode_image(plain.pixels, job.format, plain.icc, plain.exif),), (height, width), reason)
+        return PassedFile(
+            (encode_image(plain.pixels, job.format, Metadata(plain.icc, plain.exif)),), (height, width), reason
+        )
 
 
-def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) -> Step:
-    """What has been read goes into the record, and into the work that is left."""
+def merge_decoded(job: Job, step: Step, file: RawFile, found: DecodedFile | PassedFile) -> Step:
+    """The step with a complete record if the file is passed through, else with a restoration."""
     assert isinstance(step, Task)
-    if isinstance(found, Passed):
-        fate = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
-        record = file.describe(replace(fate, mode=None, weights=None, seed=None, strength=None))
+    if isinstance(found, PassedFile):
+        record = replace(step.record, status="passed_through", reason=found.reason, size=found.size)
+        record = file.describe(replace(record, mode=None, weights=None, seed=None, strength=None))
         return Task(step.item, record, images=found.images)
     bitstream, c = found.bitstream, found.bitstream.coefficients
     record = replace(
@@ -176,23 +173,25 @@ def merge_decoded(job: Job, step: Step, file: RawFile, found: Decoded | Passed) 
     return Task(step.item, record, memory=file.memory, work=work)
 
 
-def work_of(step: Step) -> Work | None:
-    """What is being restored."""
+def work_of(step: Step) -> FileRestoration | None:
+    """The step's restoration, if it has one."""
     return step.work if isinstance(step, Task) else None
 
 
 def results_of(step: Step) -> list[tuple[Restored, Tensor | None]]:
-    """What is restored, and the memory that processes share of it."""
+    """(the restored file, its piece of shared memory) of a step whose tiles are restored; an empty list for other
+    steps."""
     return [(step.work.restored(), step.memory)] if isinstance(step, Task) and step.work is not None else []
 
 
 def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequence[bytes | Tensor]:
-    """Image files, whose certificates are checked if that is wished. They lie in the memory, if there is room: what it
-    held is not needed any more."""
+    """Encodes the images; with --verify checks their certificates, and raises CertificateError if one is wrong. The
+    files are written to `memory` if they fit, over the coefficients and images, which are no longer needed. Raises
+    EncodeError."""
     source, watch = restored.bitstream, job.restorer.stopwatch
     with watch("encode"):
         images = [
-            encode_image(x.numpy(), job.format, source.icc, source.exif, provenance_of(job, restored, number))
+            encode_image(x.numpy(), job.format, Metadata(source.icc, source.exif, provenance_of(job, restored, number)))
             for number, x in enumerate(restored.images)
         ]
     if job.verify:
@@ -200,7 +199,7 @@ def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequen
             found = [count_mismatches(image, source) for image in images]
         if found != restored.sample_mismatches:
             raise CertificateError(
-                f"libjpeg-turbo finds {found} mismatches, the certificate says {restored.sample_mismatches}"
+                f"libjpeg-turbo finds {found} mismatches, but the certificate says {restored.sample_mismatches}"
             )
     lengths = [len(image) for image in images]
     if memory is None or sum(lengths) > len(memory):
@@ -212,7 +211,8 @@ def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequen
 
 
 def provenance_of(job: Job, restored: Restored, number: int) -> Provenance | None:
-    """What the output file says about itself, if it is to."""
+    """The metadata that records the restoration in an output file; None if it is switched off. number: of the
+    sample."""
     if not job.provenance:
         return None
     restorer = job.restorer
@@ -231,7 +231,7 @@ def provenance_of(job: Job, restored: Restored, number: int) -> Provenance | Non
 
 
 def merge_images(step: Step, result: tuple[Restored, Tensor | None], images: Sequence[bytes | Tensor]) -> Step:
-    """Out of the memory, which is the file's no longer."""
+    """The step with its image files, copied out of shared memory, and a complete record."""
     assert isinstance(step, Task)
     restored = result[0]
     record = replace(

@@ -1,9 +1,8 @@
-"""A process that forks others, at any time of a run.
+"""A process that forks worker processes at any time of a run.
 
-A process that has threads, or CUDA, cannot be forked safely, and a run soon has both. So this one is forked before
-there is any, has one thread, does nothing else, and forks the workers: those that a run starts with, and those in the
-place of any that died. So they all have what the run's process had then (weights, options, shared memory).
-"""
+A process with threads or a CUDA context cannot be forked safely, and a run soon has both. The fork server is forked
+before that, stays single-threaded, and forks the workers: those of the start and replacements for those that die. Each
+worker inherits what the run's process had when the server was started: weights, options, shared memory."""
 
 from __future__ import annotations
 
@@ -24,16 +23,19 @@ _FORK = b"fork"
 
 
 class ForkServer:
-    """serve: what each process does with its end of a connection; when it returns, the process ends. Signals of a
-    terminal are the run's business: these processes ignore them. They end when they are told, when the server is
-    closed, and when the run's process is gone. Thread-safe."""
+    """Forks processes that run `serve` with their end of a connection and end when it returns.
+
+    The processes ignore SIGINT and SIGTERM, which the run's process handles. They end when `end` or `close` kills them
+    or when the run's process is gone. Thread-safe."""
 
     def __init__(self, serve: Callable[[Connection], None]) -> None:
         self._serve, self._lock = serve, threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = multiprocessing.get_context("fork").Process(target=self._tend, args=(theirs,), daemon=True)
+        self._process = multiprocessing.get_context("fork").Process(
+            target=self._serve_requests, args=(theirs,), daemon=True
+        )
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child has its own handlers
-        gc.freeze()  # for good in the child, where what had threads (DALI's pipelines) hangs or crashes if collected
+        gc.freeze()  # frozen in the child: collecting DALI's pipelines there, without their threads, would hang
         try:
             self._process.start()
         finally:
@@ -42,28 +44,29 @@ class ForkServer:
         theirs.close()
 
     def fork(self) -> tuple[Connection, int]:
-        """The connection to a new process, and its number. Raises RuntimeError when this server's own is gone."""
+        """Returns a connection to a new process, and its pid. Raises RuntimeError if the server is gone or no process
+        can be started."""
         ours, theirs = multiprocessing.Pipe()
         with theirs:
-            pid = self._asked(_FORK, [theirs.fileno()])
+            pid = self._request(_FORK, [theirs.fileno()])
         if pid < 0:
             raise RuntimeError(f"no process can be started: {os.strerror(-pid)}")
         return ours, pid
 
     def end(self, pid: int) -> int:
-        """Kills a process, unless it has ended by itself. Its exit code, negative for a signal; never raises."""
+        """Kills a process unless it has ended. Returns its exit code, negative for a signal; never raises."""
         try:
-            return self._asked(_PID.pack(pid), [])
+            return self._request(_PID.pack(pid), [])
         except RuntimeError:
             return -signal.SIGKILL
 
     def close(self) -> None:
-        """Kills all processes that are left, and the server's own."""
+        """Kills the remaining processes and the server."""
         with self._lock:
             self._socket.close()
         self._process.join()
 
-    def _asked(self, message: bytes, descriptors: list[int]) -> int:
+    def _request(self, message: bytes, descriptors: list[int]) -> int:
         with self._lock:
             try:
                 socket.send_fds(self._socket, [message], descriptors)
@@ -71,34 +74,34 @@ class ForkServer:
             except OSError:
                 answer = b""
         if not answer:
-            raise RuntimeError("the process that starts workers is gone")
+            raise RuntimeError("the process that starts workers has ended")
         return int(_PID.unpack(answer)[0])
 
-    def _tend(self, server: socket.socket) -> None:
-        """The server's process."""
+    def _serve_requests(self, server: socket.socket) -> None:
+        """The main loop of the server's process."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._socket.close()  # a copy of the parent's end, which would hide that the parent is gone
+        self._socket.close()  # while this copy of the parent's end is open, the parent's exit goes unnoticed
         pids: set[int] = set()
         while True:
             message, descriptors, _, _ = socket.recv_fds(server, 64, 1)
             if not message:
                 break
             if message == _FORK:
-                answer = self._forked(server, *descriptors)
+                answer = self._fork_child(server, *descriptors)
                 if answer > 0:
                     pids.add(answer)
             else:
                 (pid,) = _PID.unpack(message)
                 pids.discard(pid)
-                answer = _end(pid)
+                answer = _kill(pid)
             server.send(_PID.pack(answer))
         for pid in pids:
-            _end(pid)
+            _kill(pid)
 
-    def _forked(self, server: socket.socket, descriptor: int) -> int:
-        """The new process's number, or minus the error's that prevented it."""
+    def _fork_child(self, server: socket.socket, descriptor: int) -> int:
+        """Returns the new process's pid, or the negative errno of the failure."""
         try:
             pid = os.fork()
         except OSError as error:
@@ -118,7 +121,8 @@ class ForkServer:
         return pid
 
 
-def _end(pid: int) -> int:
-    """The exit code. The server is the process's parent: until it has waited, the number is no other's."""
+def _kill(pid: int) -> int:
+    """Returns the exit code. The pid cannot have been reused: the server is the parent and has not waited for it
+    yet."""
     os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,4 +1,4 @@
-"""What a run does: its inputs, its outputs and how."""
+"""The description of a run: inputs, outputs and options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from model.generator import NOISE_VERSION
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.filters import ALL_FILES, Filters
-from pipeline.inputs.rank_share import ALL, Share
+from pipeline.inputs.rank_share import SINGLE_RANK, Share
 from pipeline.inputs.remote import Address
 from pipeline.outputs.formats import Format
 from pipeline.outputs.manifest import Manifest
@@ -16,8 +16,10 @@ from pipeline.outputs.record import RunIdentity
 
 @dataclass(frozen=True)
 class Job:
-    """What `run` does; the fields are the command line's options. dtype: as the restorer was told it. limit: inputs, in
-    the order of the listing, after which the run ends; None: all."""
+    """What `run` does. The fields are the command line's options.
+
+    dtype: the option's text, `auto` included; the Restorer has the resolved type.
+    limit: number of inputs, in the order of the listing, after which the run ends; None: all."""
 
     restorer: Restorer
     inputs: tuple[Address, ...]
@@ -30,14 +32,14 @@ class Job:
     retry_failed: bool = False
     verify: bool = False
     quiet: bool = False
-    share: Share = ALL
+    share: Share = SINGLE_RANK
     dtype: str = "auto"
     filters: Filters = ALL_FILES
     limit: int | None = None
     provenance: bool = True
 
     def identity(self) -> RunIdentity:
-        """What must not change when the run goes on."""
+        """What must be equal when a run is resumed."""
         restorer, options = self.restorer, self.restorer.options
         return RunIdentity(
             weights=restorer.digest,
@@ -59,5 +61,5 @@ class Job:
         )
 
     def open_manifest(self) -> Manifest:
-        """Raises SinkError."""
+        """Opens the output folder's manifest. Raises SinkError."""
         return Manifest.open(self.output, self.identity(), self.overwrite, self.share.part, self.retry_failed)

@@ -1,5 +1,5 @@
-"""Memory that the processes of a run have in common. A file's coefficients and images lie there, each reads and writes
-them where they are, and what is sent from one process to another says where that is."""
+"""Memory that a run's processes share. A file's coefficients and images are read and written in place; messages between
+processes only carry references to them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from torch import Tensor
 from kernels import Coefficients, Subsampling
 
 ALIGNMENT = 256
-"""Bytes; what is allocated begins at a multiple."""
+"""Bytes; allocations begin at multiples."""
 
-_NORESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python knows from 3.13 on: pages are taken when they are touched
-_LEAST = 16 << 20
-_RETURNED = 16 << 20  # bytes of a piece that is given back to the system when it is free
+_NORESERVE = 0x4000  # Linux's MAP_NORESERVE, in module mmap from Python 3.13 on: pages are allocated on first use
+_MIN_BYTES = 16 << 20
+_RELEASE_BYTES = 16 << 20  # pieces of at least so many bytes are returned to the system when freed
 
 
 class SharedMemory:
-    """Bytes for this process and for all that are forked from now on; `size` of them, or fewer where that is more than
-    a limit of the system's (ulimit -v) lets a process have. They take memory when they are touched. One process
-    allocates, one thread at a time: first fit, so that no more is touched than there once was in use. Raises OSError
-    when there are none."""
+    """`size` bytes, shared with processes that are forked later; fewer if a system limit (ulimit -v) does not permit so
+    many. Pages are allocated when they are first written.
+
+    Only one process allocates, from one thread at a time; first fit, so that no more pages are touched than were in use
+    at once. Raises OSError if no memory can be mapped."""
 
     def __init__(self, size: int) -> None:
         while True:
@@ -40,18 +41,19 @@ class SharedMemory:
                 break
             except OSError:
                 size = size // 2 // mmap.PAGESIZE * mmap.PAGESIZE
-                if size < _LEAST:
+                if size < _MIN_BYTES:
                     raise
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self.size, self._start, self._views = size, self._bytes.data_ptr(), dict[torch.dtype, Tensor]()
         self._number = next(_numbers)
         self._table = {**copyreg.dispatch_table, Tensor: self._describe}
         _memories[self._number] = self
-        self._free = [(0, size)]  # (start, stop) by address, no two of which touch
+        self._free = [(0, size)]  # gaps as (start, stop), sorted, not adjacent
         self._pinned = 0
 
     def allocate(self, size: int) -> Tensor | None:
-        """[size] uint8, of any content; None when no gap is so large. For `free`, not to be sliced before."""
+        """[size] uint8, uninitialised; None if no gap is large enough. Pass the same tensor to `free`, not a slice of
+        it."""
         size = max(1, size)
         taken = -(-size // ALIGNMENT) * ALIGNMENT
         for number, (start, stop) in enumerate(self._free):
@@ -61,10 +63,10 @@ class SharedMemory:
         return None
 
     def free(self, piece: Tensor) -> None:
-        """What `allocate` returned."""
+        """Frees what `allocate` returned."""
         start = int(piece.storage_offset())
         stop = start + -(-piece.numel() // ALIGNMENT) * ALIGNMENT
-        if stop - start >= _RETURNED and start >= self._pinned:
+        if stop - start >= _RELEASE_BYTES and start >= self._pinned:
             first, last = (-(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE)
             self._map.madvise(mmap.MADV_REMOVE, first, last - first)
         self._free.append((start, stop))
@@ -78,8 +80,8 @@ class SharedMemory:
         self._free = merged
 
     def pin(self, size: int) -> None:
-        """Page-locks the first `size` bytes for CUDA, in the process that uses it: copies from and to there need no
-        buffer of the driver's and can go on beside kernels. Raises RuntimeError."""
+        """Page-locks the first `size` bytes for CUDA in the calling process: copies need no staging buffer and overlap
+        with kernels. Raises RuntimeError."""
         size = min(size, self._bytes.numel())
         error = torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), size, 0)
         if int(error) != 0:
@@ -87,14 +89,14 @@ class SharedMemory:
         self._pinned = size
 
     def unpin(self) -> None:
-        """Before the memory goes."""
+        """Must be called before the memory is unmapped."""
         if self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
             self._pinned = 0
 
     def dumps(self, x: Any) -> bytes:
-        """Pickled, for `pickle.loads` in a process that has this memory. Of tensors only those that lie here can be in
-        it: raises ValueError for another."""
+        """Pickles x for `pickle.loads` in a process that shares this memory. Tensors are pickled as references; raises
+        ValueError for a tensor outside this memory."""
         stream = io.BytesIO()
         pickler = pickle.Pickler(stream, 5)
         pickler.dispatch_table = self._table
@@ -104,11 +106,11 @@ class SharedMemory:
     def _describe(self, x: Tensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
         offset = x.data_ptr() - self._start
         if not 0 <= offset < self.size:
-            raise ValueError(f"a tensor {list(x.shape)} lies outside the memory that processes share")
-        return _lying, (self._number, x.dtype, tuple(x.shape), x.stride(), offset // x.element_size())
+            raise ValueError(f"a tensor {list(x.shape)} lies outside the memory of these processes")
+        return _restore_view, (self._number, x.dtype, tuple(x.shape), x.stride(), offset // x.element_size())
 
     def _as(self, dtype: torch.dtype) -> Tensor:
-        """All of it as numbers of a type."""
+        """All of the memory as a tensor of a dtype."""
         if dtype not in self._views:
             self._views[dtype] = self._bytes[: self.size // 8 * 8].view(dtype)
         return self._views[dtype]
@@ -118,26 +120,31 @@ _memories: WeakValueDictionary[int, SharedMemory] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def _lying(number: int, dtype: torch.dtype, *place: Any) -> Tensor:
-    """The tensor that `SharedMemory._describe` has described, here or in another process."""
+def _restore_view(number: int, dtype: torch.dtype, *place: Any) -> Tensor:
+    """The inverse of `SharedMemory._describe`, in this or another process."""
     return _memories[number]._as(dtype).as_strided(*place)
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """Where a file's coefficients come and where its images go, uninitialised. planes, tables: as `Coefficients` has
-    them, of N = 1 image. images: [K, C, H, W] uint8 or uint16 (`pixel`), which in memory is [K, H, W, C], as encoders
-    take it."""
+    """Uninitialised buffers for a file's coefficients and images.
+
+    planes, tables: as in `Coefficients`, N = 1.
+    images: [K, C, H, W] uint8 or uint16, in memory [K, H, W, C], as encoders need it."""
 
     planes: list[Tensor]
     tables: Tensor
     images: Tensor
 
     @classmethod
-    def within(
+    def from_memory(
         cls, memory: Tensor, sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8
     ) -> Self:
-        """In [bytes] uint8, at least as many as `bytes_needed`."""
+        """Buffers inside `memory`, [bytes] uint8, of at least `bytes_needed` bytes.
+
+        size: (height, width) in pixels.
+        images: the number K.
+        pixel: the images' dtype."""
         begin, found = 0, []
         for shape, dtype in _arrays(sampling, size, images, pixel):
             end = begin + _bytes_of(shape, dtype)
@@ -147,7 +154,7 @@ class Buffers:
         return cls(planes, tables, pixels.permute(0, 3, 1, 2))
 
     def fill(self, c: Coefficients) -> Coefficients:
-        """Copies coefficients to here, those that are somewhere else."""
+        """Copies coefficients into these buffers, except those that are here already; returns them."""
         for mine, theirs in zip((*self.planes, self.tables), (*c.planes, c.tables), strict=True):
             if mine.data_ptr() != theirs.data_ptr():
                 mine.copy_(theirs)
@@ -155,12 +162,12 @@ class Buffers:
 
 
 def empty_images(sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8) -> Tensor:
-    """`Buffers.images` in memory of their own."""
+    """`Buffers.images` outside shared memory: [K, C, H, W], uninitialised."""
     return torch.empty(images, *size, sampling.components, dtype=pixel).permute(0, 3, 1, 2)
 
 
 def bytes_needed(sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype = torch.uint8) -> int:
-    """Of the buffers of a file of (height, width) pixels that becomes so many images."""
+    """Bytes of a file's buffers. size: (height, width) in pixels; images: the number K."""
     return sum(_aligned(_bytes_of(*array)) for array in _arrays(sampling, size, images, pixel))
 
 

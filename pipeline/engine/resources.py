@@ -20,78 +20,81 @@ from pipeline.engine.restorer import MAX_BATCH, Restorer
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage
 from pipeline.engine.task import Step
-from pipeline.engine.worker import Workers
+from pipeline.engine.worker import WorkerLauncher
 
-WINDOW, WINDOW_WORKER = 256 << 20, 64 << 20
-"""Bytes of files that may be under way, and more for each worker. So much is needed where small files wait for a large
-one before them, as they are written in order."""
+MAX_BYTES, MAX_BYTES_PER_WORKER = 256 << 20, 64 << 20
+"""Bytes of files in the scheduler, and more per worker. Outputs are written in order, so small files accumulate behind
+a large one."""
 
-FILES, FILES_WORKER = 4 * MAX_BATCH, 64
-"""How many files may be under way, and more for each worker."""
+MAX_FILES, MAX_FILES_PER_WORKER = 4 * MAX_BATCH, 64
+"""Number of files in the scheduler, and more per worker."""
 
-LONGEST = 65_535
-"""Pixels of a side of a JPEG file."""
+MAX_SIDE = 65_535
+"""Pixels of the longer side of a JPEG file, at most."""
 
 
 @dataclass(frozen=True)
-class Resources:
-    """Made by `open_resources`. memory, processes: None where one worker does everything in turn."""
+class RunResources:
+    """Made by `open_resources`. memory, processes: None with one worker, which does everything in sequence."""
 
     job: Job
     stages: list[Stage[Step]]
     workers: int
     memory: SharedMemory | None
-    processes: Workers | None
+    processes: WorkerLauncher | None
 
     def scheduler(self) -> Scheduler[Step]:
-        """For one run over items."""
+        """A scheduler for one run over items."""
         return Scheduler(
             self.stages,
             fail,
             workers=self.workers,
-            admit=Admission(self.job, window(self.workers), self.memory),
-            most=FILES + FILES_WORKER * self.workers,
+            admit=Admission(self.job, max_bytes(self.workers), self.memory),
+            max_items=MAX_FILES + MAX_FILES_PER_WORKER * self.workers,
             prepare=partial(torch.set_num_threads, 1),
             stopwatch=self.job.restorer.stopwatch,
             processes=self.processes,
         )
 
 
-def window(workers: int) -> int:
-    """Bytes of files that may be under way; one may always."""
-    return WINDOW + WINDOW_WORKER * workers
+def max_bytes(workers: int) -> int:
+    """Bytes of files in the scheduler; a single file may be larger."""
+    return MAX_BYTES + MAX_BYTES_PER_WORKER * workers
 
 
-def largest(restorer: Restorer) -> int:
-    """No file takes more bytes of shared memory."""
+def max_file_bytes(restorer: Restorer) -> int:
+    """Bytes of shared memory that the largest permitted file needs."""
     pixels = restorer.options.max_pixels
-    square = min(LONGEST, int(pixels**0.5) + 1)
-    frame = 16 * 2 * LONGEST  # what whole MCUs add to it, at most
+    square = min(MAX_SIDE, int(pixels**0.5) + 1)
+    frame = 16 * 2 * MAX_SIDE  # padding to whole MCUs, at most
     size = (square, -(-(pixels + frame) // square))
     return bytes_needed(Subsampling.S444, size, restorer.images, restorer.options.pixel)
 
 
 @contextmanager
-def open_resources(job: Job) -> Iterator[Resources]:
-    """Compiles the CPU's kernels (no GPU), then starts the fork server, so that workers inherit them, and initialises
-    the GPU last: a process with threads or a CUDA context cannot be forked safely. Raises FrontendError."""
+def open_resources(job: Job) -> Iterator[RunResources]:
+    """Opens the worker processes, the shared memory and the device.
+
+    The order matters, because a process with threads or a CUDA context cannot be forked safely: the CPU's kernels are
+    compiled first (workers inherit them), then the fork server is started, then the GPU is initialised. Raises
+    FrontendError."""
     restorer, workers = job.restorer, job.workers or job.share.cores
     if restorer.device.type == "cpu":
-        from kernels.numba_ops import compile_kernels  # noqa: PLC0415  # where it is used: a GPU needs no numba
+        from kernels.numba_ops import compile_kernels  # noqa: PLC0415  # a GPU needs no numba
 
         compile_kernels(job.quiet)
     every, prepare = stages(job), partial(torch.set_num_threads, 1)
     memory = processes = None
     with ExitStack() as stack:
         if workers > 1:
-            memory = SharedMemory(window(workers) + largest(restorer))
+            memory = SharedMemory(max_bytes(workers) + max_file_bytes(restorer))
             do = [stage.do for stage in every]
-            processes = stack.enter_context(Workers(do, memory, prepare, restorer.stopwatch))
-        restorer.get_ready(job.share.cores - 1, not job.quiet)
+            processes = stack.enter_context(WorkerLauncher(do, memory, prepare, restorer.stopwatch))
+        restorer.prepare_device(job.share.cores - 1, not job.quiet)
         if memory is not None and restorer.device.type == "cuda":
             try:
-                memory.pin(window(workers))
+                memory.pin(max_bytes(workers))
                 stack.callback(memory.unpin)
             except RuntimeError as error:
-                print(f"{error}: copies to and from {restorer.device} take longer", file=sys.stderr)
-        yield Resources(job, every, workers, memory, processes)
+                print(f"{error}: copies to and from {restorer.device} will be slower", file=sys.stderr)
+        yield RunResources(job, every, workers, memory, processes)

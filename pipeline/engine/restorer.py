@@ -20,31 +20,32 @@ from pipeline.engine import tiling
 from pipeline.engine.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
 from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
-from pipeline.engine.results import Failure, File, Restored, Source, Work, data_of
+from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.sixteen_bits import project_16
-from pipeline.engine.stage import Stage, alike
+from pipeline.engine.stage import Stage, map_groups, run_stages
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.transfers import Deviations, Part, Picture, Transfers, send
+from pipeline.engine.transfers import Deviations, ImageState, TileTask, Transfers, send
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse, read_scans
 from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
-from pipeline.jpeg.dali_frontend import DaliFrontend, as_read
+from pipeline.jpeg.dali_frontend import DaliFrontend, bitstream_or_raise
 from pipeline.jpeg.errors import JpegError
 
 T = TypeVar("T")
 SAMPLINGS = list(Subsampling)
 
 MAX_BATCH = 64
-"""Tiles in a batch."""
+"""Tiles per batch, at most."""
 
-DRAWS = 8
-"""Samples from one pass of the trunk. More would save little of it, and each is a float image in memory."""
+SAMPLES_PER_PASS = 8
+"""Samples per pass of the trunk. More would save little, and each is a float image in memory."""
 
 
 @dataclass
 class Restorer:
-    """See the module. Made by `from_pretrained`, for any number of files, used by one thread at a time (on the CPU by
-    several, unless DALI is the front end). batched: tiles go through the network in filled batches of few shapes."""
+    """Restores JPEG files. Made by `from_pretrained`; used by one thread at a time (by several on a CPU with libjpeg as
+    the front end). digest: hash of the weights. batched: tiles are restored in full batches of few shapes; always on a
+    GPU."""
 
     generator: Generator
     digest: str
@@ -60,59 +61,56 @@ class Restorer:
 
     @classmethod
     def from_pretrained(
-        cls,
-        weights: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        options: Options | None = None,
+        cls, weights: str | None = None, device: str = "auto", dtype: str = "auto", options: Options | None = None
     ) -> Restorer:
-        """weights: a shipped name or a path; None takes those that ship for the mode. Raises WeightsError, ModeError,
-        FrontendError, or ValueError for a bad option."""
+        """Loads weights: a shipped name or a path; None: those that ship for the mode. Raises WeightsError, ModeError,
+        FrontendError, or ValueError for another bad option."""
         options = options or Options()
         if weights is None:
             weights = REGRESSION if options.mode == "mmse" else SAMPLER
         loaded, where = load(weights), choose_device(device)
         check_mode(loaded.generator, loaded.name, options)
-        tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError where it cannot be
-        number = choose_dtype(dtype, where)
-        generator = loaded.generator.convolve_in(number)
+        tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError for a bad tile size
+        number_type = choose_dtype(dtype, where)
+        generator = loaded.generator.convolve_in(number_type)
         if where.type == "cuda":
             use_ieee_float32()
         if options.compile:
-            compile_network(generator, where, 2 * (len(tiling.SIDES) + 1) ** 2)  # of DRAWS samples, and of fewer
-        return cls(generator, loaded.digest, where, number, options)
+            shapes = (len(tiling.BATCH_SIDES) + 1) ** 2
+            compile_network(generator, where, 2 * shapes)  # each with SAMPLES_PER_PASS samples, and with a remainder
+        return cls(generator, loaded.digest, where, number_type, options)
 
     @cached_property
     def _transfers(self) -> Transfers:
-        """Of a device, to which the network goes with it: until a tile is loaded, this process can be forked."""
+        """Made with the first tile, when the network moves to the device: until then this process can be forked."""
         self.generator.to(self.device)
         return Transfers(self.device)
 
     @property
     def mode(self) -> Mode:
-        """What is done with these weights."""
+        """The mode; the weights' default if the options name none."""
         return self.options.mode or ("sample" if self.generator.config.noise else "mmse")
 
     def parse(self, data: bytes) -> Layout | JpegError:
-        """What a JPEG file's header says, or why the file cannot be restored."""
+        """A JPEG file's header, or the reason for which the file cannot be restored."""
         return parse(data, self.options.max_pixels)
 
     def read(
         self, data: bytes, layout: Layout | JpegError | None = None, planes: Sequence[Tensor] | None = None
     ) -> Bitstream:
-        """What a JPEG file says. layout: what `parse` has found, if that has been called. planes: where the
-        coefficients are to go (memory.Buffers). Raises JpegError."""
+        """Reads a JPEG file. layout: what `parse` returned, if it was called; planes: buffers for the coefficients
+        (memory.Buffers). Raises JpegError."""
         layout = layout or self.parse(data)
         if self.dali is not None:
-            return as_read(self.read_many([data], [layout])[0])
+            return bitstream_or_raise(self.read_many([data], [layout])[0])
         if isinstance(layout, JpegError):
             raise layout
         with self.stopwatch("bitstream"):
             return read_scans(layout, data, planes)
 
-    def get_ready(self, processes: int = 0, progress: bool = False) -> None:
-        """Compiles a GPU's kernels in so many processes (0: one for each core but one), and checks the front end. To be
-        called after forking: DALI and CUDA have threads. Raises FrontendError."""
+    def prepare_device(self, processes: int = 0, progress: bool = False) -> None:
+        """Compiles a GPU's kernels in so many processes (0: one per core but one), and checks the front end. Must be
+        called after forking, because DALI and CUDA start threads. Raises FrontendError."""
         if self.device.type == "cuda":
             from kernels.triton_ops.warm_up import compile_kernels  # noqa: PLC0415  # the CPU needs no Triton
 
@@ -121,67 +119,67 @@ class Restorer:
             self.dali.check()
 
     def read_many(self, files: Sequence[bytes], layouts: Sequence[Layout | JpegError]) -> list[Bitstream | JpegError]:
-        """What JPEG files say, whose headers have been parsed, read together by DALI, the front end `dali`."""
+        """Reads files together by DALI, the front end `dali`; layouts: their parsed headers."""
         assert self.dali is not None
         with self.stopwatch("bitstream"):
             return self.dali.read_scans(files, layouts)
 
     def restore(self, source: Source, seed: int = 0, key: str = "") -> Restored:
         """Restores one JPEG file: its bytes, its path, or a file open for reading in binary mode. The noise depends on
-        `seed` and `key` alone. Raises JpegError for a file that is broken, or (UnsupportedJpeg) of a kind that is not
-        modelled, and OSError for one that cannot be read."""
+        `seed` and `key` alone. Raises JpegError for a broken file, its subclass UnsupportedJpeg for a kind that is not
+        modelled, and OSError for a file that cannot be read."""
         return self.restore_bitstream(self.read(data_of(source)), seed, key)
 
     def restore_many(
         self, files: Iterable[tuple[str, Source]], seed: int = 0, workers: int = 0
     ) -> Iterator[tuple[str, Restored | Failure]]:
-        """(key, file) → (key, result), in order; a bad file becomes a Failure and the others go on. Several files are
-        under way at once, so `files` is read ahead. On a GPU tiles of several are batches; what is done file by file,
-        and on a CPU the tiles, is done by so many threads (0: as many as PyTorch uses here)."""
+        """(key, file) → (key, result), in order; a file that cannot be restored gives a Failure. Several files are
+        restored at once, so `files` is read ahead.
+
+        workers: number of threads; 0: as many as PyTorch uses. On a GPU one more restores the tiles, in batches from
+            several files."""
         threads = torch.get_num_threads()
         scheduler = Scheduler(
             self._stages(seed),
-            File.on_error,
+            PendingFile.on_error,
             workers=workers or max(threads, 1 + self.batched),
-            most=2 * MAX_BATCH if self.batched else 0,
+            max_items=2 * MAX_BATCH if self.batched else 0,
             prepare=partial(torch.set_num_threads, 1),
             stopwatch=self.stopwatch,
         )
         try:
             with scheduler:
-                for file in scheduler.run(File.opened(key, source) for key, source in files):
+                for file in scheduler.run(PendingFile.opened(key, source) for key, source in files):
                     yield file.key, file.result()
         finally:
             torch.set_num_threads(threads)
 
-    def _stages(self, seed: int) -> list[Stage[File]]:
-        dali = self.dali is not None  # which several threads cannot use
-        reading: Stage[File] = Stage(
+    def _stages(self, seed: int) -> list[Stage[PendingFile]]:
+        dali = self.dali is not None  # not thread-safe
+        reading: Stage[PendingFile] = Stage(
             split=lambda file: (file,),
             do=lambda files: lambda: self._read_files(files, seed),
-            merge=lambda file, unit, work: File(file.key, b"", work),
+            merge=lambda file, unit, work: PendingFile(file.key, b"", work),
             place="device" if dali else "worker",
             max_batch=lambda kind: DALI_BATCH if dali else 1,
         )
-        return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, Work) else None)]
+        return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, FileRestoration) else None)]
 
-    def _read_files(self, files: Sequence[File], seed: int) -> list[Work | JpegError]:
-        layouts = [self.parse(file.data) for file in files]
-        if self.dali is None:
-            found: Sequence[Bitstream | JpegError] = list(map(self.read, (file.data for file in files), layouts))
-        else:
-            found = self.read_many([file.data for file in files], layouts)
-        works = zip(files, found, strict=True)
-        return [x if isinstance(x, JpegError) else self.begin(x, seed, file.key) for file, x in works]
+    def _read_files(self, files: Sequence[PendingFile], seed: int) -> list[FileRestoration | JpegError]:
+        data, layouts = [file.data for file in files], [self.parse(file.data) for file in files]
+        found = list(map(self.read, data, layouts)) if self.dali is None else self.read_many(data, layouts)
+        pairs = zip(files, found, strict=True)
+        return [x if isinstance(x, JpegError) else self.begin(x, seed, file.key) for file, x in pairs]
 
-    def tiles_stage(self, work_of: Callable[[T], Work | None]) -> Stage[T]:
-        """A Scheduler's stage that restores the tiles of items' works: on a GPU in batches, on a CPU by workers."""
+    def tiles_stage(self, work_of: Callable[[T], FileRestoration | None]) -> Stage[T]:
+        """The scheduler's stage that restores the tiles of items: on a GPU in batches, on a CPU by workers. work_of:
+        the item's restoration, if it has one."""
 
-        def split(item: T) -> Sequence[Part]:
+        def split(item: T) -> Sequence[TileTask]:
             work = work_of(item)
-            return [] if work is None else work.parts
+            return [] if work is None else work.tasks
 
-        def merge(item: T, part: Part, deviations: Deviations) -> T:
+        def merge(item: T, task: TileTask, deviations: Deviations) -> T:
             work = work_of(item)
             assert work is not None
             work.deviations.append(deviations)
@@ -189,7 +187,7 @@ class Restorer:
 
         return Stage(
             split=split,
-            do=self.restore_parts,
+            do=self.restore_tiles,
             merge=merge,
             place="device" if self.batched else "worker",
             kind=self.shape,
@@ -197,23 +195,23 @@ class Restorer:
         )
 
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:
-        """The same from coefficients that have been read already."""
-        tiles: Stage[Work] = self.tiles_stage(lambda work: work)
-        (work,) = Scheduler([tiles], Work.on_error, workers=1).run([self.begin(bitstream, seed, key)])
-        return work.restored()
+        """Restores a file whose coefficients have been read; see `restore`."""
+        tiles: Stage[FileRestoration] = self.tiles_stage(lambda work: work)
+        return run_stages([tiles], self.begin(bitstream, seed, key)).restored()
 
-    def begin(self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None) -> Work:
-        """A file's tiles, to be restored one by one or together with those of other files. images: where the result is
-        to go (memory.Buffers), or else into memory of its own."""
-        return Work(bitstream, seed, self.parts(bitstream.coefficients, self._seeds(seed, key), images))
+    def begin(
+        self, bitstream: Bitstream, seed: int = 0, key: str = "", images: Tensor | None = None
+    ) -> FileRestoration:
+        """Splits a file into tiles, to be restored in any order. images: buffer for the result (memory.Buffers)."""
+        return FileRestoration(bitstream, seed, self.tile_tasks(bitstream.coefficients, self._seeds(seed, key), images))
 
-    def parts(self, c: Coefficients, seeds: tuple[int, ...] = (), images: Tensor | None = None) -> list[Part]:
-        """The tiles of a file's coefficients."""
+    def tile_tasks(self, c: Coefficients, seeds: tuple[int, ...] = (), images: Tensor | None = None) -> list[TileTask]:
+        """The tiles of a file's coefficients. seeds: of each draw; images: as in `begin`."""
         tiles = self.tiles(c.size)
         if images is None:
             images = empty_images(c.sampling, c.size, self.images, self.options.pixel)
-        picture = Picture(c, images, seeds, len(tiles))
-        return [Part(picture, tile) for tile in tiles]
+        image = ImageState(c, images, seeds, len(tiles))
+        return [TileTask(image, tile) for tile in tiles]
 
     def _seeds(self, seed: int, key: str) -> tuple[int, ...]:
         count = self.options.samples
@@ -222,55 +220,55 @@ class Restorer:
         return tuple(derive_seed(seed, key, draw) for draw in range(count))
 
     def tiles(self, size: tuple[int, int]) -> list[tiling.Tile]:
-        """How an image of (height, width) pixels is cut."""
+        """The tiles of an image of `size`, (height, width) in pixels."""
         return tiling.plan(size, self.options.tile, tiling.halo_of(self.generator), whole=self.batched)
 
     @property
     def images(self) -> int:
-        """How many images a file becomes."""
+        """Images per file."""
         return 1 if self.mode == "mean" else self.options.samples
 
-    def shape(self, part: Part) -> tuple[int, int]:
-        """(height, width) in pixels of what the network is given for a part. A function of the part alone, so that no
-        result depends on its company."""
-        height, width = map(tiling.aligned, part.size)
+    def shape(self, task: TileTask) -> tuple[int, int]:
+        """(height, width) in pixels of the network's input for a tile. It depends on the tile alone, so that a result
+        does not depend on what else is in the batch."""
+        height, width = map(tiling.aligned, task.size)
         if not self.batched:
             return height, width
-        sides = [side for side in tiling.SIDES if side < self.options.tile] + [self.options.tile]
+        sides = [side for side in tiling.BATCH_SIDES if side < self.options.tile] + [self.options.tile]
         return min(s for s in sides if s >= height), min(s for s in sides if s >= width)
 
     def max_batch(self, shape: tuple[int, int]) -> int:
-        """How many parts of a shape are a batch."""
+        """Tiles per batch. shape: as `shape` returns it."""
         if not self.batched:
             return 1
         return max(1, min(MAX_BATCH, self.options.batch * self.options.tile**2 // (shape[0] * shape[1])))
 
     @torch.inference_mode()
-    def restore_parts(self, parts: Sequence[Part]) -> Callable[[], list[Deviations]]:
-        """Restores tiles of one shape, no more than are a batch, into their pictures' images. On a GPU that is only
-        begun when this returns, and ended when the function is called that it returns."""
+    def restore_tiles(self, tasks: Sequence[TileTask]) -> Callable[[], list[Deviations]]:
+        """Restores tiles of one shape, at most a batch, into their images. On a GPU this only launches the work; the
+        returned function waits for it. It returns each tile's deviations."""
         with self._timed("decode"):
-            loaded = self.load(parts)
+            loaded = self.load(tasks)
             decoded = self.decode(loaded)
         deviations = []
         for first, restored in self._restored(loaded, decoded):
             with self._timed("project"):
-                cores = [tiling.cut_core(x, part.tile) for x, part in zip(restored, parts, strict=True)]
+                cores = [tiling.cut_core(x, task.tile) for x, task in zip(restored, tasks, strict=True)]
                 for draw in range(len(restored[0])):
                     exact, wrong = self.project(loaded, [core[draw : draw + 1] for core in cores])
-                    for part, core in zip(loaded, exact, strict=True):
-                        tiling.paste(part.picture.images[first + draw], core, part.tile)
+                    for task, core in zip(loaded, exact, strict=True):
+                        tiling.paste(task.image.images[first + draw], core, task.tile)
                     deviations.append(wrong)
-        return self._end(parts, torch.stack(deviations, 1))
+        return self._end(tasks, torch.stack(deviations, 1))
 
-    def _restored(self, parts: Sequence[Part], decoded: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """Of each tile some of its images before projection, [k, C, H, W], and the number of the first of them, until
-        there are all."""
-        seeds = [part.picture.seeds for part in parts]
-        totals = [torch.zeros((), device=self.device)] * len(parts)
-        for first in range(0, len(seeds[0]), DRAWS):
+    def _restored(self, tasks: Sequence[TileTask], decoded: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+        """(number of the first sample, [K, C, H, W] before projection for each tile), SAMPLES_PER_PASS samples at a
+        time."""
+        seeds = [task.image.seeds for task in tasks]
+        totals = [torch.zeros((), device=self.device)] * len(tasks)
+        for first in range(0, len(seeds[0]), SAMPLES_PER_PASS):
             with self._timed("network"):
-                drawn = self.draw(parts, decoded, [some[first : first + DRAWS] for some in seeds])
+                drawn = self.draw(tasks, decoded, [some[first : first + SAMPLES_PER_PASS] for some in seeds])
             if self.mode == "mean":
                 totals = [total + x.sum(0, keepdim=True) for total, x in zip(totals, drawn, strict=True)]
             else:
@@ -282,33 +280,35 @@ class Restorer:
         """Measures a stage, on a GPU by its stream's time."""
         return self.stopwatch.on_gpu(stage, self.device) if self.device.type == "cuda" else self.stopwatch(stage)
 
-    def load(self, parts: Sequence[Part]) -> Sequence[Part]:
-        """The parts, their coefficients on the device."""
-        return self._transfers.up(parts) if self.batched else parts
+    def load(self, tasks: Sequence[TileTask]) -> Sequence[TileTask]:
+        """The tasks with their coefficients on the device."""
+        return self._transfers.to_device(tasks) if self.batched else tasks
 
-    def decode(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Loaded parts of one shape as an ordinary decoder shows them, padded: [1, C, H, W] float32, 0..255. Those of
-        one sampling and size are decoded together."""
-        found: dict[int, Tensor] = {}
+    def decode(self, tasks: Sequence[TileTask]) -> list[Tensor]:
+        """Decodes tiles of one shape, as `load` returns them, like libjpeg-turbo (kernels.decode), and pads them to the
+        network's input shape: [1, C, H, W] float32, 0..255, for each. Tiles of equal sampling and size are decoded
+        together."""
+
+        def decode_group(group: list[TileTask]) -> Sequence[Tensor]:
+            x = decode(Coefficients.cat([task.c for task in group]))
+            return tiling.pad(x, self.shape(group[0])).unsqueeze(1).unbind()
+
         with one_thread(self.device):
-            for numbers in alike(parts, lambda part: (part.sampling, part.size)).values():
-                c = Coefficients.cat([parts[n].c for n in numbers])
-                tiles = tiling.pad(decode(c), self.shape(parts[numbers[0]]))
-                found |= zip(numbers, tiles.split(1), strict=True)
-        return [found[n] for n in range(len(parts))]
+            return map_groups(tasks, lambda task: (task.sampling, task.size), decode_group)
 
     @torch.inference_mode()
-    def draw(self, parts: Sequence[Part], decoded: Sequence[Tensor], seeds: Sequence[Sequence[int]]) -> list[Tensor]:
-        """What the network makes of each part's decoded tile, for each of its K seeds, as many for all parts:
-        [K, C, H, W] float32, gray levels, not limited to 0..255. In mode mmse the seeds are not used, and K is 1. Gray
-        is seen as three equal planes, and averaged on the way back. Parts may be of different files."""
-        missing = self.max_batch(self.shape(parts[0])) - len(parts) if self.batched else 0
+    def draw(
+        self, tasks: Sequence[TileTask], decoded: Sequence[Tensor], seeds: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Runs the network on the tiles that `decode` returned; they may be of several files. seeds: K for each tile,
+        the same K for all; unused in mode mmse, where K is 1. Returns [K, C, H, W] float32 for each tile, gray levels,
+        not clipped to 0..255. A gray tile is repeated as three planes, and the result averaged over them."""
+        missing = self.max_batch(self.shape(tasks[0])) - len(tasks) if self.batched else 0
         x = torch.cat([tile.expand(-1, 3, -1, -1) for tile in decoded])
-        tables = torch.cat([three_tables(part.picture.c.tables) for part in parts])
-        own = seeds if self.mode != "mmse" else [()] * len(parts)
-        rows = [
-            (SAMPLINGS.index(part.sampling), *part.tile.origin, *some) for some, part in zip(own, parts, strict=True)
-        ]
+        tables = torch.cat([three_tables(task.image.c.tables) for task in tasks])
+        own = seeds if self.mode != "mmse" else [()] * len(tasks)
+        pairs = zip(tasks, own, strict=True)
+        rows = [(SAMPLINGS.index(task.sampling), *task.tile.origin, *some) for task, some in pairs]
         if missing:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing))
             tables = torch.cat([tables, tables[:1].expand(missing, -1, -1, -1)])
@@ -319,26 +319,28 @@ class Restorer:
         else:
             drawn = self.generator(x / 255, tables, numbers[:, 0], Noise(numbers[:, 3:], numbers[:, 1:3]))
             restored = drawn.at(self.options.strength)
-        images = (restored[: len(parts)].float() * 255).unbind()
+        images = (restored[: len(tasks)].float() * 255).unbind()
         return [y if tile.shape[1] == 3 else y.mean(1, keepdim=True) for y, tile in zip(images, decoded, strict=True)]
 
-    def project(self, parts: Sequence[Part], cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Loaded parts' cores [1, C, h, w], gray levels, made exactly consistent with the files: each [C, h, w] uint8,
-        and [parts] int64 mismatches; of 16 bits see `project_16`. Those of one sampling and size are projected
-        together."""
+    def project(self, tasks: Sequence[TileTask], cores: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Makes tiles, as `load` returns them, exactly consistent with their files (kernels.project_exact; with 16 bits
+        `project_16`). cores: [1, C, h, w] each, gray levels. Returns [C, h, w] uint8 or uint16 for each, and [tiles]
+        int64 mismatches (with 16 bits, float64 excess). Tiles of equal sampling and size are projected together."""
         to_intervals = project_exact if self.options.bits == 8 else project_16
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def project_group(group: list[tuple[TileTask, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+            x = torch.cat([core for _, core in group]) if len(group) > 1 else group[0][1]
+            return zip(*to_intervals(x, Coefficients.cat([task.core for task, _ in group])), strict=True)
+
         with one_thread(self.device):
-            for numbers in alike(parts, lambda part: (part.sampling, part.core_size)).values():
-                x = torch.cat([cores[n] for n in numbers]) if len(numbers) > 1 else cores[numbers[0]]
-                exact, wrong = to_intervals(x, Coefficients.cat([parts[n].core for n in numbers]))
-                found |= zip(numbers, zip(exact, wrong, strict=True), strict=True)
-        images, deviations = zip(*(found[n] for n in range(len(parts))), strict=True)
+            pairs = list(zip(tasks, cores, strict=True))
+            found = map_groups(pairs, lambda pair: (pair[0].sampling, pair[0].core_size), project_group)
+        images, deviations = zip(*found, strict=True)
         return list(images), torch.stack(deviations)
 
-    def _end(self, parts: Sequence[Part], deviations: Tensor) -> Callable[[], list[Deviations]]:
-        """What waits for the device, and brings its results."""
-        wait = self._transfers.down(parts, deviations) if self.batched else None
+    def _end(self, tasks: Sequence[TileTask], deviations: Tensor) -> Callable[[], list[Deviations]]:
+        """A function that waits for the device and returns each tile's deviations."""
+        wait = self._transfers.to_host(tasks, deviations) if self.batched else None
 
         def end() -> list[Deviations]:
             found = deviations if wait is None else wait()

@@ -1,11 +1,11 @@
-"""What becomes of a file: its image, certified, put together from parts; or why there is none."""
+"""A file's restoration and its result: certified images, or the reason for which there are none."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline.engine.transfers import Deviations, Part
+from pipeline.engine.transfers import Deviations, TileTask
 from pipeline.jpeg.bitstream import Bitstream
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.outputs.formats import Format, encode_image
+from pipeline.outputs.formats import Format, Metadata, encode_image
 
 Source = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
-"""Of a JPEG file: its bytes, its path, or the file itself, open for reading in binary mode."""
+"""A JPEG file: its bytes, its path, or a file open for reading in binary mode."""
 
 
 def data_of(source: Source) -> bytes:
@@ -31,12 +31,14 @@ def data_of(source: Source) -> bytes:
 
 @dataclass(frozen=True)
 class Restored:
-    """One file's result.
+    """The result of one file.
 
-    images: [K, C, H, W] uint8, K > 1 only for several samples. sample_mismatches: for each of them, how many of its
-    `coefficients` libjpeg-turbo would write differently. Images of 16 bits, uint16, have no such certificate but an
-    excess each: by how many quantisation steps, at most, a coefficient lies outside its interval. `bitstream` is what
-    the file said: tables, sampling, ICC profile, EXIF."""
+    images: [K, C, H, W] uint8, or uint16 with 16 bits; K > 1 only with several samples.
+    sample_mismatches: for each image, how many of its `coefficients` differ when libjpeg-turbo compresses it; empty
+        with 16 bits, which libjpeg-turbo cannot compress.
+    sample_excess: with 16 bits, for each image, the largest distance of a coefficient from its interval in quantisation
+        steps.
+    bitstream: the file's tables, sampling, ICC profile and EXIF."""
 
     images: Tensor
     sample_mismatches: list[int]
@@ -47,30 +49,32 @@ class Restored:
 
     @property
     def image(self) -> Tensor:
-        """[C, H, W] uint8 or uint16: the (first) image."""
+        """[C, H, W] uint8 or uint16: the first image."""
         return self.images[0]
 
     @property
     def excess(self) -> float | None:
-        """The largest of all images; None of 8 bits."""
+        """The largest excess of all images in quantisation steps; None with 8 bits."""
         return max(self.sample_excess, default=None)
 
     @property
     def mismatches(self) -> int | None:
-        """Over all images; 0: libjpeg-turbo compresses each of them to exactly the file's coefficients. None of 16
-        bits."""
+        """Mismatches of all images together. 0: libjpeg-turbo compresses each of them to exactly the file's
+        coefficients. None with 16 bits."""
         return None if self.sample_excess else sum(self.sample_mismatches)
 
     def pixels(self, sample: int = 0) -> NDArray[Any]:
-        """[H, W, 3] or, gray, [H, W], uint8 or uint16."""
+        """[H, W, 3] or, for gray, [H, W]; uint8 or uint16."""
         return as_pixels(self.images[sample])
 
     def to_pil(self, sample: int = 0) -> Image.Image:
-        """The image as Pillow has it, the file's ICC profile and EXIF in its `info`; pixels are not turned. Raises
-        ValueError for colours of 16 bits, which Pillow does not have."""
+        """The image as a Pillow image, with the file's ICC profile and EXIF in its `info`; not rotated. Raises
+        ValueError for 16-bit colour, which Pillow does not support."""
         pixels = self.pixels(sample)
         if pixels.dtype == np.uint16 and pixels.ndim == 3:
-            raise ValueError("Pillow has no RGB image of 16 bits a channel; take pixels(), or restore with bits=8")
+            raise ValueError(
+                "Pillow does not support RGB images with 16 bits per channel: use pixels(), or restore with bits=8"
+            )
         image = Image.fromarray(pixels)
         metadata = {"icc_profile": self.bitstream.icc, "exif": self.bitstream.exif}
         image.info |= {name: data for name, data in metadata.items() if data}
@@ -78,32 +82,29 @@ class Restored:
 
     def encode(self, format: Format = "png", sample: int = 0) -> bytes:
         """The image as a lossless file, with the JPEG file's ICC profile and EXIF. Raises EncodeError."""
-        return encode_image(self.images[sample].numpy(), format, self.bitstream.icc, self.bitstream.exif)
+        return encode_image(self.images[sample].numpy(), format, Metadata(self.bitstream.icc, self.bitstream.exif))
 
 
 def as_pixels(image: Tensor) -> NDArray[Any]:
-    """[C, H, W] → [H, W, 3] or [H, W]."""
+    """[C, H, W] → [H, W, 3] or, for gray, [H, W]."""
     pixels = image[0].numpy() if image.shape[0] == 1 else image.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels)
 
 
 @dataclass(frozen=True)
-class Work:
-    """A file that is being restored: its tiles, to be restored in any order and company, and then the result.
-    deviations: of each tile that is."""
+class FileRestoration:
+    """A file that is being restored. Its tiles can be restored in any order, in batches with those of other files.
+
+    deviations: one entry for each tile that is restored."""
 
     bitstream: Bitstream
     seed: int
-    parts: list[Part]
+    tasks: list[TileTask]
     deviations: list[Deviations] = field(default_factory=list)
-
-    def on_error(self, error: Exception) -> NoReturn:
-        """See Scheduler: the file has been decoded, so an error is a defect or a lack of resources, and is raised."""
-        raise error
 
     def restored(self) -> Restored:
         """The result, once all tiles are restored."""
-        images, count = self.parts[0].picture.images, self.bitstream.coefficients.count
+        images, count = self.tasks[0].image.images, self.bitstream.coefficients.count
         if images.dtype != torch.uint8:
             excess = [max(0.0, *found) for found in zip(*self.deviations, strict=True)]
             return Restored(images, [], count, self.seed, self.bitstream, excess)
@@ -113,7 +114,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Failure:
-    """A file that gave no image. `unsupported` when it is a kind of JPEG that is not modelled."""
+    """A file that cannot be restored. unsupported: a kind of JPEG that is not modelled."""
 
     key: str
     error: JpegError
@@ -124,28 +125,28 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class File:
-    """On its way through `Restorer.restore_many`: its data until they are read, then its work, or why there is none."""
+class PendingFile:
+    """A file in `Restorer.restore_many`: its data until it has been read, then its restoration or the error."""
 
     key: str
     data: bytes
-    work: Work | JpegError | None = None
+    work: FileRestoration | JpegError | None = None
 
     @classmethod
     def opened(cls, key: str, source: Source) -> Self:
-        """Of a source that cannot be read, that is the failure."""
+        """Reads a source; an OSError becomes the file's error."""
         try:
             return cls(key, data_of(source))
         except OSError as error:
             return cls(key, b"", BitstreamError(f"cannot be read: {error.strerror or error}"))
 
-    def on_error(self, error: Exception) -> File:
-        """See Scheduler: a JpegError is this file's result; any other error is raised."""
+    def on_error(self, error: Exception) -> PendingFile:
+        """See Scheduler: a JpegError is this file's result; other errors are raised."""
         if not isinstance(error, JpegError):
             raise error
-        return File(self.key, b"", error)
+        return PendingFile(self.key, b"", error)
 
     def result(self) -> Restored | Failure:
-        """Once it is through."""
+        """The result, once the file has passed all stages."""
         assert self.work is not None
-        return self.work.restored() if isinstance(self.work, Work) else Failure(self.key, self.work)
+        return self.work.restored() if isinstance(self.work, FileRestoration) else Failure(self.key, self.work)

@@ -1,8 +1,7 @@
-"""A run from sources to sink: every input is read, restored, encoded and written, in order, and gets its manifest line.
+"""A run from sources to sink: every input is read, restored, encoded and written, in order, and gets a manifest line.
 
-Reading has a thread, writing is done here, a thread drives the GPU, and worker processes do everything else
-(resources.py, scheduler.py). What becomes of a file on its way is told in file_stages.py.
-"""
+One thread reads, this one writes, one drives the GPU, and worker processes do the rest (resources.py, scheduler.py).
+The stages of a file are in file_stages.py."""
 
 from __future__ import annotations
 
@@ -19,47 +18,49 @@ from tqdm import tqdm
 from pipeline.engine.device import one_thread
 from pipeline.engine.file_stages import merge_decoded, pass_through
 from pipeline.engine.job import Job
-from pipeline.engine.progress import closing_lines, keep_history, progress_bar, time_left
+from pipeline.engine.progress import closing_lines, keep_history, progress_bar, report_failures, time_left
 from pipeline.engine.resources import open_resources
-from pipeline.engine.signals import undisturbed
+from pipeline.engine.signals import defer_signals
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.task import RawFile, Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.remote import contains, same_place
-from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.jpeg.errors import UnsupportedJpeg
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Ledger, Names, Sink, failed
+from pipeline.outputs.sink import FolderSink, ManifestWriter, OutputNames, Sink
 
-SinkOf = Callable[[Job, Ledger, Sources], Sink]
+SinkOf = Callable[[Job, ManifestWriter, Sources], Sink]
 
 
 def run(job: Job, sink_of: SinkOf | None = None) -> int:
-    """Does the job, or this rank's share of it, and returns how many lines of the manifest say `failed`, earlier runs'
-    included; of a share, lines of its part. sink_of: opens another sink than `open_sink`.
+    """Runs the job, or this rank's share of it. Returns the number of `failed` manifest lines, including earlier runs';
+    of a rank, those of its part.
 
-    Raises SourceError and SinkError when it cannot start or go on; what is finished stays finished."""
+    sink_of: opens the output instead of `open_sink`.
+
+    Raises SourceError and SinkError if it cannot start or continue; finished inputs stay finished."""
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
-        # Before there is a thread, and before an earlier run is touched:
+        # Before threads exist, and before outputs of an earlier run are changed:
         resources = stack.enter_context(open_resources(job))
         scheduler = stack.enter_context(resources.scheduler())
         manifest = stack.enter_context(job.open_manifest())
         sink = stack.enter_context((sink_of or open_sink)(job, manifest, sources))
         before = manifest.counts.total()
-        total = None if job.share.part else most_of(sources.count, job.limit)
+        total = None if job.share.part else input_total(sources.count, job.limit)
         progress = stack.enter_context(progress_bar(total, before, job.quiet))
         watch = job.restorer.stopwatch
         started = time.perf_counter()
-        entries = job.share.of(sources, job.shards)
-        position = Position()
-        items = read(entries, sink.finished, sink.whole, side_members=sink.carries, position=position)
+        entries = job.share.entries(sources, job.shards)
+        position = ReadPosition()
+        items = read(entries, sink.finished, sink.shard_finished, side_members=sink.copies_members, position=position)
         items = watch.each("read", islice(items, job.limit))
         left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
-        megapixels = write(scheduler.run(claim(job, items)), sink, progress, watch, left)
+        megapixels = write(scheduler.run(make_tasks(job, items)), sink, progress, watch, left)
         with watch("write"):
             sink.close()
         counts = manifest.counts
@@ -71,60 +72,61 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
 
 
 def list_inputs(job: Job) -> Sources:
-    """What there is to restore. Raises SourceError; SinkError if the output would be mixed in."""
+    """Lists the inputs. Raises SourceError; SinkError if outputs could overwrite inputs."""
     sources = list_sources(*job.inputs, exclude=job.output)
     for root in sources.roots:
         if same_place(job.output, root.folder) or (root.single is None and contains(job.output, root.folder)):
             raise SinkError(
-                f"{job.output}: is an input's own folder, or contains it; its files could be overwritten by outputs: "
-                "choose another one"
+                f"{job.output}: is an input folder or contains one, so outputs could overwrite inputs: "
+                "choose another output folder"
             )
     return sources
 
 
-def most_of(count: int | None, limit: int | None) -> int | None:
-    """How many inputs there are, at most; None if nobody knows."""
+def input_total(count: int | None, limit: int | None) -> int | None:
+    """The number of inputs, at most `limit`; None if unknown."""
     return min((number for number in (count, limit) if number is not None), default=None)
 
 
-def open_sink(job: Job, manifest: Ledger, sources: Sources) -> Sink:
-    names = Names(job.format, job.restorer.images, copies=job.filters.passed_through == "copy")
+def open_sink(job: Job, manifest: ManifestWriter, sources: Sources) -> Sink:
+    names = OutputNames(job.format, job.restorer.images, copies=job.filters.passed_through == "copy")
     return ShardSink(manifest, sources, names) if job.shards else FolderSink(manifest, names)
 
 
 def name_filter(job: Job, item: Item) -> str | None:
-    """Why the item's name leaves it out; None if it does not."""
+    """Why the filters leave an item out by its name; None if they do not."""
     return job.filters.by_name(item.source.removeprefix(item.prefix))
 
 
-def takes_key(job: Job, reason: str | None) -> bool:
-    """Whether an item may have outputs, whose name leaves it out for this reason: no other may then have its key."""
+def claims_key(job: Job, reason: str | None) -> bool:
+    """Whether an item may have outputs, so that no other item may have its key. reason: from `name_filter`."""
     return reason is None or job.filters.passed_through != "skip"
 
 
-def claim(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
-    """Items that are not finished, as tasks; those unreadable or of a key that is taken have failed already."""
+def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
+    """Turns unfinished items into tasks; unreadable items and duplicate keys become failed tasks. Side members are
+    yielded as they are."""
     keys = keys or Keys(per_shard=job.shards)
     for item in items:
         if isinstance(item, SideMember):
             yield item
             continue
         reason = name_filter(job, item)
-        wanted = takes_key(job, reason)
+        wanted = claims_key(job, reason)
         owner = keys.claim(item) if wanted else None
         if item.data is None and item.error is None:
             continue
         record, bare = new_record(job, item), replace(item, data=None)
         if item.data is None and wanted:
-            yield Task(bare, failed(record, item.error or "", item.transient))
+            yield Task(bare, record.failed(item.error or "", item.transient))
         elif owner is not None:
-            yield Task(bare, failed(record, f"duplicate key: {owner} has it already"))
+            yield Task(bare, record.failed(f"duplicate key: {owner} has it already"))
         else:
-            yield begin(job, Task(bare, record), item.data or b"", reason)
+            yield start_task(job, Task(bare, record), item.data or b"", reason)
 
 
 def new_record(job: Job, item: Item) -> Record:
-    """The item's line before anything is known of it."""
+    """The item's manifest line with what is known before the file is parsed."""
     strength = job.restorer.options.strength
     return Record(
         key=item.key,
@@ -137,9 +139,9 @@ def new_record(job: Job, item: Item) -> Record:
     )
 
 
-def begin(job: Job, task: Task, data: bytes, reason: str | None) -> Step:
-    """A file's task, which is done already if the file is passed through without being decoded. reason: why its name
-    leaves it out, if it does."""
+def start_task(job: Job, task: Task, data: bytes, reason: str | None) -> Step:
+    """The task of a file that has been read. It is finished already if the file is passed through without being
+    decoded. reason: from `name_filter`."""
     layout = job.filters.apply(job.restorer.parse(data), reason)
     file = RawFile(data, layout)
     if isinstance(layout, UnsupportedJpeg) and job.filters.passed_through != "decode":
@@ -154,19 +156,17 @@ def write(
     watch: Stopwatch,
     left: Callable[[], str] = lambda: "",
 ) -> float:
-    """Hands everything to the sink and returns how many megapixels were restored. left: how long the rest will take."""
+    """Writes all steps to the sink; returns the restored megapixels. left: describes the remaining time."""
     pixels, started = 0, time.perf_counter()
     for step in steps:
         with watch("write"):
             if isinstance(step, SideMember):
-                sink.carry(step)
+                sink.copy_member(step)
                 continue
-            with undisturbed():  # an output and its line
+            with defer_signals():  # keeps outputs and their line together
                 record = sink.write(step.item, step.record, step.images)
-        if record.status == "restored" and record.size is not None:
-            pixels += record.size[0] * record.size[1] * len(record.outputs)
-        if record.status == "failed":
-            progress.write(f"failed: {record.source}: {record.reason}", file=sys.stderr)
+        pixels += record.pixels
+        report_failures(progress, [record])
         rate = pixels / 1e6 / (time.perf_counter() - started)
         progress.set_postfix_str(f"{rate:.2f} MP/s{left()}", refresh=False)
         progress.update()

@@ -1,16 +1,15 @@
-"""Items through stages, several at a time, and out again in the order in which they came.
+"""Runs items through stages, several at a time, and returns them in their order.
 
     with Scheduler(stages, failed, workers=8) as scheduler:
-        for item in scheduler.run(items):      # in order, whatever took longest
+        for item in scheduler.run(items):      # in the order of `items`
             ...
 
-An item is cut into units of work, stage after stage. A worker takes the unit of the oldest item that has one ready: so
-what is nearly done leaves first, and all workers share out the tiles of one large image before they begin the next. Few
-items are under way at once, as there is room for them, however slow the reader of the results.
+Each stage splits an item into work units. Workers take the units of the oldest item first: nearly finished items leave
+early, and all workers share the tiles of a large image before they start the next. Only as many items are in the
+scheduler as `admit` and `max_items` permit, however slowly results are consumed.
 
-A worker is a thread, or a process: the GIL serialises small units. Processes are forked, are killed when the run is
-interrupted, and are driven by one thread (worker_pool.py).
-"""
+Workers are threads, or processes because the GIL serialises small units. Processes are forked, are killed when the run
+is interrupted, and are served by one thread (worker_pool.py)."""
 
 from __future__ import annotations
 
@@ -19,38 +18,38 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from pipeline.engine.queue import Entry, Queue, Unit
-from pipeline.engine.stage import Stage, batches, begin, end, result_of
+from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, start_batch
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.worker import Workers
+from pipeline.engine.work_queue import ScheduledItem, WorkQueue, WorkUnit
+from pipeline.engine.worker import WorkerLauncher
 from pipeline.engine.worker_pool import WorkerPool
 
 T = TypeVar("T")
-PATIENCE = 8.0
-"""Seconds for which an interrupted run waits for what its threads have begun."""
+JOIN_TIMEOUT_S = 8.0
+"""Seconds that an interrupted run waits for its threads to finish their current work."""
 
 
 Admit = Callable[[T, bool], tuple[T, Callable[[], None]] | None]
-"""Lets an item in, if there is room for it: (item, whether it would be alone) → the item with what it was given, and a
-function that gives it back; or None: it has to wait. One that is alone has to be let in. Called under a lock."""
+"""Admits an item: (item, whether no other item is in the scheduler) → the item with its resources, and a function that
+releases them; or None if it must wait. The only item must be admitted. Called under a lock."""
 
 
-def freely(item: T, alone: bool) -> tuple[T, Callable[[], None]]:
+def admit_all(item: T, alone: bool) -> tuple[T, Callable[[], None]]:
+    """Admits every item, without resources."""
     return item, lambda: None
 
 
 class Scheduler(Generic[T]):
-    """See the module. A context manager; `run` may be called once.
+    """Runs items through stages; see the module. A context manager; `run` may be called once.
 
-    failed: what becomes of an item whose stage raised an Exception; it passes by the stages that are left.
-    workers: threads or processes for all stages but a device's; with one, everything is done in turn by the caller.
-    admit, most: what lets items in, and how many may be under way.
-    prepare: called first in every thread that works.
-    processes: starts them; they know the stages by their numbers. Without it workers are threads.
-    """
+    failed: (item, Exception of a stage) → the item's result; it skips the remaining stages.
+    workers: threads or processes for all stages but a device's. With 1, the caller's thread does everything in
+        sequence.
+    admit, max_items: limit the items in the scheduler; max_items 0: four per worker.
+    prepare: called first in every thread.
+    processes: starts worker processes, which know the stages by their indices; None: workers are threads."""
 
     def __init__(
         self,
@@ -58,21 +57,21 @@ class Scheduler(Generic[T]):
         failed: Callable[[T, Exception], T],
         *,
         workers: int,
-        admit: Admit[T] = freely,
-        most: int = 0,
+        admit: Admit[T] = admit_all,
+        max_items: int = 0,
         prepare: Callable[[], None] = lambda: None,
         stopwatch: Stopwatch | None = None,
-        processes: Workers | None = None,
+        processes: WorkerLauncher | None = None,
     ) -> None:
         self._stages, self._failed, self.workers = stages, failed, workers
-        self._admit, self._most = admit, most or 4 * workers
+        self._admit, self._max_items = admit, max_items or 4 * workers
         self._prepare, self._stopwatch, self._processes = prepare, stopwatch or Stopwatch(), processes
         self._lock = threading.Lock()
-        self._head_done, self._room = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._oldest_done, self._room = threading.Condition(self._lock), threading.Condition(self._lock)
         self._for_workers, self._for_device = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._queue, self._device = Queue[T](self._notify_workers), Queue[T](self._for_device.notify)
-        self._window: deque[Entry[T]] = deque()
-        self._read, self._stopped = False, False
+        self._queue, self._device = WorkQueue[T](self._notify_workers), WorkQueue[T](self._for_device.notify)
+        self._window: deque[ScheduledItem[T]] = deque()
+        self._all_read, self._stopped = False, False
         self._error: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self._worker_pool: WorkerPool[T] | None = None
@@ -81,30 +80,29 @@ class Scheduler(Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop()
         if self._worker_pool is not None:
             self._worker_pool.close()
-        end = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
         for entry in self._window:
             entry.release()
 
     @property
     def busy(self) -> float:
-        """Seconds that the workers spent on units, all together."""
+        """Seconds that workers spent on units, summed over all workers."""
         return self._busy if self._worker_pool is None else self._worker_pool.busy
 
     def run(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, in order, after all stages. Raises what `items` raises, and what is no Exception in a stage."""
+        """Yields the items, in order, after all stages. Raises what `items` raises, and exceptions of stages that are
+        not an Exception."""
         if self.workers == 1:
-            yield from (self._in_turn(item) for item in items)
+            yield from (self._run_sequentially(item) for item in items)
             return
         self._start(items)
-        while (entry := self._oldest()) is not None:
+        while (entry := self._wait_for_oldest()) is not None:
             yield entry.item
             with self._lock:
                 entry.release()
@@ -112,21 +110,21 @@ class Scheduler(Generic[T]):
                 self._room.notify()
 
     def _start(self, items: Iterable[T]) -> None:
-        tasks: list[Callable[[], None]] = [partial(self._feed, items)]
+        tasks: list[Callable[[], None]] = [partial(self._admit_items, items)]
         if self._processes is None:
-            tasks += [self._work] * self.workers
+            tasks += [self._run_worker] * self.workers
         else:
             self._worker_pool = WorkerPool(self._processes.start, self.workers)
-            tasks.append(partial(self._dispatch, self._worker_pool))
+            tasks.append(partial(self._run_processes, self._worker_pool))
         if any(stage.place == "device" for stage in self._stages):
-            tasks.append(self._drive)
+            tasks.append(self._run_device)
         for task in tasks:
-            thread = threading.Thread(target=self._guard, args=(task,), daemon=True)
+            thread = threading.Thread(target=self._run_thread, args=(task,), daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def _guard(self, task: Callable[[], None]) -> None:
-        """What ends a thread ends the run: nothing may wait for a thread that is gone."""
+    def _run_thread(self, task: Callable[[], None]) -> None:
+        """Runs a thread's task. An exception stops the whole run, so that nothing waits for a thread that has ended."""
         try:
             with self._stopwatch.worker():
                 self._prepare()
@@ -140,46 +138,48 @@ class Scheduler(Generic[T]):
         with self._lock:
             self._stopped = True
             self._room.notify_all()
-            self._head_done.notify_all()
-            self._wake()
+            self._oldest_done.notify_all()
+            self._wake_all()
 
-    def _oldest(self) -> Entry[T] | None:
-        """Waits for the oldest item to be done; None after the last."""
+    def _wait_for_oldest(self) -> ScheduledItem[T] | None:
+        """Waits until the oldest item is done; None after the last."""
         with self._lock:
-            while not (self._stopped or (self._window and self._window[0].done) or (self._read and not self._window)):
-                self._head_done.wait()
+            while not (
+                self._stopped or (self._window and self._window[0].done) or (self._all_read and not self._window)
+            ):
+                self._oldest_done.wait()
             if self._error is not None:
                 raise self._error
             return self._window[0] if self._window and not self._stopped else None
 
-    def _feed(self, items: Iterable[T]) -> None:
-        """Lets items in, as far as there is room."""
+    def _admit_items(self, items: Iterable[T]) -> None:
+        """The reading thread: admits items while there is room."""
         for order, item in enumerate(items):
             with self._lock:
                 while (admitted := None if self._stopped else self._admitted(item)) is None:
                     if self._stopped:
                         return
                     self._room.wait()
-                entry = Entry(order, *admitted)
+                entry = ScheduledItem(order, *admitted)
                 self._window.append(entry)
             self._advance(entry)
         with self._lock:
-            self._read = True
-            self._head_done.notify()
-            self._wake()
+            self._all_read = True
+            self._oldest_done.notify()
+            self._wake_all()
 
     def _admitted(self, item: T) -> tuple[T, Callable[[], None]] | None:
-        if len(self._window) >= self._most:
+        if len(self._window) >= self._max_items:
             return None
         return self._admit(item, not self._window)
 
-    def _advance(self, entry: Entry[T]) -> None:
-        """Into the next stage that has something to do, or out."""
+    def _advance(self, entry: ScheduledItem[T]) -> None:
+        """Moves an item to its next stage that has units for it, or marks it as done."""
         while entry.error is None and entry.stage + 1 < len(self._stages):
             entry.stage += 1
             stage = self._stages[entry.stage]
             try:
-                units = [(stage.kind(work), Unit(entry, work)) for work in stage.split(entry.item)]
+                units = [(stage.kind(work), WorkUnit(entry, work)) for work in stage.split(entry.item)]
             except Exception as error:
                 entry.error = error
                 break
@@ -194,9 +194,9 @@ class Scheduler(Generic[T]):
             entry.item = self._failed(entry.item, entry.error)
         with self._lock:
             entry.done = True
-            self._head_done.notify()
+            self._oldest_done.notify()
             if self._is_over():
-                self._wake()
+                self._wake_all()
 
     def _notify_workers(self) -> None:
         if self._worker_pool is None:
@@ -204,30 +204,34 @@ class Scheduler(Generic[T]):
         else:
             self._worker_pool.notify()
 
-    def _wake(self) -> None:
-        """All who take units: there may be none any more."""
+    def _wake_all(self) -> None:
+        """Wakes all threads that wait for units, so that they notice the end."""
         self._for_workers.notify_all()
         self._for_device.notify_all()
         if self._worker_pool is not None:
             self._worker_pool.notify_all()
 
     def _is_over(self) -> bool:
-        """No unit can come any more."""
-        return self._stopped or (self._read and all(entry.done for entry in self._window))
+        """Whether there can be no more units."""
+        return self._stopped or (self._all_read and all(entry.done for entry in self._window))
 
-    def _next(self, wait: bool = True) -> list[Unit[T]]:
-        """Units for a worker; none at the end, or when there are none at the moment and the caller will not wait."""
+    def _next(self, wait: bool = True) -> list[WorkUnit[T]]:
+        """Units for a worker; empty at the end or, without `wait`, when no unit is ready."""
 
-        def pop() -> list[Unit[T]]:
-            return self._queue.pop(partial(self._max_batch, most=1 + len(self._queue) // (2 * self.workers)))
+        def pop() -> list[WorkUnit[T]]:
+            return self._queue.pop(partial(self._max_batch, limit=1 + len(self._queue) // (2 * self.workers)))
 
-        return self._popped(pop, self._for_workers, wait)
+        return self._wait_for_units(pop, self._for_workers, wait)
 
-    def _next_batch(self, wait: bool) -> list[Unit[T]]:
-        """The same for the device."""
-        return self._popped(lambda: self._device.pop(self._max_batch, full_first=True), self._for_device, wait)
+    def _next_batch(self, wait: bool) -> list[WorkUnit[T]]:
+        """Units for the device; as `_next`."""
+        return self._wait_for_units(
+            lambda: self._device.pop(self._max_batch, full_batches_first=True), self._for_device, wait
+        )
 
-    def _popped(self, pop: Callable[[], list[Unit[T]]], filled: threading.Condition, wait: bool) -> list[Unit[T]]:
+    def _wait_for_units(
+        self, pop: Callable[[], list[WorkUnit[T]]], filled: threading.Condition, wait: bool
+    ) -> list[WorkUnit[T]]:
         with self._lock:
             while not self._stopped:
                 if units := pop():
@@ -237,43 +241,44 @@ class Scheduler(Generic[T]):
                 filled.wait()
             return []
 
-    def _max_batch(self, kind: tuple[int, Hashable], most: int = 1 << 30) -> int:
-        """How many units of a stage, by its number, and of a kind go together."""
+    def _max_batch(self, kind: tuple[int, Hashable], limit: int = 1 << 30) -> int:
+        """The batch size for a kind; kind: (index of the stage, the stage's own kind)."""
         number, own = kind
-        return min(most, self._stages[number].max_batch(own))
+        return min(limit, self._stages[number].max_batch(own))
 
-    def _work(self) -> None:
+    def _run_worker(self) -> None:
         """A worker's thread."""
         while units := self._next():
             started = time.perf_counter()
             for unit in units:
-                self._settle(unit, unit.entry.error or result_of(self._stages[unit.entry.stage], unit.work))
+                self._finish_unit(unit, unit.entry.error or run_unit(self._stages[unit.entry.stage], unit.work))
             with self._lock:
                 self._busy += time.perf_counter() - started
 
-    def _next_for(self, worker_pool: WorkerPool[T]) -> list[Unit[T]]:
-        """Units for a process that is idle or, where there is enough for all, to be at hand when one is."""
+    def _next_for_pool(self, worker_pool: WorkerPool[T]) -> list[WorkUnit[T]]:
+        """Units for an idle process; if there are enough for all workers, also for a busy one to continue with."""
         if not worker_pool.idle and (worker_pool.saturated or len(self._queue) <= 2 * self.workers):
             return []
         return self._next(wait=False)
 
-    def _dispatch(self, worker_pool: WorkerPool[T]) -> None:
-        """The thread of all worker processes."""
+    def _run_processes(self, worker_pool: WorkerPool[T]) -> None:
+        """The thread that serves all worker processes."""
         while True:
-            while units := self._next_for(worker_pool):
+            while units := self._next_for_pool(worker_pool):
                 wanted = [unit for unit in units if unit.entry.error is None]
                 for unit in units:
                     if unit.entry.error is not None:  # another of its units has failed
-                        self._settle(unit, unit.entry.error)
+                        self._finish_unit(unit, unit.entry.error)
                 if wanted:
                     worker_pool.submit(wanted)
             with self._lock:
-                if self._is_over() and not worker_pool.at_work:
+                if self._is_over() and not worker_pool.has_outcomes:
                     return
             for unit, outcome in worker_pool.collect():
-                self._settle(unit, outcome)
+                self._finish_unit(unit, outcome)
 
-    def _settle(self, unit: Unit[T], outcome: Any) -> None:
+    def _finish_unit(self, unit: WorkUnit[T], outcome: Any) -> None:
+        """Merges a unit's result into its item, and advances the item after its last unit."""
         entry = unit.entry
         if not isinstance(outcome, Exception):
             try:
@@ -288,25 +293,21 @@ class Scheduler(Generic[T]):
         if last:
             self._advance(entry)
 
-    def _drive(self) -> None:
-        """The device's thread: one batch, of whichever stage, is begun before the last one is waited for."""
-        begun: deque[tuple[Stage[T], list[Unit[T]], Callable[[], Sequence[Any]]]] = deque()
+    def _run_device(self) -> None:
+        """The device's thread: starts a batch before it waits for the previous one, whatever their stages."""
+        begun: deque[tuple[Stage[T], list[WorkUnit[T]], Callable[[], Sequence[Any]]]] = deque()
         while (units := self._next_batch(wait=not begun)) or begun:
             if units:
                 stage = self._stages[units[0].entry.stage]
-                begun.append((stage, units, begin(stage, [unit.work for unit in units])))
+                begun.append((stage, units, start_batch(stage, [unit.work for unit in units])))
             if len(begun) > 1 or not units:
                 stage, units, ending = begun.popleft()
-                outcomes = end(stage, [unit.work for unit in units], ending)
+                outcomes = finish_batch(stage, [unit.work for unit in units], ending)
                 for unit, outcome in zip(units, outcomes, strict=True):
-                    self._settle(unit, outcome)
+                    self._finish_unit(unit, outcome)
 
-    def _in_turn(self, item: T) -> T:
+    def _run_sequentially(self, item: T) -> T:
         try:
-            for stage in self._stages:
-                for units in batches(stage, stage.split(item)):
-                    for unit, result in zip(units, stage.do(units)(), strict=True):
-                        item = stage.merge(item, unit, result)
+            return run_stages(self._stages, item)
         except Exception as error:
             return self._failed(item, error)
-        return item

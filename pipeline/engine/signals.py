@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, and what they must not cut in two."""
+"""Ctrl-C and SIGTERM: deferring them around critical sections, and ending the process after one."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import NoReturn
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Both wait until what is inside is done. Only in the main thread is there anything to do: others are not
-    interrupted."""
+def defer_signals() -> Iterator[None]:
+    """Delays SIGINT and SIGTERM until the block has ended; then raises the first one that arrived. Does nothing outside
+    the main thread, because Python runs signal handlers only there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    arrived: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        arrived.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for which, handler in before.items():
-            if handler is not None:  # one that Python did not set cannot be set again
+            if handler is not None:  # None: installed from C, which Python cannot restore
                 signal.signal(which, handler)
-    for number in came[:1]:
+    for number in arrived[:1]:
         signal.raise_signal(number)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process. After an interruption a thread may be left amid what cannot be interrupted, on which the
-    interpreter's own end could crash."""
+def exit_process(code: int) -> NoReturn:
+    """Ends the process with an exit code. After a signal (code > 128) it skips the interpreter's shutdown, which could
+    crash while a thread is still inside native code."""
     if code > 128:
         sys.stdout.flush()
         sys.stderr.flush()

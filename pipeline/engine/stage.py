@@ -1,27 +1,31 @@
-"""A stage: what is done with each item of a stream, by units of work."""
+"""A stage of the scheduler: splits items into work units, runs them, and merges the results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from functools import partial
+from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
+V = TypeVar("V")
 Place = Literal["worker", "device"]
 
 
 @dataclass(frozen=True)
 class Stage(Generic[T]):
-    """split: an item → its units of work, to be done in any order and in parallel; none: the item skips the stage.
-    do: starts work on units; returns a function that blocks until it is done and returns their results, in order. It
-        has no side effects but on the units' output buffers: a worker may be another process, to which units travel
-        pickled, their tensors as places in shared memory.
+    """A stage.
+
+    split: item → its work units, which may run in any order and in parallel; with none, the item skips the stage.
+    do: starts work on units; the function that it returns blocks until they are done and returns their results, in
+        order. It may only change the units' output buffers: it may run in another process, to which units are pickled,
+        with tensors as references to shared memory.
     merge: (item, unit, result) → the item with the result; called from several threads.
-    place: where `do` runs: in a worker, or, many units at a time, in a thread of its own that drives a device and
-        begins the next before it ends the last.
-    kind, max_batch: which units may go together (those of equal kind), and how many of a kind. A worker takes so many
-        only where enough is left for the others."""
+    place: where `do` runs: in a worker, or in the one thread that drives a device and starts the next batch before it
+        waits for the last.
+    kind, max_batch: units of equal kind may form a batch, of at most `max_batch(kind)` units. Workers take fewer where
+        other workers would have nothing to do."""
 
     split: Callable[[T], Sequence[Any]]
     do: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
@@ -31,8 +35,8 @@ class Stage(Generic[T]):
     max_batch: Callable[[Any], int] = lambda kind: 1
 
 
-def whole(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
-    """A stage that takes an item as it is and returns its successor, for those that are `wanted`."""
+def item_stage(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
+    """A stage whose only work unit is the item itself. wanted: whether an item takes part."""
     return Stage(
         split=lambda item: (item,) if wanted(item) else (),
         do=lambda items: lambda: [function(item) for item in items],
@@ -40,49 +44,64 @@ def whole(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
     )
 
 
-def alike(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, list[int]]:
-    """The numbers of units, those together that have an equal key."""
+def group_by_key(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, list[int]]:
+    """key(unit) → the indices of the units that have this key."""
     groups: dict[Hashable, list[int]] = {}
     for number, unit in enumerate(units):
         groups.setdefault(key(unit), []).append(number)
     return groups
 
 
+def map_groups(units: Sequence[U], key: Callable[[U], Hashable], function: Callable[[list[U]], Iterable[V]]) -> list[V]:
+    """Calls `function` once for each group of units with an equal key; its results, in the order of the units."""
+    results: dict[int, V] = {}
+    for numbers in group_by_key(units, key).values():
+        results |= zip(numbers, function([units[n] for n in numbers]), strict=True)
+    return [results[n] for n in range(len(units))]
+
+
 def batches(stage: Stage[T], units: Sequence[Any]) -> Iterator[list[Any]]:
-    """The units, as many together as may go."""
-    for kind, numbers in alike(units, stage.kind).items():
+    """Splits units into batches of one kind, of at most `max_batch(kind)` units."""
+    for kind, numbers in group_by_key(units, stage.kind).items():
         step = stage.max_batch(kind)
         yield from ([units[n] for n in numbers[first : first + step]] for first in range(0, len(numbers), step))
 
 
-def result_of(stage: Stage[T], unit: Any) -> Any:
-    """Of one unit, or the Exception in its place."""
+def run_stages(stages: Sequence[Stage[T]], item: T) -> T:
+    """Runs an item through all stages, one after another, in this thread. Raises what a stage raises."""
+    for stage in stages:
+        for units in batches(stage, stage.split(item)):
+            for unit, result in zip(units, stage.do(units)(), strict=True):
+                item = stage.merge(item, unit, result)
+    return item
+
+
+def run_unit(stage: Stage[T], unit: Any) -> Any:
+    """The result of one unit, or the Exception that it raised."""
     try:
         return stage.do([unit])()[0]
     except Exception as error:
         return error
 
 
-def begin(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+def start_batch(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+    """Calls `stage.do`; an Exception is raised by the returned function instead."""
     try:
         return stage.do(units)
     except Exception as error:
-        return _raising(error)
+        return partial(_raise, error)
 
 
-def _raising(error: Exception) -> Callable[[], Sequence[Any]]:
-    def end() -> Sequence[Any]:
-        raise error
-
-    return end
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
-def end(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
-    """Results of what was begun, or an Exception for one. Units that fail together are tried one by one: an error is
-    one item's."""
+def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+    """The results of a started batch, with an Exception in the place of a unit that failed. After an error each unit is
+    run again by itself, so that only the item that caused it fails."""
     try:
         return begun()
     except Exception as error:
         if len(units) == 1:
             return [error]
-    return [end(stage, [unit], begin(stage, [unit]))[0] for unit in units]
+    return [finish_batch(stage, [unit], start_batch(stage, [unit]))[0] for unit in units]

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class Times:
-    """Seconds. Of stages in several threads the wall times overlap; the CPU times add up to the process's."""
+    """Seconds. Wall times of stages in several threads overlap; CPU times add up to the process's."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -27,9 +27,9 @@ class Times:
 class Stopwatch:
     """`with stopwatch("decode"): ...` adds to that stage, from any thread. Stages do not nest.
 
-    A stage in a worker thread, one inside `with stopwatch.worker()`, has that thread's CPU time. One elsewhere has that
-    of the whole process, PyTorch's threads included, without the workers'. What other processes measured is added by
-    `merge`."""
+    In a worker thread (inside `with stopwatch.worker()`) a stage is charged with that thread's CPU time; elsewhere with
+    the whole process's, PyTorch's threads included, without the worker threads'. `merge` adds what other processes
+    measured."""
 
     stages: dict[str, Times] = field(default_factory=lambda: defaultdict(Times))
     _clocks: dict[int, int] = field(default_factory=dict)
@@ -47,8 +47,9 @@ class Stopwatch:
 
     @contextmanager
     def on_gpu(self, stage: str, device: torch.device) -> Iterator[None]:
-        """The same for what is launched on the device's current stream. The wall time is the stream's, from the first
-        kernel's turn to the last one's end, gaps in which it waits for the host included; `settle` adds it."""
+        """Measures what is launched on the device's current stream. The wall time is the stream's, from the start of
+        the first kernel to the end of the last, including gaps in which the stream waits for the host. `settle` adds
+        it."""
         stream = torch.cuda.current_stream(device)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         cpu = self._cpu()
@@ -61,13 +62,14 @@ class Stopwatch:
                 self._launched.append((stage, start, end, self._cpu_locked() - cpu))
 
     def settle(self) -> None:
-        """Adds what `on_gpu` has measured and the device has finished. Does not wait for it."""
+        """Adds those measurements of `on_gpu` that the device has finished. Does not wait for the device."""
         with self._lock:
             while self._launched and self._launched[0][2].query():
                 stage, start, end, cpu = self._launched.popleft()
                 self._add(stage, start.elapsed_time(end) / 1000, cpu)
 
     def add(self, stage: str, wall: float, cpu: float) -> None:
+        """Adds wall and CPU seconds to a stage."""
         with self._lock:
             self._add(stage, wall, cpu)
 
@@ -81,7 +83,7 @@ class Stopwatch:
             self.add(stage, times.wall, times.cpu)
 
     def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """`items`; the time that it takes to come by them is the stage's."""
+        """Yields `items`; charges the stage with the time that the iterator takes."""
         iterator = iter(items)
         while True:
             with self(stage):
@@ -92,7 +94,7 @@ class Stopwatch:
 
     @contextmanager
     def worker(self) -> Iterator[None]:
-        """The calling thread is a worker meanwhile."""
+        """Marks the calling thread as a worker inside the block."""
         thread, begun = threading.get_ident(), time.thread_time()
         with self._lock:
             self._clocks[thread] = time.pthread_getcpuclockid(thread)
@@ -115,8 +117,10 @@ class Stopwatch:
         return time.process_time() - workers
 
     def table(self, megapixels: float, seconds: float = 0.0, workers: Mapping[str, int] | None = None) -> str:
-        """A line a stage: wall and CPU seconds, CPU milliseconds a megapixel, and, of a run of so many `seconds`, how
-        busy the stage's `workers` (by its name; one where it is missing) were with it."""
+        """One line per stage: wall and CPU seconds, CPU milliseconds per megapixel and, if `seconds` (the run's length)
+        is given, the utilisation of the stage's workers.
+
+        workers: number of workers by stage; 1 where missing."""
         busy = f"{'busy':>8}" if seconds else ""
         lines = [f"{'stage':<14}{'wall s':>10}{'CPU s':>10}{'CPU ms/MP':>12}{busy}"]
         for stage, times in self.stages.items():

@@ -1,4 +1,4 @@
-"""One input on its way through the stages of file_stages.py, and what it is on that way."""
+"""An input's state between the stages of file_stages.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.engine.memory import Buffers
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Work
+from pipeline.engine.results import FileRestoration
 from pipeline.inputs.filters import FilteredOut
 from pipeline.inputs.source import Item, SideMember
 from pipeline.jpeg.bitstream import Bitstream, Layout
@@ -19,45 +19,50 @@ from pipeline.outputs.record import Record
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file as it came. layout: what its header says. memory: what the processes share of it, if they do. found:
-    gives or raises what DALI has made of it, if that is the front end."""
+    """A file that has been read but not decoded.
+
+    layout: what its header says, or why it is not restored.
+    memory: its piece of shared memory, [bytes] uint8; None without shared memory.
+    dali_result: returns or raises what DALI found, if DALI is the front end."""
 
     data: bytes
     layout: Layout | JpegError
     memory: Tensor | None = None
-    found: Callable[[], Bitstream] | None = None
+    dali_result: Callable[[], Bitstream] | None = None
 
     @property
-    def known(self) -> Layout | None:
-        """What its header says, if that can be read, also of a file that filters leave out."""
+    def readable_layout(self) -> Layout | None:
+        """The layout, also of a file that filters leave out; None if the header cannot be read."""
         layout = self.layout.layout if isinstance(self.layout, FilteredOut) else self.layout
         return layout if isinstance(layout, Layout) else None
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width), if it can be read."""
-        return self.known.header.size if self.known is not None else None
+        """(height, width) in pixels; None if the header cannot be read."""
+        return self.readable_layout.header.size if self.readable_layout is not None else None
 
     def describe(self, record: Record) -> Record:
-        """The record with what the header says, if that can be read."""
-        if self.known is None:
+        """The record with size, sampling and quality added, if the header can be read."""
+        layout = self.readable_layout
+        if layout is None:
             return record
-        return replace(
-            record, size=self.known.header.size, sampling=self.known.sampling.label, quality=self.known.quality
-        )
+        return replace(record, size=layout.header.size, sampling=layout.sampling.label, quality=layout.quality)
 
     def buffers(self, restorer: Restorer) -> Buffers | None:
-        """Where its coefficients and images go, unless each process has its own."""
+        """Buffers for its coefficients and images in shared memory; None without shared memory."""
         if self.memory is None or not isinstance(self.layout, Layout):
             return None
         sampling, size = self.layout.sampling, self.layout.header.size
-        return Buffers.within(self.memory, sampling, size, restorer.images, restorer.options.pixel)
+        return Buffers.from_memory(self.memory, sampling, size, restorer.images, restorer.options.pixel)
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A file that is passed through, for a reason. images: the output file, if there is to be one. size: (height,
-    width), if it is known."""
+class PassedFile:
+    """A file that is passed through.
+
+    images: the output file, if there is one.
+    size: (height, width) in pixels, if known.
+    reason: why it is passed through."""
 
     images: tuple[bytes, ...]
     size: tuple[int, int] | None
@@ -65,9 +70,11 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """images: where the restored ones go, if processes share that. recovered: how many coefficients are the file's own,
-    where DALI has recovered them and --verify asks."""
+class DecodedFile:
+    """A file whose coefficients have been read.
+
+    images: [K, C, H, W], the shared buffer for the restored images; None without shared memory.
+    recovered: how many coefficients equal the file's own; counted only with DALI and --verify."""
 
     bitstream: Bitstream
     images: Tensor | None
@@ -76,14 +83,16 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Task:
-    """One input on its way: `file` until it is read, `work` until it is restored, then `images`. The item has no data.
-    memory: what the processes share of it, once it is read."""
+    """One input. It has a `file` until it is decoded, `work` until it is restored, then `images`.
+
+    item: without its data.
+    memory: its piece of shared memory, [bytes] uint8, once it has been decoded."""
 
     item: Item
     record: Record
     file: RawFile | None = None
     memory: Tensor | None = None
-    work: Work | None = None
+    work: FileRestoration | None = None
     images: tuple[bytes, ...] = ()
 
 

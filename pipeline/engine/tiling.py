@@ -1,5 +1,7 @@
-"""Images ⇄ tiles. A tile is a core, its own part of the image, and a halo around it: context that the network sees and
-that is thrown away. Cores and tiles lie on the MCU grid, so that a tile's coefficients are a slice of the image's."""
+"""Splits images into tiles and assembles them again.
+
+A tile is a core, which it contributes to the image, and a halo around it: context for the network, discarded
+afterwards. Cores and tiles lie on the MCU grid, so that a tile's coefficients are a slice of the image's."""
 
 from __future__ import annotations
 
@@ -12,19 +14,19 @@ from kernels import Coefficients
 from model.generator import ALIGNMENT, Generator
 
 CHROMA_REACH = 2
-"""Pixels that the decoder's chroma filter looks beyond a tile."""
+"""Pixels beyond a tile that the decoder's chroma filter reads."""
 
-SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
-"""Pixels of the sides of a batch's tiles, where an image is smaller than a tile; the tile's own beside them."""
+BATCH_SIDES = (128, 192, 256, 384, 512, 768, 1024, 1536)
+"""Sides in pixels of a batch's tiles, for images smaller than a tile; the tile size itself is added."""
 
-LARGEST_HALO = 160
-"""Pixels. A network that reaches further (the paper's: 1393) sees less around a tile than in a whole image; what is so
-far away hardly changes a pixel."""
+MAX_HALO = 160
+"""Pixels. A network with a larger receptive field (the paper's: 1393) sees less context in a tile than in a whole
+image; so far away it hardly changes a pixel."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One axis of a tile, in pixels of the image: the core from `start` to `stop`, the tile from `first` to `last`."""
+    """One axis of a tile, in pixels of the image: the core is [start, stop), the tile [first, last)."""
 
     start: int
     stop: int
@@ -44,25 +46,29 @@ class Tile:
 
     @property
     def origin(self) -> tuple[int, int]:
-        """(y, x) of the tile's corner in the image."""
+        """(y, x) of the tile's top left corner in the image, pixels."""
         return self.rows.first, self.columns.first
 
     @property
     def core(self) -> tuple[int, int, int, int]:
-        """(top, bottom, left, right) of the core in the image."""
+        """(top, bottom, left, right) of the core in the image, pixels."""
         return self.rows.start, self.rows.stop, self.columns.start, self.columns.stop
 
 
 def halo_of(generator: Generator) -> int:
-    """Pixels of context on each side of a core: as many as the network sees, up to LARGEST_HALO, so that its images are
-    the same, bit for bit, in tiles and whole."""
-    return min(LARGEST_HALO, aligned(generator.receptive_radius + CHROMA_REACH))
+    """The halo in pixels: the network's receptive field, so that tiles give bit for bit the image of a single pass; at
+    most MAX_HALO."""
+    return min(MAX_HALO, aligned(generator.receptive_radius + CHROMA_REACH))
 
 
 def plan(size: tuple[int, int], tile: int, halo: int, whole: bool = True) -> list[Tile]:
-    """Tiles of at most `tile` pixels each way, halo included, whose cores cover the image once, row by row. `whole`:
-    along an axis that is longer than `tile` all are that large, for a device that wants one shape; otherwise cores are
-    equal, which is less work. Raises ValueError unless `tile` is a multiple of 16 that leaves room for a core."""
+    """Tiles of at most `tile` pixels per side, halo included, whose cores partition the image; row by row.
+
+    size: (height, width) in pixels.
+    whole: along an axis longer than `tile`, all tiles have that size, for a device that prefers one shape; otherwise
+        cores are equal, which is less work.
+
+    Raises ValueError unless `tile` is a multiple of 16 and larger than twice the halo."""
     if tile % ALIGNMENT or tile <= 2 * halo:
         raise ValueError(f"tile {tile}: expected a multiple of {ALIGNMENT} above twice the halo of {halo} pixels")
     spans = _whole_spans if whole else _equal_spans
@@ -70,7 +76,7 @@ def plan(size: tuple[int, int], tile: int, halo: int, whole: bool = True) -> lis
 
 
 def _equal_spans(length: int, tile: int, halo: int) -> list[Span]:
-    """As few as can be, with cores of one length but for the last, which may be shorter."""
+    """The fewest spans, with cores of equal length; the last may be shorter."""
     if length <= tile:
         return [Span(0, length, 0, length)]
     count = 1
@@ -83,7 +89,7 @@ def _equal_spans(length: int, tile: int, halo: int) -> list[Span]:
 
 
 def _whole_spans(length: int, tile: int, halo: int) -> list[Span]:
-    """Equal tiles; the last are moved inwards, so that they too are whole. A short axis is one tile."""
+    """Spans of length `tile`; the last are moved inwards. An axis of at most `tile` pixels is one span."""
     if length <= tile:
         return [Span(0, length, 0, length)]
     aligned = -(-length // ALIGNMENT) * ALIGNMENT
@@ -97,8 +103,8 @@ def _whole_spans(length: int, tile: int, halo: int) -> list[Span]:
 
 
 def slice_coefficients(c: Coefficients, top: int, bottom: int, left: int, right: int) -> Coefficients:
-    """The coefficients of a rectangle of pixels whose corner lies on the MCU grid, and its far corner too or on the
-    image's edge."""
+    """The coefficients of a rectangle of pixels [top, bottom) x [left, right). Its corners must lie on the MCU grid or
+    on the image's edge."""
     planes = []
     height, width = c.sampling.mcu
     for component, plane in enumerate(c.planes):
@@ -109,7 +115,7 @@ def slice_coefficients(c: Coefficients, top: int, bottom: int, left: int, right:
 
 
 def tile_coefficients(c: Coefficients, tile: Tile) -> Coefficients:
-    """Core and halo."""
+    """The coefficients of a tile: core and halo."""
     return slice_coefficients(c, tile.rows.first, tile.rows.last, tile.columns.first, tile.columns.last)
 
 
@@ -119,18 +125,18 @@ def aligned(length: int) -> int:
 
 
 def pad(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """[N, C, H, W] widened to `size`, or else to multiples of 16, by repeating its last row and column: what the
-    network takes."""
+    """[N, C, H, W] → [N, C, *size], by repeating the last row and column. size: (height, width); None: the next
+    multiples of 16, which the network needs."""
     height, width = size or (aligned(x.shape[2]), aligned(x.shape[3]))
     return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
 
 
 def cut_core(x: Tensor, tile: Tile) -> Tensor:
-    """[N, C, H, W] of a tile, padded or not → its core, contiguous: a view is a layout that kernels do not take."""
+    """[N, C, H, W], a tile, padded or not → [N, C, h, w], its core. Contiguous, as the kernels require."""
     return x[:, :, tile.rows.core, tile.columns.core].contiguous()
 
 
 def paste(image: Tensor, core: Tensor, tile: Tile) -> None:
-    """Writes a core [C, h, w] into its place of the image."""
+    """Writes a core [C, h, w] into the image [C, H, W]."""
     top, bottom, left, right = tile.core
     image[:, top:bottom, left:right] = core

@@ -1,5 +1,5 @@
-"""The worker processes of a scheduler: sends them units and collects results, replaces a process that dies, and retries
-its units once, each alone. One thread serves all of them: a thread for each would contend for the GIL."""
+"""The scheduler's worker processes: sends them work units, collects results, replaces a process that dies, and retries
+its units once, each by itself. One thread serves all processes: a thread for each would contend for the GIL."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any, Generic, TypeVar
 
-from pipeline.engine.queue import Unit
+from pipeline.engine.work_queue import WorkUnit
 from pipeline.engine.worker import WorkerError, WorkerProcess
 
 T = TypeVar("T")
-Outcome = tuple[Unit[T], Any]
-"""A unit and its result, or the Exception in its place."""
+UnitOutcome = tuple[WorkUnit[T], Any]
+"""A unit, and its result or the Exception that it raised."""
 
 
-SMALL = 32 << 10
-"""Bytes of a message that can be sent to a busy process without waiting for it."""
+NON_BLOCKING_BYTES = 32 << 10
+"""A message of up to so many bytes can be sent to a busy process without blocking."""
 
 
 @dataclass(eq=False)
 class _Slot(Generic[T]):
-    """A process, or the one that has taken its place. sent: what it has, oldest first. pending: what it gets next.
-    retry: what is to be tried once more, each unit alone; `retrying` while it is."""
+    """A worker process or its replacement.
+
+    sent: batches that it has received, the oldest first.
+    pending: batches to send next.
+    retry: units to try again, one at a time; `retrying` while one of them runs.
+    since: the time in seconds from which the current batch is measured."""
 
     process: WorkerProcess
-    sent: deque[list[Unit[T]]] = field(default_factory=deque)
-    pending: deque[list[Unit[T]]] = field(default_factory=deque)
-    retry: deque[Unit[T]] = field(default_factory=deque)
+    sent: deque[list[WorkUnit[T]]] = field(default_factory=deque)
+    pending: deque[list[WorkUnit[T]]] = field(default_factory=deque)
+    retry: deque[WorkUnit[T]] = field(default_factory=deque)
     retrying: bool = False
     since: float = 0.0
 
@@ -42,77 +46,79 @@ class _Slot(Generic[T]):
 
     @property
     def saturated(self) -> bool:
-        """Whether it has as much as it should."""
+        """Whether it has a batch to continue with."""
         return bool(len(self.sent) > 1 or self.pending or self.retry or self.retrying)
 
 
 class WorkerPool(Generic[T]):
-    """For one thread, but for `notify` and `close`. start: makes a process. busy: seconds for which they had something
-    to do, all together.
+    """Worker processes; for one thread, except `notify` and `close`.
 
-    When a process dies, another takes its place and tries each unit once more, alone. The outcome of one that ends
-    that, too, is a WorkerError."""
+    start: starts a process.
+    busy: seconds that processes spent on units, summed over all processes.
+
+    When a process dies, a new one takes its place and runs its units again, one at a time. A unit whose process dies
+    twice has a WorkerError as its outcome."""
 
     def __init__(self, start: Callable[[], WorkerProcess], count: int) -> None:
         self._start, self._closed, self.busy = start, False, 0.0
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wakeup)
         self._slots = [_Slot[T](start()) for _ in range(count)]
-        self._known: list[Outcome[T]] = []
+        self._outcomes: list[UnitOutcome[T]] = []
 
     @property
     def idle(self) -> bool:
-        """Whether a process has nothing to do."""
+        """Whether some process has nothing to do."""
         return any(slot.idle for slot in self._slots)
 
     @property
     def saturated(self) -> bool:
-        """Whether every process has something to do after what it does now, so that it need not wait."""
+        """Whether every process has a batch to continue with."""
         return all(slot.saturated for slot in self._slots)
 
     @property
-    def at_work(self) -> bool:
-        """Whether there are outcomes to wait for."""
-        return bool(self._known) or not all(slot.idle for slot in self._slots)
+    def has_outcomes(self) -> bool:
+        """Whether there are outcomes to collect or to wait for."""
+        return bool(self._outcomes) or not all(slot.idle for slot in self._slots)
 
-    def submit(self, units: Sequence[Unit[T]]) -> None:
-        """Units of one stage, to a process that is idle or at least not `saturated`."""
+    def submit(self, units: Sequence[WorkUnit[T]]) -> None:
+        """Sends units of one stage to an idle process, or else to one that is not saturated."""
         slot = min(self._slots, key=lambda slot: (slot.saturated, not slot.idle))
         self._send(slot, list(units))
 
-    def collect(self) -> list[Outcome[T]]:
-        """Waits until some units are done, or for a `notify`."""
-        if not self._known:
+    def collect(self) -> list[UnitOutcome[T]]:
+        """Waits for results or for a `notify`, and returns the outcomes so far."""
+        if not self._outcomes:
             waiting = {slot.process.connection: slot for slot in self._slots if not slot.idle}
             for ready in wait([*waiting, self._wakeup]):
                 if isinstance(ready, int):
                     os.eventfd_read(self._wakeup)
                 else:
                     self._receive(waiting[ready])  # type: ignore[index]
-        known, self._known = self._known, []
-        return known
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
 
     def notify(self) -> None:
-        """There are units for those who are idle. From any thread."""
+        """Wakes `collect` if a process is idle: there are new units. From any thread."""
         if self.idle:
             os.eventfd_write(self._wakeup, 1)
 
     def notify_all(self) -> None:
-        """Something has changed."""
+        """Wakes `collect`, from any thread."""
         os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
-        """Kills the processes; a thread that waits for them has an error."""
+        """Kills the processes; a thread that waits for them gets an error."""
         self._closed = True
         for slot in self._slots:
             slot.process.kill()
         self.notify_all()
 
-    def _send(self, slot: _Slot[T], units: list[Unit[T]]) -> None:
-        """Now, or when it is idle if it would have to be waited for."""
+    def _send(self, slot: _Slot[T], units: list[WorkUnit[T]]) -> None:
+        """Sends a batch, or keeps it until the process is idle if sending would block."""
         try:
             message = slot.process.pack(units[0].entry.stage, [unit.work for unit in units])
-            if not slot.idle and len(message) > SMALL:
+            if not slot.idle and len(message) > NON_BLOCKING_BYTES:
                 slot.pending.append(units)
                 return
             if slot.idle:
@@ -121,9 +127,9 @@ class WorkerPool(Generic[T]):
             slot.process.send(message)
         except WorkerError as error:
             self._replace(slot, error)
-        except Exception as error:  # what cannot be pickled
-            self._known.extend((unit, error) for unit in units)
-            self._go_on(slot)
+        except Exception as error:  # the unit cannot be pickled
+            self._outcomes.extend((unit, error) for unit in units)
+            self._send_next(slot)
 
     def _receive(self, slot: _Slot[T]) -> None:
         try:
@@ -131,31 +137,32 @@ class WorkerPool(Generic[T]):
         except WorkerError as error:
             self._replace(slot, error)
             return
-        self._known.extend(zip(self._had(slot), outcomes, strict=True))
-        self._go_on(slot)
+        self._outcomes.extend(zip(self._take_current(slot), outcomes, strict=True))
+        self._send_next(slot)
 
     def _replace(self, slot: _Slot[T], error: WorkerError) -> None:
-        """Only what it was doing can have been the cause."""
+        """Replaces a dead process. Only the batch that it was working on is retried unit by unit: no other can be the
+        cause."""
         if self._closed:
-            raise RuntimeError("the processes have been closed")
+            raise RuntimeError("the worker pool has been closed")
         slot.process = self._start()
-        had, untouched = self._had(slot), list(slot.sent)
+        current, untouched = self._take_current(slot), list(slot.sent)
         if slot.retrying:
-            self._known.extend((unit, error) for unit in had)
+            self._outcomes.extend((unit, error) for unit in current)
         else:
-            slot.retry.extend(had)
+            slot.retry.extend(current)
         slot.pending.extendleft(reversed(untouched))
         slot.sent.clear()
-        self._go_on(slot)
+        self._send_next(slot)
 
-    def _had(self, slot: _Slot[T]) -> list[Unit[T]]:
-        """What it was doing until now."""
+    def _take_current(self, slot: _Slot[T]) -> list[WorkUnit[T]]:
+        """Removes and returns the batch that the process worked on."""
         now = time.perf_counter()
         self.busy, slot.since = self.busy + now - slot.since, now
         return slot.sent.popleft()
 
-    def _go_on(self, slot: _Slot[T]) -> None:
-        """With what there is for it."""
+    def _send_next(self, slot: _Slot[T]) -> None:
+        """Sends the next retry or pending batch to an idle process."""
         if slot.idle:
             slot.retrying = bool(slot.retry)
             if slot.retry:

@@ -1,4 +1,4 @@
-"""Which inputs are restored, and what becomes of the others.
+"""Which inputs are restored, and what happens to the others.
 
 filters = Filters(max_quality=90, exclude=("thumbs/*",))
 filters.by_name("thumbs/a.jpg")         # why it is left out, or None
@@ -21,7 +21,7 @@ PASSED_THROUGH: tuple[str, ...] = get_args(PassedThrough)
 
 
 class FilteredOut(UnsupportedJpeg):
-    """A file that the filters leave out; the message says which did. layout: its header, if that could be read."""
+    """A file that the filters leave out; the message is the reason. layout: its header, if that could be read."""
 
     def __init__(self, reason: str, layout: Layout | None = None) -> None:
         super().__init__(reason, layout)
@@ -33,13 +33,14 @@ class FilteredOut(UnsupportedJpeg):
 
 @dataclass(frozen=True)
 class Filters:
-    """Inputs outside are passed through, with the reason in the manifest.
+    """Which inputs are restored. The others are passed through, with the reason in the manifest.
 
-    min_quality, max_quality: bounds of the file's quality, the nearest of libjpeg's 1..100. min_size: pixels that the
-    shorter side has at least. include, exclude: glob patterns; a pattern with a slash is compared with the path below
-    its own input, a tar counting as a folder, another with its last part; `*` also matches slashes. passed_through:
-    what becomes of inputs that are not restored, for this or another reason: decoded as they are, copied byte for byte,
-    or no output at all."""
+    min_quality, max_quality: bounds of the file's quality, the nearest of libjpeg's 1..100.
+    min_size: minimum of the shorter side, in pixels.
+    include, exclude: glob patterns. A pattern with a slash is matched against the path below the file's input, a tar
+        counting as a folder; one without against the file's name. `*` also matches slashes.
+    passed_through: what happens to inputs that are not restored, by a filter or because they are not modelled: decoded
+        by Pillow, copied byte for byte, or no output."""
 
     min_quality: int | None = None
     max_quality: int | None = None
@@ -49,7 +50,7 @@ class Filters:
     passed_through: PassedThrough = "decode"
 
     def __str__(self) -> str:
-        """What differs from the defaults; the same text means the same outputs."""
+        """The fields that differ from the defaults. Equal texts mean equal outputs."""
         changed = {x.name: getattr(self, x.name) for x in fields(self) if getattr(self, x.name) != x.default}
         return ", ".join(
             f"{name.replace('_', '-')} {shlex.join(value) if isinstance(value, tuple) else value}"
@@ -57,7 +58,7 @@ class Filters:
         )
 
     def apply(self, layout: Layout | JpegError, reason: str | None = None) -> Layout | JpegError:
-        """The layout, or why the file is left out: by its name, with that reason, or by what its header says."""
+        """The layout, or FilteredOut. reason: why the file's name is left out, from `by_name`."""
         if reason is None and isinstance(layout, Layout):
             reason = self._by_header(layout)
         if reason is None:
@@ -65,7 +66,7 @@ class Filters:
         return FilteredOut(reason, layout if isinstance(layout, Layout) else None)
 
     def by_name(self, source: str) -> str | None:
-        """Why a file is left out whose path below its own input this is; None if its name is no reason."""
+        """Why a file is left out by its path below its input; None if it is not."""
         if self.include and not _matches(source, self.include):
             return f"not in --include {shlex.join(self.include)}"
         if pattern := _matches(source, self.exclude):
@@ -87,7 +88,7 @@ ALL_FILES = Filters()
 
 
 def _matches(source: str, patterns: Iterable[str]) -> str:
-    """The first pattern that the source matches, or none."""
+    """The first pattern that the source matches, or an empty string."""
     name = source.rpartition("/")[2]
     found = (p for p in patterns if fnmatch.fnmatchcase(source if "/" in p else name, p))
     return next(found, "")

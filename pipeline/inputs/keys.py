@@ -1,4 +1,4 @@
-"""Duplicate keys: detects inputs of a run that map to the same output name; the first in the listing has it."""
+"""Detects inputs of a run that map to the same output name. The first in the listing keeps the name."""
 
 from collections.abc import Mapping
 
@@ -7,30 +7,30 @@ from pipeline.inputs.source import Item
 
 
 class Keys:
-    """The keys taken so far, about 130 bytes each however long they are; not thread-safe.
+    """The keys in use, about 130 bytes each whatever their length. Not thread-safe.
 
-    Output files are named by key, so a second item of the same key would overwrite the first. Claim every item in
-    reading order, finished and unreadable ones too: who is first then does not depend on where an earlier run stopped.
-    """
+    Output files are named by key, so a second item with the same key would overwrite the first. Every item must be
+    claimed in reading order, including finished and unreadable ones: then the first is the same however often a run is
+    resumed."""
 
     def __init__(self, per_shard: bool = False) -> None:
-        """`per_shard`: keys have to differ only within a shard, as with tar output, and are forgotten after it."""
+        """per_shard: keys must differ only within a shard, as with tar output."""
         self._per_shard = per_shard
         self._shard: str | None = None
         self._taken: dict[bytes, int] = {}
-        # A source is its shard, its key and its extension: to name the first owner, a number for the pair is enough.
+        # A source is shard, key and extension; the first owner's is rebuilt from a number for (shard, extension).
         self._origins: list[tuple[str, str]] = []
         self._numbers: dict[tuple[str, str], int] = {}
 
     def claim(self, item: Item) -> str | None:
-        """Take the item's key. Returns None if it was free, else the source of the item that has it."""
+        """Claims the item's key. Returns None if it was free, else the source of the item that has it."""
         if self._per_shard and item.shard != self._shard:
             self._shard = item.shard
             self._taken.clear()
         head = "" if item.shard is None else item.shard + "/"
         stem = head + item.key
         if not item.source.startswith(stem + "."):
-            return None  # reports on a folder, a shard or an unsafe name: no output will bear this key
+            return None  # an error of a folder, a shard or an unsafe name: there is no output with this key
         origin = (head, item.source[len(stem) :])
         number = self._numbers.setdefault(origin, len(self._origins))
         if number == len(self._origins):
@@ -42,13 +42,13 @@ class Keys:
         return first_head + item.key + first_extension
 
 
-class Decided(Keys):
-    """Keys that were claimed elsewhere. owners: of the items that came too late, by source, who has their key."""
+class PrecomputedKeys(Keys):
+    """Keys that were claimed elsewhere. owners: source of an item whose key is in use → source that has it."""
 
     def __init__(self, owners: Mapping[str, str]) -> None:
         super().__init__()
         self._owners = owners
 
     def claim(self, item: Item) -> str | None:
-        """As in Keys."""
+        """See Keys."""
         return self._owners.get(item.source)

@@ -1,11 +1,10 @@
-"""What the inputs hold: folders, single files and tar shards, listed always in the same order, nothing opened.
+"""Lists the folders, JPEG files and tar shards of the inputs, always in the same order, without opening any file.
 
     sources = list_sources(Path("photos"), exclude=Path("photos/restored"))      # or address("s3://bucket/photos")
     for entry in sources:
         ...
 
-Inside a folder come its JPEG files, then its tar shards, then its sub folders, each sorted by name.
-"""
+The order within a folder: its JPEG files, its tar shards, its sub folders, each sorted by name."""
 
 import itertools
 import os
@@ -17,32 +16,41 @@ from pipeline.inputs.names import JPEG_SUFFIXES, SHARD_SUFFIXES, is_jpeg, is_sha
 from pipeline.inputs.remote import Address, Remote, RemoteError
 
 _JPEGS, _TARS = " ".join(sorted(JPEG_SUFFIXES)), " ".join(SHARD_SUFFIXES)
-WANTED = f"expected a folder, a JPEG file ({_JPEGS}) or a tar shard ({_TARS})"
+EXPECTED = f"expected a folder, a JPEG file ({_JPEGS}) or a tar shard ({_TARS})"
 
 
 class SourceError(Exception):
-    """The input as a whole cannot be used: it is missing, unreadable, or holds nothing to restore."""
+    """An input cannot be used as a whole: it is missing, unreadable, or has no files to restore."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or a shard; `name` is its path below the input folder. `error` is set for an unreadable folder. What is
-    not `mine` is another rank's, and counts as finished: its keys are wanted, not its data. size: of a tar, in bytes,
-    if that is known. prefix: what the name begins with where there are several inputs."""
+    """A JPEG file or a tar shard.
+
+    name: its path below the input folder.
+    error: set for a folder that cannot be listed.
+    assigned: to this rank. Entries of other ranks are listed for their keys only, and not read.
+    size: of a tar, in bytes, if known.
+    prefix: the first part of the name, if there are several inputs."""
 
     path: Address
     name: str
     shard: bool = False
     error: str | None = None
-    mine: bool = True
+    assigned: bool = True
     size: int | None = None
     prefix: str = ""
 
 
 @dataclass(frozen=True)
 class Root:
-    """One of the inputs: a folder, or the folder of a single file or tar. files, shards: how many. shard_bytes: of all
-    tars; None if unknown. prefix: before the names of its entries."""
+    """One of the inputs.
+
+    folder: the folder, or that of the single file.
+    files, shards: their numbers.
+    shard_bytes: of all tars together; None if unknown.
+    single: the entry, if the input is a single file.
+    prefix: prepended to the names of the entries."""
 
     folder: Address
     files: int = 0
@@ -55,8 +63,8 @@ class Root:
     def __iter__(self) -> Iterator[Entry]:
         return iter((self.single,)) if self.single is not None else _walk(self.folder, self.exclude, self.prefix)
 
-    def find(self, name: str) -> Address | None:
-        """Where the file of an entry's name is, if this input has it. Raises RemoteError."""
+    def find_file(self, name: str) -> Address | None:
+        """The address of the entry with this name, if this input has it. Raises RemoteError."""
         if self.single is not None:
             return self.single.path if name == self.single.name else None
         place = self.folder / name.removeprefix(self.prefix)
@@ -65,52 +73,53 @@ class Root:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the inputs hold. Iterating walks the folders anew, so that no list of all files is ever kept."""
+    """The files of all inputs. Each iteration walks the folders again, so that no list of all files is kept in
+    memory."""
 
     roots: tuple[Root, ...]
 
     @property
     def count(self) -> int | None:
-        """Number of items, for a progress bar; None when there are tars, whose members are not counted beforehand."""
+        """The number of items, for a progress bar; None if there are tars, whose members are not counted."""
         return None if any(root.shards for root in self.roots) else sum(root.files for root in self.roots)
 
     @property
     def shard_bytes(self) -> int | None:
-        """Size of all tars together, by which a run can tell how far it is; None where a store does not say."""
+        """Bytes of all tars together, to estimate progress; None if a store does not report sizes."""
         sizes = [root.shard_bytes for root in self.roots]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name, as entries have them. Raises RemoteError."""
-        return any(root.find(name) is not None for root in self.roots)
+        """Whether there is an entry with this name. Raises RemoteError."""
+        return any(root.find_file(name) is not None for root in self.roots)
 
     def __iter__(self) -> Iterator[Entry]:
         return itertools.chain.from_iterable(self.roots)
 
 
 def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
-    """Find what each of `paths`, a folder, a JPEG file or a tar, holds; no file is opened.
+    """Lists `paths`: folders, JPEG files and tars.
 
-    With several inputs the names of a folder's entries begin with its own name, and single JPEG files come first, so
-    that they stay together. `exclude` is a folder below an input to leave out: the output folder of a run that writes
-    into its own input folder. Raises SourceError if there is nothing to restore in an input, or if two inputs have the
-    same name.
-    """
-    roots = [_counted(path, exclude, len(paths) > 1) for path in paths]
+    With several inputs, names of a folder's entries begin with the folder's name, and single JPEG files come first.
+
+    exclude: a folder below an input to leave out, such as the output folder.
+
+    Raises SourceError if an input has no files to restore, or if two inputs have the same name."""
+    roots = [_count_entries(path, exclude, len(paths) > 1) for path in paths]
     taken: dict[str, Address] = {}
     for path, root in zip(paths, roots, strict=True):
         name = root.prefix if root.single is None else root.single.name
         if name in taken:
             raise SourceError(
-                f"{taken[name]} and {path}: two inputs have the same name, so their outputs could not be told apart; "
-                "restore them separately, each into its own output folder"
+                f"{taken[name]} and {path}: two inputs have the same name, so their outputs would have the same names; "
+                "restore them in separate runs, each into its own output folder"
             )
         taken[name] = path
     return Sources(tuple(sorted(roots, key=lambda root: root.single is None or root.single.shard)))
 
 
-def _counted(path: Address, exclude: Address | None, several: bool) -> Root:
-    """With the number of its files and tars. Raises SourceError."""
+def _count_entries(path: Address, exclude: Address | None, several: bool) -> Root:
+    """The input with its numbers of files and tars. Raises SourceError."""
     try:
         root = _root(path, exclude, several)
         files = shards = 0
@@ -121,19 +130,19 @@ def _counted(path: Address, exclude: Address | None, several: bool) -> Root:
             if entry.shard:
                 sizes = None if sizes is None or entry.size is None else sizes + entry.size
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; {WANTED}") from error
+        raise SourceError(f"{path}: {error.strerror or error}; {EXPECTED}") from error
     except RemoteError as error:
         raise SourceError(str(error)) from error
     if not files + shards:
-        raise SourceError(f"{path}: no JPEG file and no tar shard in this folder or below; {WANTED}")
+        raise SourceError(f"{path}: no JPEG file or tar shard in this folder or below; {EXPECTED}")
     return replace(root, files=files, shards=shards, shard_bytes=sizes)
 
 
 def find_input(paths: Sequence[Address], name: str) -> Address | None:
-    """Where the file is that an entry of these inputs had the name of, if it is still there. Raises RemoteError."""
+    """The address of the entry with this name, if one of the inputs still has it. Raises RemoteError."""
     for path in paths:
         try:
-            found = _root(path, None, len(paths) > 1).find(name)
+            found = _root(path, None, len(paths) > 1).find_file(name)
         except (OSError, SourceError):
             continue
         if found is not None:
@@ -142,21 +151,22 @@ def find_input(paths: Sequence[Address], name: str) -> Address | None:
 
 
 def _root(path: Address, exclude: Address | None, several: bool) -> Root:
-    """Nothing is listed yet. Raises OSError, RemoteError and SourceError."""
+    """The input, without listing it. Raises OSError, RemoteError and SourceError."""
     if is_folder(path):
         own = path.absolute() if isinstance(path, Path) else path
         name = own.name if own.name not in ("", "..") else own.resolve().name
         return Root(path, exclude=exclude, prefix=f"{name}/" if several else "")
     shard = is_shard(path.name)
     if not (shard or is_jpeg(path.name)) or not path.is_file():
-        raise SourceError(f"{path}: not a kind of file that can be restored; {WANTED}")
+        raise SourceError(f"{path}: not a file that can be restored; {EXPECTED}")
     size = path.stat().st_size if shard and isinstance(path, Path) else None
     return Root(path.parent, single=Entry(path, path.name, shard, size=size))
 
 
 def is_folder(path: Address) -> bool:
-    """Raises OSError if a local path is not there or a local folder cannot be listed."""
-    if isinstance(path, Remote):  # a store may have no folders, only names; a page of links is a file, too
+    """Whether an address is a folder. Raises OSError if a local path does not exist or a local folder cannot be
+    listed."""
+    if isinstance(path, Remote):  # stores have names, not folders, and an HTTP page of links is a file
         return not ((is_shard(path.name) or is_jpeg(path.name)) and path.is_file())
     path.stat()
     if path.is_dir():
@@ -166,8 +176,8 @@ def is_folder(path: Address) -> bool:
 
 
 def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[Entry]:
-    """Depth first. prefix: before all names. Linked folders are entered, except into a folder that the walk is already
-    inside of."""
+    """Yields entries depth first. Symbolic links to folders are followed, unless they lead back to a folder on the
+    way."""
     excluded = _identity(exclude) if exclude is not None else None
     inside_root = _identity(root)
     if excluded == inside_root:
@@ -185,22 +195,22 @@ def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[
             yield Entry(folder, path.rstrip("/"), error=reason, prefix=prefix)
             continue
         for name in files:
-            yield Entry(*_place(folder, path, name), prefix=prefix)
+            yield Entry(*_entry_fields(folder, path, name), prefix=prefix)
         for name, size in shards:
-            yield Entry(*_place(folder, path, name, shard=True), size=size, prefix=prefix)
+            yield Entry(*_entry_fields(folder, path, name, shard=True), size=size, prefix=prefix)
         inside = above if here is None else above | {here}
         stack.extend((folder / name, f"{path}{name}/", inside) for name in reversed(folders))
 
 
-def _place(folder: Address, path: str, name: str, shard: bool = False) -> tuple[Address, str, bool, str | None]:
-    """The first fields of an Entry. path: the folder's own, with a slash at its end."""
-    if name == ".." or "/" in name or "\0" in name:  # only a remote store can say so
+def _entry_fields(folder: Address, path: str, name: str, shard: bool = False) -> tuple[Address, str, bool, str | None]:
+    """The first fields of an Entry. path: of the folder, with a slash at its end."""
+    if name == ".." or "/" in name or "\0" in name:  # only a store can return such a name
         return folder, path + name, False, f"unsafe name: {name!r} cannot be the name of a file"
     return folder / name, path + name, shard, None
 
 
 def _listing(folder: Address) -> tuple[list[str], list[tuple[str, int | None]], list[str]]:
-    """Sorted names of a folder's JPEG files, tar shards (and their sizes, if that is known) and folders."""
+    """Sorted names of a folder's JPEG files, tar shards (with their sizes, if known) and sub folders."""
     if isinstance(folder, Remote):
         names, below = folder.listing()
         below = [name for name in below if name not in (".", "..") and "/" not in name]
@@ -216,7 +226,7 @@ def _listing(folder: Address) -> tuple[list[str], list[tuple[str, int | None]], 
         for entry in found:
             try:
                 is_folder = entry.is_dir()
-            except OSError:  # a link to itself, for one; reading it will tell
+            except OSError:  # such as a link to itself; reading it gives the error
                 is_folder = False
             if is_folder:
                 folders.append(entry.name)
@@ -230,12 +240,12 @@ def _listing(folder: Address) -> tuple[list[str], list[tuple[str, int | None]], 
 def _size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # reading it will tell
+    except OSError:  # reading it gives the error
         return 0
 
 
 def _identity(path: Address) -> Hashable:
-    """What two paths to the same folder have in common; None if it cannot be told."""
+    """Equal for two paths to the same folder; None if it cannot be determined."""
     if isinstance(path, Remote):
         return path
     try:

@@ -1,4 +1,4 @@
-"""Names of input files: which are JPEG files and tars, and which are refused."""
+"""Names of input files: recognises JPEG files and tars, and refuses unsafe names."""
 
 from hashlib import blake2b
 from pathlib import PurePosixPath
@@ -8,25 +8,24 @@ SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 class UnsafeNameError(ValueError):
-    """A name that is absolute, climbs out of its folder, or cannot be a file's name."""
+    """A name that is absolute, contains `..`, or cannot be a file's name."""
 
 
 def is_jpeg(name: str) -> bool:
-    """Whether the extension says JPEG, in either case."""
+    """Whether the extension is a JPEG file's, in any case."""
     return PurePosixPath(name).suffix.lower() in JPEG_SUFFIXES
 
 
 def is_shard(name: str) -> bool:
-    """Whether the extension says tar, in either case."""
+    """Whether the extension is a tar's, in any case."""
     return name.lower().endswith(SHARD_SUFFIXES)
 
 
 def safe_name(name: str) -> str:
-    """The relative path `name` without `./` and doubled slashes.
+    """The relative path `name`, without `./` and doubled slashes.
 
-    Raises UnsafeNameError for a path that is absolute, has a `..` or a NUL character, or is empty: such a name is
-    refused, not mended, because what it would be mended to may be another file's name.
-    """
+    Raises UnsafeNameError for a path that is absolute or empty or contains `..` or a NUL character. Such a name is not
+    repaired, because the result could be the name of another file."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/"):
         raise UnsafeNameError(f"{name!r} is an absolute path")
@@ -38,5 +37,5 @@ def safe_name(name: str) -> str:
 
 
 def digest(text: str) -> bytes:
-    """A 12-byte stand-in for a name: millions fit in a set, and two of ten million agree with a chance of 1e-15."""
+    """A 12-byte hash of a name. Millions fit in a set; a collision among ten million has a probability of 1e-15."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()

@@ -1,11 +1,10 @@
-"""Which of a run's inputs one process restores: all of them, or the share of one rank of several.
+"""The inputs that one process restores: all, or one rank's share.
 
-    for entry in share.of(sources, shards=False):   # all entries, those of other ranks marked
+    for entry in share.entries(sources, shards=False):   # all entries, those of other ranks not `assigned`
 
-Which entries are a rank's depends on the listing of the input alone: files and shards are dealt out in turn. The input
-must not change while ranks run: a file added meanwhile may be restored twice, with the same bytes, or be left to the
-next run. Unless outputs are tars, keys of several tars can collide, so every rank reads the names in all of them.
-"""
+Files and shards are assigned in turn, in the order of the listing, so the inputs must not change while ranks run: a
+file that is added then may be restored twice, with the same bytes, or be left to the next run. Unless outputs are tars,
+keys of different tars can collide, so every rank reads the names in all of them."""
 
 from __future__ import annotations
 
@@ -19,34 +18,37 @@ from pipeline.inputs.listing import Entry
 
 @dataclass(frozen=True)
 class Share:
-    """Rank `rank` of `ranks`. local: its number among the `neighbours` ranks on its machine, if it has been told.
-    said_by: where this comes from, for people."""
+    """Rank `rank` of `world_size`.
+
+    local_rank: its number among the `local_world_size` ranks of its machine, if known.
+    origin: the options or variables that determined it."""
 
     rank: int = 0
-    ranks: int = 1
-    local: int | None = None
-    neighbours: int = 1
-    said_by: str = ""
+    world_size: int = 1
+    local_rank: int | None = None
+    local_world_size: int = 1
+    origin: str = ""
 
     @property
     def part(self) -> str:
-        """The name of its part of the manifest; of a single rank none."""
-        return f"{self.rank}-of-{self.ranks}" if self.ranks > 1 else ""
+        """The name of its part of the manifest; empty for a single rank."""
+        return f"{self.rank}-of-{self.world_size}" if self.world_size > 1 else ""
 
     @property
     def cores(self) -> int:
-        """The rank's share of the machine's."""
-        return max(1, len(os.sched_getaffinity(0)) // self.neighbours)
+        """The rank's share of the machine's CPU cores."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
     def device(self, name: str, gpus: int) -> str:
-        """The device `auto` becomes the rank's own of so many; there may be fewer than ranks, also because each rank
-        has been shown its own alone."""
-        return f"cuda:{self.local % gpus}" if name == "auto" and self.local is not None and gpus else name
+        """Replaces `auto` by the rank's own GPU. gpus: how many this process sees, which may be fewer than there are
+        ranks."""
+        return f"cuda:{self.local_rank % gpus}" if name == "auto" and self.local_rank is not None and gpus else name
 
-    def of(self, entries: Iterable[Entry], shards: bool) -> Iterator[Entry]:
-        """The entries that this rank has to know of, in order; other ranks' are not `mine`. shards: outputs are tars,
-        so that a folder's loose files stay together and keys meet only in the same tar: others' are left out."""
-        if self.ranks == 1:
+    def entries(self, entries: Iterable[Entry], shards: bool) -> Iterator[Entry]:
+        """The entries that this rank needs, in order; those of other ranks are not `assigned`. shards: outputs are
+        tars; then a folder's loose files belong to one rank, and other ranks' entries are left out, because keys can
+        only collide within a tar."""
+        if self.world_size == 1:
             yield from entries
             return
         dealt = 0
@@ -56,10 +58,10 @@ class Share:
             if shards and not entry.shard:
                 number = folders.setdefault(posixpath.dirname(entry.name), dealt)
             dealt += number == dealt
-            mine = number % self.ranks == self.rank
-            if mine or not shards:
-                yield replace(entry, mine=mine)
+            assigned = number % self.world_size == self.rank
+            if assigned or not shards:
+                yield replace(entry, assigned=assigned)
 
 
-ALL = Share()
-"""A run of one."""
+SINGLE_RANK = Share()
+"""The share of a run with one process."""

@@ -1,13 +1,12 @@
-"""Addresses: folders and files of a disk, and of the stores that fsspec knows (S3, Google and Azure storage, HTTP, …).
+"""Addresses of local files and of stores that fsspec supports (S3, Google and Azure storage, HTTP, …).
 
     source = address("s3://bucket/shards")       # a Remote; address("shards") and address("file:///shards") are Paths
-    with (source / "000.tar").open() as stream:  # read from start to end, nothing is downloaded first
+    with (source / "000.tar").open() as stream:  # streamed from start to end
         ...
 
-Credentials and options are fsspec's: its configuration files, or variables such as FSSPEC_S3_ENDPOINT_URL. So are the
-repetitions of requests that failed; what fails all the same is a RemoteError. No address starts a program: `pipe:` and
-whatever is not on the list of PROTOCOLS is refused, and so are chains of addresses (`a::b`), which lead past that list.
-"""
+Credentials, options and retries are fsspec's: its configuration files, or variables such as FSSPEC_S3_ENDPOINT_URL. A
+request that fails nevertheless raises RemoteError. For security, only PROTOCOLS are accepted: no `pipe:`, which starts
+programs, and no chained addresses (`a::b`)."""
 
 import io
 from collections.abc import Iterator
@@ -21,26 +20,27 @@ import fsspec
 
 HTTP = frozenset({"http", "https"})
 PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory"}) | HTTP
-_BLOCK = 8 << 20  # bytes asked for at a time, where a file is read in pieces
+_BLOCK = 8 << 20  # bytes per request
 _BUFFER = 1 << 20
 
 
 class AddressError(ValueError):
-    """An address that cannot be used here; the message says why, and what to install or to give instead."""
+    """An address that cannot be used; the message says why, and what to install or to use instead."""
 
 
 class RemoteError(Exception):
-    """A store does not answer, or refuses: nothing is known about the file itself, and the run has to stop."""
+    """A store does not answer or denies access. This is not an error of the file, so the run has to stop."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A folder or file of a store, by its address without a slash at the end. Where it can, it behaves as a Path."""
+    """A folder or file of a store, by its address without a trailing slash. Has the methods of a Path where
+    possible."""
 
     address: str
 
     def __str__(self) -> str:
-        """The address without a query, which may be a secret."""
+        """The address without its query, which may contain a secret."""
         return self.address.partition("?")[0] if self.protocol in HTTP else self.address
 
     def __truediv__(self, name: str) -> "Remote":
@@ -52,7 +52,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The last component of the path."""
         return _last_part(str(self), self.protocol)
 
     @property
@@ -61,34 +61,34 @@ class Remote:
 
     @property
     def fs(self) -> Any:
-        """fsspec's file system, which keeps no listings. The same object for the same protocol."""
+        """fsspec's file system, without cached listings; the same object for the same protocol."""
         return fsspec.filesystem(self.protocol, use_listings_cache=False)
 
     def resolve(self) -> Self:
-        """Itself: an address means the same from everywhere."""
+        """Itself: addresses are absolute."""
         return self
 
     def exists(self) -> bool:
-        """Whether there is such a file or folder. Raises RemoteError."""
-        with failures_of(self):
+        """Whether the file or folder exists. Raises RemoteError."""
+        with as_remote_errors(self):
             return bool(self.fs.exists(self.address))
 
     def is_file(self) -> bool:
-        """Whether it is a file; over HTTP whatever exists is one. Raises RemoteError."""
-        with failures_of(self):
+        """Whether it is a file; over HTTP everything that exists is one. Raises RemoteError."""
+        with as_remote_errors(self):
             try:
                 return bool(self.fs.info(self.address)["type"] == "file")
             except FileNotFoundError:
                 return False
 
     def listing(self) -> tuple[dict[str, int | None], list[str]]:
-        """The folder's files with their sizes in bytes, None if unknown, and its sub folders; a missing one is empty.
+        """The folder's files with their sizes in bytes (None if unknown), and its sub folders; empty if it does not
+        exist.
 
-        Over HTTP these are the links of its page that lead into it. Raises RemoteError.
-        """
+        Over HTTP these are the links of its page that point below it. Raises RemoteError."""
         files: dict[str, int | None] = {}
         folders: list[str] = []
-        with failures_of(self):
+        with as_remote_errors(self):
             try:
                 found = self.fs.ls(self.address + "/" * (self.protocol in HTTP), detail=True)
             except (FileNotFoundError, NotADirectoryError):
@@ -107,15 +107,15 @@ class Remote:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The file, to be read from start to end.
+        """Opens the file for sequential reading.
 
-        Raises RemoteError, here or when it is read, and OSError if it is not there.
-        """
+        Raises RemoteError, here or while reading, and OSError if it does not exist."""
         with io.BufferedReader(self._stream(), _BUFFER) as stream:
             yield stream
 
-    def contents(self, limit: int) -> tuple[bytes | None, int]:
-        """(The file, its size in bytes); (None, its size or more than `limit`) if it is larger. Raises as `open`."""
+    def read_limited(self, limit: int) -> tuple[bytes | None, int]:
+        """(the file's bytes, its size in bytes); (None, a size above `limit`) if it is larger than `limit` bytes.
+        Raises as `open` does."""
         with io.BufferedReader(self._stream(), _BUFFER) as stream:
             size = stream.raw.size
             if size is not None and size > limit:
@@ -124,24 +124,24 @@ class Remote:
         return (data, len(data)) if len(data) <= limit else (None, len(data))
 
     def read_bytes(self) -> bytes:
-        """The whole file. Raises RemoteError, and OSError if it is not there."""
-        with failures_of(self):
+        """The whole file. Raises RemoteError, and OSError if it does not exist."""
+        with as_remote_errors(self):
             data: bytes = self.fs.cat_file(self.address)
         return data
 
     def write_bytes(self, data: bytes) -> None:
-        """Make or replace the file, whole or not at all. Raises RemoteError."""
-        with failures_of(self):
+        """Writes or replaces the file atomically. Raises RemoteError."""
+        with as_remote_errors(self):
             self.fs.pipe_file(self.address, data)
 
     def unlink(self) -> None:
-        """Remove the file. Raises RemoteError, and OSError if it is not there."""
-        with failures_of(self):
+        """Removes the file. Raises RemoteError, and OSError if it does not exist."""
+        with as_remote_errors(self):
             self.fs.rm_file(self.address)
 
     def _stream(self) -> "Stream":
-        with failures_of(self):
-            if self.protocol in HTTP:  # one request for all of it, after one for its size
+        with as_remote_errors(self):
+            if self.protocol in HTTP:  # one request for the size, one for the whole file
                 size = self.fs.info(self.address)["size"]
                 return Stream(self, self.fs.open(self.address, "rb", block_size=0, size=size), size)
             file = self.fs.open(self.address, "rb", block_size=_BLOCK, cache_type="readahead")
@@ -149,7 +149,8 @@ class Remote:
 
 
 class Stream(io.RawIOBase):
-    """A file of fsspec's, its `size` in bytes if known, whose failures are told from damage of what is in it."""
+    """An fsspec file for sequential reading, whose errors are raised as RemoteError, so that they are not taken for
+    damage of the file. size: in bytes, if known."""
 
     def __init__(self, place: Remote, file: Any, size: int | None) -> None:
         self._place = place
@@ -162,20 +163,20 @@ class Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        with failures_of(self._place):
+        with as_remote_errors(self._place):
             data = self._file.read(len(view))
         view[: len(data)] = data
         self._read += len(data)
         return len(data)
 
     def tell(self) -> int:
-        """How much has been read: it is never read but from start to end."""
+        """The number of bytes read so far."""
         return self._read
 
     def close(self) -> None:
         if not self.closed:
             super().close()
-            with failures_of(self._place):
+            with as_remote_errors(self._place):
                 self._file.close()
 
 
@@ -183,17 +184,16 @@ Address = Path | Remote
 
 
 def address(text: str) -> Address:
-    """A Path, for what has no `protocol://` and for `file://`, else a Remote; nothing is asked of the store yet.
+    """A Path for `file://` and for text without `protocol://`, else a Remote. Does not contact the store.
 
-    Raises AddressError for what is refused, and for a protocol whose package is missing, which it names.
-    """
+    Raises AddressError for a protocol that is refused or whose package is missing."""
     protocol, separator, path = text.partition("://")
     if text.startswith("pipe:"):
-        raise AddressError(f"{text}: no address starts a program here; give a folder, or write the files down first")
+        raise AddressError(f"{text}: addresses that start a program are refused; give a folder with the files")
     if not separator:
         return Path(text)
     if "::" in text:
-        raise AddressError(f"{text}: chains of addresses are not followed; give the last one's files themselves")
+        raise AddressError(f"{text}: chained addresses are refused; give the address of the files themselves")
     if protocol in ("file", "local"):
         return Path(path)
     if protocol not in PROTOCOLS:
@@ -210,25 +210,24 @@ def address(text: str) -> Address:
 
 
 def same_place(one: Address, other: Address) -> bool:
-    """Whether both are the same folder or file; for what is on a disk, whatever links lead there."""
+    """Whether both are the same file or folder; for local paths, symbolic links are followed."""
     if isinstance(one, Path) and isinstance(other, Path):
         return one.exists() and other.exists() and one.samefile(other)
     return one == other
 
 
 def contains(folder: Address, other: Address) -> bool:
-    """Whether `other` is the folder, or lies in it at any depth."""
+    """Whether `other` is `folder` or lies below it."""
     if isinstance(folder, Path) and isinstance(other, Path):
         return other.resolve().is_relative_to(folder.resolve())
     return folder == other or str(other).startswith(f"{folder}/")
 
 
 @contextmanager
-def failures_of(place: Remote) -> Iterator[None]:
-    """Turns what a store's library raises into RemoteError; only that there is no such file or folder stays an OSError.
+def as_remote_errors(place: Remote) -> Iterator[None]:
+    """Converts exceptions of a store's library to RemoteError, except those for a missing file or folder.
 
-    Missing rights are no property of the file, either: that is how it looks when a token has run out.
-    """
+    Denied access is converted as well: an expired token causes it, which is not an error of the file."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, RemoteError):

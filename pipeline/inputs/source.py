@@ -1,11 +1,10 @@
-"""Folders, single files and tar shards as one stream of items, in the order of the listing.
+"""Reads folders, single files and tar shards as one stream of items, in the order of the listing.
 
     for item in read(list_sources(Path("photos"))):
-        ...                       # item.data, or item.error that says why there is none
+        ...                       # item.data, or item.error with the reason for which there is none
 
-Nothing here trusts a name or a size that it finds in an archive, and no more than one file's bytes are held at a time.
-A shard of a remote store is read as a stream, from start to end and once.
-"""
+Names and sizes in archives are not trusted, and only one file is in memory at a time. A shard in a store is streamed,
+once."""
 
 import re
 import stat
@@ -27,12 +26,14 @@ _REPEATED = re.compile(r"#\d+$")
 class Item:
     """One input file.
 
-    `key` is its path without the last extension: below the input folder, or inside its tar. `source` is unique in a
-    run: the path below the input folder, a tar counting as a folder; later members of the same name get `#2`, `#3`, ….
-    `shard` is the tar's path below the input folder. `error` says why `data` could not be had, and `transient` whether
-    that may pass; when both are None the file was not read because the caller said that it is finished. `prefix`: what
-    key or source have before the path below their own input, where there are several.
-    """
+    key: its path without the extension, below the input folder or inside its tar.
+    source: unique in a run: the path below the input folder, a tar counting as a folder; later members of a tar with
+        the same name get `#2`, `#3`, ….
+    data: the file; None if it could not be read or was not needed.
+    shard: the tar's path below the input folder.
+    error: why it could not be read; transient: whether that may pass. Both are unset for a finished file, which is not
+        read.
+    prefix: what key or source have before the path below their own input, if there are several."""
 
     key: str
     source: str
@@ -44,13 +45,13 @@ class Item:
 
     @property
     def suffix(self) -> str:
-        """The extension that its key lacks, with the dot."""
+        """The extension, with the dot."""
         return PurePosixPath(_REPEATED.sub("", self.source)).suffix
 
 
 @dataclass(frozen=True)
 class SideMember:
-    """A member of a tar that is no JPEG (`.json`, `.txt`, …), to be carried along to the output shard."""
+    """A tar member that is not a JPEG (`.json`, `.txt`, …), to be copied to the output shard."""
 
     name: str
     source: str
@@ -59,8 +60,8 @@ class SideMember:
 
 
 @dataclass
-class Position:
-    """How far `read` has come in tars: bytes of those that are done or left out, and of the one that is open."""
+class ReadPosition:
+    """Progress of `read` in tars: bytes of finished tars, and of the open one."""
 
     done: int = 0
     within: int = 0
@@ -70,34 +71,36 @@ class Position:
         return self.done + self.within
 
     def leave(self, entry: Entry) -> None:
-        """The tar is done."""
+        """Counts a tar as finished."""
         self.done, self.within = self.done + (entry.size or 0), 0
 
 
 def read(
     entries: Iterable[Entry],
     finished: Callable[[str], bool] = lambda source: False,
-    whole: Callable[[str], bool] = lambda shard: False,
+    shard_finished: Callable[[str], bool] = lambda shard: False,
     *,
     side_members: bool = False,
     limit: int = SIZE_LIMIT,
-    position: Position | None = None,
+    position: ReadPosition | None = None,
 ) -> Iterator[Item | SideMember]:
-    """Every input once, in order, one at a time in memory. position: kept up to date.
+    """Yields every input, in order, one at a time in memory.
 
-    An item whose source is `finished` comes without data or error, so that its key is still known; a shard that is
-    `whole` is not opened and yields nothing. Members that are no JPEG come only with `side_members`. A file or member
-    of more than `limit` bytes is an error item and never read. Nothing is raised for bad input; SourceError if a remote
-    store stops answering, which says nothing about the input.
-    """
-    position = position or Position()
+    finished: whether a source is finished; its item has no data and no error, but its key is still known.
+    shard_finished: whether a shard is finished; it is not opened.
+    side_members: also yield tar members that are not JPEG files, except finished ones.
+    limit: larger files and members, in bytes, are error items and are not read.
+    position: updated with the progress.
+
+    Raises SourceError if a store stops answering; damaged inputs give error items."""
+    position = position or ReadPosition()
     try:
         for entry in entries:
-            done = finished if entry.mine else _finished
+            done = finished if entry.assigned else _finished
             if not entry.shard:
                 yield _read_file(entry, done, limit)
                 continue
-            if not whole(entry.name):
+            if not shard_finished(entry.name):
                 for item in _read_shard(entry, done, side_members, limit, position):
                     if isinstance(item, Item) and item.error is not None and done(item.source):
                         yield replace(item, error=None)
@@ -105,7 +108,7 @@ def read(
                         yield item
             position.leave(entry)
     except RemoteError as error:
-        raise SourceError(f"{error}; start the run again to go on") from error
+        raise SourceError(f"{error}; start the run again to continue") from error
 
 
 def _finished(source: str) -> bool:
@@ -131,11 +134,11 @@ def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Ite
 
 def _contents(path: Address, limit: int) -> tuple[bytes | None, str | None]:
     if isinstance(path, Remote):
-        data, size = path.contents(limit)
+        data, size = path.read_limited(limit)
         return data, None if data is not None else _too_large(size, limit)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        return None, "not a regular file"  # opening a pipe would wait for ever
+        return None, "not a regular file"  # opening a pipe would block
     if status.st_size > limit:
         return None, _too_large(status.st_size, limit)
     return path.read_bytes(), None
@@ -146,7 +149,7 @@ def _too_large(size: int, limit: int) -> str:
 
 
 def _read_shard(
-    entry: Entry, finished: Callable[[str], bool], side_members: bool, limit: int, position: Position
+    entry: Entry, finished: Callable[[str], bool], side_members: bool, limit: int, position: ReadPosition
 ) -> Iterator[Item | SideMember]:
     count = 0
     try:
@@ -161,7 +164,7 @@ def _read_shard(
                     yield found
     except RemoteError:
         raise
-    except Exception as error:  # tarfile and the decompressors raise a dozen types over damaged input
+    except Exception as error:  # tarfile and the decompressors raise many types for damaged input
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         if count:
             reason = f"the tar is damaged or cut off after {count} members: {what}"
@@ -196,6 +199,8 @@ def _read_member(
         error = error or _too_large(member.size, limit)
     times = repeats[digest(name)] = repeats.get(digest(name), 0) + 1
     source = f"{shard.name}/{name}" + (f"#{times}" if times > 1 else "")
+    if not image and error is None and finished(source):
+        return None
     if not image and error is None:
         return SideMember(name, source, member_data(archive, member), shard.name)
     data = None if error is not None or finished(source) else member_data(archive, member)

@@ -1,4 +1,4 @@
-"""Tar archives read from start to end, in which nothing is trusted and damage is an error."""
+"""Sequential reading of tar archives. Headers are not trusted, and damage raises an error."""
 
 import tarfile
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _HEADER_LIMIT = 1 << 20
 
 
 class TarHeader(tarfile.TarInfo):
-    """A tar header that makes damage an error, where tarfile would take it for the end of the archive or believe it."""
+    """A tar header that raises for damage, which tarfile would ignore or take for the end of the archive."""
 
     _EXTENSIONS = (
         tarfile.GNUTYPE_LONGNAME,
@@ -28,8 +28,10 @@ class TarHeader(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # the end mark
-            raise tarfile.ReadError(f"no end mark, but: {error}" if buf else "no end mark, it was cut") from error
+                raise  # the end-of-archive mark
+            raise tarfile.ReadError(
+                f"no end-of-archive mark, but: {error}" if buf else "truncated: there is no end-of-archive mark"
+            ) from error
         if header.size < 0 or (header.type in cls._EXTENSIONS and header.size > _HEADER_LIMIT):
             raise tarfile.ReadError(f"a header claims {header.size} bytes")
         return header
@@ -37,7 +39,7 @@ class TarHeader(tarfile.TarInfo):
 
 @contextmanager
 def open_tar(path: Address) -> Iterator[tuple[tarfile.TarFile, IO[bytes]]]:
-    """The archive, and the file that it is read from."""
+    """Opens an archive; yields it and its underlying file. Raises tarfile.ReadError, OSError and RemoteError."""
     if isinstance(path, Path) and not path.is_file():
         raise tarfile.ReadError("not a regular file or gone")
     with path.open("rb") if isinstance(path, Path) else path.open() as file:
@@ -47,17 +49,19 @@ def open_tar(path: Address) -> Iterator[tuple[tarfile.TarFile, IO[bytes]]]:
 
 
 def members_of(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yields the members in order, without keeping them. Raises tarfile.ReadError for a damaged archive."""
     end = -1
     while (member := archive.next()) is not None:
         if member.size < 0 or archive.offset <= end:
-            raise tarfile.ReadError("a header leads backwards")
+            raise tarfile.ReadError("a header points backwards")
         end = archive.offset
-        archive.members = []  # type: ignore[attr-defined]  # else it keeps every member, for the sake of links
+        archive.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps all of them, to resolve links
         yield member
 
 
 def member_data(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a regular file."""
     file = archive.extractfile(member)
-    assert file is not None  # only of members that are no regular files
+    assert file is not None  # None only for members that are not regular files
     with file:
         return file.read()

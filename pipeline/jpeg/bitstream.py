@@ -1,7 +1,7 @@
-"""Bytes of a JPEG file → its coefficients and metadata, or a typed error. Nothing in the bytes is trusted.
+"""Reads the coefficients and metadata of a JPEG file, or raises a typed error. No byte of the file is trusted.
 
-The header is checked in `header`; the entropy-coded data (T.81, F.2 and G.2) are libjpeg-turbo's, through jpeglib.
-"""
+The header is checked in `header`; the entropy-coded data (T.81, F.2 and G.2) are decoded by libjpeg-turbo, through
+jpeglib."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from struct import pack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, Subsampling
 from kernels.tables import nearest_quality
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.jpeg.fallback import for_pillow
+from pipeline.jpeg.fallback import pillow_error
 from pipeline.jpeg.header import (
     DQT,
     EOI,
@@ -40,20 +39,20 @@ from pipeline.jpeg.header import (
 )
 
 MAX_PIXELS = 178_956_970
-"""The size above which Pillow refuses a file as a decompression bomb; the limit where the caller sets none."""
+"""The size above which Pillow refuses a file as a decompression bomb; the default limit."""
 
 MAX_STEP = 8191
-"""libjpeg-turbo's encoder keeps 8 times a step in 16 bits, so no image of its own has a larger one."""
+"""libjpeg-turbo's encoder stores 8 times a quantisation step in 16 bits, so it cannot use a larger one."""
 
 MAX_SCANS = 500
-"""Each scan walks the whole image, however few bytes it has; real progressive files have about ten."""
+"""Each scan is a pass over the whole image, however few bytes it has; progressive files have about ten."""
 
 _VERSION = "turbo210"
-# A marker that libjpeg refuses at any place after the header. It follows the data, so that libjpeg fails where it would
-# otherwise make up an end of image; more than 65,535 bytes of it, so that no segment's length reaches beyond.
+# A marker that libjpeg refuses after the header. It is appended to the data so that libjpeg fails at the end of a
+# truncated file instead of inserting an end of image. It is longer than the 65,535 bytes that a segment can skip.
 _SENTINEL = b"\xff\xc0" * 32800
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
-_MARKER = re.compile(rb"\xff([^\x00-\xbf\xd0-\xd7\xff])")  # neither invalid nor a restart marker
+_MARKER = re.compile(rb"\xff([^\x00-\xbf\xd0-\xd7\xff])")  # valid markers other than restart markers
 _ANY_MARKER = re.compile(rb"\xff[^\x00\xff]")
 
 Plane = NDArray[np.int16]
@@ -61,15 +60,14 @@ Plane = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Bitstream:
-    """One file's coefficients, and what is carried over to the restored image.
+    """One file's coefficients and metadata.
 
-    coefficients: of N = 1 image, on the CPU; padding blocks zero whatever the file has there.
+    coefficients: of N = 1 image, on the CPU; padding blocks are zero, whatever the file has there.
     icc: the ICC profile, or None.
     exif: the EXIF payload as Pillow's `exif=` takes it, or None.
-    progressive: whether the file was progressive.
-    quality: the libjpeg quality, 1..100, whose luma table is nearest.
-    recovered: the coefficients were recovered from decoded pixels, so that some may not be the file's own.
-    """
+    progressive: whether the file is progressive.
+    quality: the libjpeg quality, 1..100, with the nearest luma table.
+    recovered: the coefficients were recovered from decoded pixels, so some may differ from the file's."""
 
     coefficients: Coefficients
     icc: bytes | None
@@ -81,7 +79,7 @@ class Bitstream:
 
 @dataclass(frozen=True)
 class Layout:
-    """All of a file but its coefficients. tables: each component's 64 steps, natural order."""
+    """Everything in a file but its coefficients. tables: each component's 64 quantisation steps, in natural order."""
 
     header: Header
     sampling: Subsampling
@@ -89,13 +87,13 @@ class Layout:
 
     @property
     def quality(self) -> int:
-        """The libjpeg quality, 1..100, whose luma table is nearest."""
+        """The libjpeg quality, 1..100, with the nearest luma table."""
         return _quality(self.tables[0])
 
-    def unhidden(self, data: bytes) -> bytes:
-        """The file as one whose image goes on to the end of its last MCUs or, where the file may have no more than the
-        image's own blocks (T.81, A.2.2), of its last luma blocks. Its blocks are the same, but no decoder cuts off what
-        hangs over the edge. Of the metadata there is none; JFIF says that the colours are YCbCr."""
+    def with_whole_blocks(self, data: bytes) -> bytes:
+        """The file with a header that claims whole MCUs or, where padding blocks may be missing (T.81, A.2.2), whole
+        luma blocks, so that decoders do not crop the last ones. Its blocks are the same. Metadata are dropped; a JFIF
+        segment marks the colours as YCbCr."""
         header, sampling = self.header, self.sampling
         blocks = sampling.true_blocks if _may_have_scans(header) else sampling.plane_blocks
         rows, columns = blocks(0, header.size)
@@ -104,7 +102,7 @@ class Layout:
         return b"".join((segments[:2], _JFIF, segments[2:], data[header.scan_offset :]))
 
     def bitstream(self, planes: Iterable[Tensor], recovered: bool = False) -> Bitstream:
-        """The file with its coefficients, planes as `Coefficients` has them, on the CPU."""
+        """The file with its coefficients. planes: as in `Coefficients`, N = 1, on the CPU."""
         coefficients = Coefficients(
             planes=tuple(planes),
             tables=torch.tensor(self.tables, dtype=torch.int32).reshape(1, -1, 8, 8),
@@ -117,22 +115,26 @@ class Layout:
 
 
 def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
-    """What a JPEG file says: the first image in `data`, which may be followed by others or by garbage.
+    """Reads a JPEG file: the first image in `data`, which other images or garbage may follow.
 
-    Damage inside the scans is read as libjpeg-turbo reads it, to whatever coefficients it recovers; a file that ends
-    before its image does is refused. `max_pixels` bounds the size before memory is taken (None: MAX_PIXELS); at most 18
-    bytes per pixel are taken, 6 of them kept on return.
+    Damage inside the scans gives whatever coefficients libjpeg-turbo recovers; a file that ends before its image does
+    is refused.
 
-    Raises BitstreamError when the file is broken or larger than `max_pixels`, UnsupportedJpeg when it is of a kind that
-    is not modelled, which does not vouch for the rest of the file; no other exception for any bytes. Safe to call from
-    several threads. libjpeg reports damage with a line on standard error; nothing here can prevent that.
-    """
+    max_pixels: limit of the size, checked before memory is allocated; None: MAX_PIXELS. At most 18 bytes per pixel are
+        allocated, 6 of which are returned.
+
+    Raises BitstreamError for a file that is broken or larger than `max_pixels`, and UnsupportedJpeg for a kind that is
+    not modelled, without checking the rest of the file. No bytes raise any other exception. Thread-safe. libjpeg prints
+    a line to standard error for damaged files, which cannot be switched off."""
     return read_scans(read_layout(data, max_pixels), data)
 
 
 def read_scans(layout: Layout, data: bytes, planes: Sequence[Tensor] | None = None) -> Bitstream:
-    """The rest of `read_bitstream`, once it is known what the header says. planes: where the coefficients are to go,
-    shaped as `Coefficients` has them, of any content before; otherwise into memory of their own."""
+    """Reads the coefficients of a file whose layout is known.
+
+    planes: buffers for them, shaped as in `Coefficients`, N = 1, int16, uninitialised; None: they are allocated.
+
+    Raises as `read_bitstream` does."""
     sampling, size = layout.sampling, layout.header.size
     if planes is None:
         blocks = [sampling.plane_blocks(component, size) for component in range(sampling.components)]
@@ -142,8 +144,8 @@ def read_scans(layout: Layout, data: bytes, planes: Sequence[Tensor] | None = No
 
 
 def read_layout(data: bytes, max_pixels: int | None = None) -> Layout:
-    """What a JPEG file says before and between its scans, whose entropy-coded data are not decoded. Takes no memory for
-    the image. Raises as `read_bitstream` does."""
+    """Parses a file's header and the segments between its scans, without decoding entropy-coded data or allocating
+    memory for the image. Raises as `read_bitstream` does."""
     header = read_header(data)
     _check_size(header, MAX_PIXELS if max_pixels is None else max_pixels)
     sampling = _sampling(header)
@@ -152,7 +154,7 @@ def read_layout(data: bytes, max_pixels: int | None = None) -> Layout:
 
 
 def parse(data: bytes, max_pixels: int | None = None) -> Layout | JpegError:
-    """`read_layout`, what it raises returned."""
+    """As `read_layout`, but returns the JpegError instead of raising it."""
     try:
         return read_layout(data, max_pixels)
     except JpegError as error:
@@ -170,7 +172,7 @@ def _check_size(header: Header, max_pixels: int) -> None:
 
 
 def _may_have_scans(header: Header) -> bool:
-    """Whether more scans may follow the first. libjpeg refuses them after a sequential one of all components."""
+    """Whether more scans may follow the first. libjpeg permits none after a sequential scan of all components."""
     return header.process == "progressive" or len(header.first_scan) < len(header.components)
 
 
@@ -180,7 +182,7 @@ def _check_scans(header: Header, data: bytes) -> None:
 
 
 def _sampling(header: Header) -> Subsampling:
-    """The layout of the file's components, factors compared by ratio. Raises UnsupportedJpeg when it is another one."""
+    """The chroma sampling, from the ratios of the factors. Raises UnsupportedJpeg if it is not modelled."""
     if header.process not in ("baseline", "extended", "progressive"):
         raise UnsupportedJpeg(f"{header.process} coding is not modelled")
     if header.precision != 8:
@@ -202,7 +204,7 @@ def _sampling(header: Header) -> Subsampling:
 
 
 def is_rgb(header: Header) -> bool:
-    """libjpeg's guess at the colour space of three components: JFIF decides, then Adobe, then their identifiers."""
+    """libjpeg's rule for the colour space of three components: JFIF decides, then Adobe, then the identifiers."""
     if header.jfif:
         return False
     if header.adobe_transform is not None:
@@ -211,10 +213,11 @@ def is_rgb(header: Header) -> bool:
 
 
 def _component_tables(header: Header, data: bytes) -> list[tuple[int, ...]]:
-    """Each component's quantisation steps: those that its selector names when its first scan begins, as libjpeg takes
-    them. Raises BitstreamError for a missing table, UnsupportedJpeg when a component has no scan or a step is not in
-    1..MAX_STEP. A step of 0 is invalid (T.81, B.2.4.1), but decoders accept it; tables that no component uses are not
-    looked at."""
+    """Each component's quantisation steps. As in libjpeg, the table that its selector names when its first scan begins
+    is used.
+
+    Raises BitstreamError for a missing table, UnsupportedJpeg if a component has no scan or a step is not in
+    1..MAX_STEP. A step of 0 is invalid (T.81, B.2.4.1), but decoders accept it; unused tables are not checked."""
     latched: dict[int, tuple[int, ...]] = {}
     available, scan, position = dict(header.tables), header.first_scan, header.scan_offset
     while True:
@@ -252,7 +255,7 @@ def _quality(luma: tuple[int, ...]) -> int:
 
 
 def _read_planes(header: Header, data: bytes, sampling: Subsampling, planes: list[Plane]) -> None:
-    """Fills [1, rows, columns, 8, 8] planes in our geometry, padding blocks with zeros."""
+    """Fills planes [1, rows, columns, 8, 8] of whole MCUs; padding blocks are zeroed."""
     true = [sampling.true_blocks(component, header.size) for component in range(sampling.components)]
     segments = _in_whole_mcus(header, sampling)
     if segments or true == [plane.shape[1:3] for plane in planes]:
@@ -268,26 +271,24 @@ def _read_planes(header: Header, data: bytes, sampling: Subsampling, planes: lis
 
 
 def _in_whole_mcus(header: Header, sampling: Subsampling) -> bytes | None:
-    """The header's segments for an image that fills its last MCUs: libjpeg then writes planes in our geometry itself.
-
-    None where that image would have other blocks: scans of one component leave the padding out (T.81, A.2.2)."""
+    """The header's segments with the size enlarged to whole MCUs, so that libjpeg fills the planes directly. None if
+    that would change the number of blocks: scans of one component have no padding (T.81, A.2.2)."""
     (rows, columns), (height, width) = sampling.mcu_grid(header.size), sampling.mcu
     size = rows * height, columns * width
     return None if _may_have_scans(header) or max(size) > MAX_DIMENSION else resized(header, size)
 
 
 def resized(header: Header, size: tuple[int, int]) -> bytes:
-    """The header's segments, (height, width) replaced."""
+    """The header's segments with another size, (height, width) in pixels."""
     before, after = header.segments[: header.size_offset], header.segments[header.size_offset + 4 :]
     return before + pack(">HH", *size) + after
 
 
 def _read_blocks(header: Header, segments: bytes, data: bytes, blocks: list[Plane]) -> None:
-    """Fills `blocks` from the scans of `data`. Raises BitstreamError when the image is not complete.
+    """Fills `blocks` from the scans of `data`. Raises BitstreamError if the image is incomplete.
 
-    A file that may have more scans is complete at its end-of-image marker. One of a single scan is complete, for every
-    decoder that reads on demand, when its last block is, whatever follows: so if no such marker does, Pillow decides.
-    """
+    A file that may have more scans is complete at its end-of-image marker. A file with one scan is complete when its
+    last block is, whatever follows; so without the marker, it counts as complete if Pillow decodes it."""
     scans = memoryview(data)[header.scan_offset :]
     if data.rfind(b"\xff\xd9", header.scan_offset) >= 0:
         if _libjpeg_reads((segments, scans, _SENTINEL), blocks):
@@ -295,21 +296,21 @@ def _read_blocks(header: Header, segments: bytes, data: bytes, blocks: list[Plan
         reason = "truncated or damaged: libjpeg-turbo could not read to an end-of-image marker (it says why on stderr)"
     else:
         reason = "truncated: the file has no end-of-image marker"
-    if _may_have_scans(header) or not _pillow_loads(data):
+    if _may_have_scans(header) or pillow_error(data) is not None:
         raise BitstreamError(reason)
-    # What follows the scan must not matter. Any marker ends it, except that a decoder looking for the next restart
-    # marker passes over invalid ones.
+    # Cut off what follows the scan. Any marker ends it, except that a decoder in search of a restart marker skips
+    # invalid ones.
     end = (_MARKER if header.restart_interval else _ANY_MARKER).search(scans)
     if not _libjpeg_reads((segments, scans[: end.start()] if end else scans, b"\xff\xd9", _SENTINEL), blocks):
         raise BitstreamError(reason)
 
 
 def _libjpeg_reads(stream: Iterable[bytes | memoryview], blocks: list[Plane]) -> bool:
-    """Whether libjpeg reads `stream` without an error. Fills `blocks`, an array for each component, of just its size.
+    """Whether libjpeg reads `stream` without an error. Fills `blocks`, one array of the exact size per component.
 
-    jpeglib cannot survive an error before the first scan, and trusts the caller with the arrays' sizes. So it is given
-    the header that was checked here, not the file's own. Its Python layer is left out: it decodes each file twice, goes
-    through a temporary file, and keeps its choice of libjpeg in a global variable."""
+    jpeglib crashes on an error before the first scan and does not check the arrays' sizes, so it gets the header that
+    was checked here. Its public functions are bypassed: they decode each file twice, through a temporary file, and
+    select libjpeg by a global variable."""
     pointers = [block.ctypes.data for block in blocks] + [None] * (4 - len(blocks))
     descriptor = os.memfd_create("jpeg")
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
@@ -318,23 +319,16 @@ def _libjpeg_reads(stream: Iterable[bytes | memoryview], blocks: list[Plane]) ->
         path = b"/proc/self/fd/%d" % descriptor
         if _libjpeg()(path, *pointers, None, None):
             return True
-        os.close(os.open(path, os.O_RDONLY))  # raises OSError if that was why: too many open files, or no /proc
+        os.close(os.open(path, os.O_RDONLY))  # raises OSError if this was the cause: too many open files, no /proc
         return False
-
-
-def _pillow_loads(data: bytes) -> bool:
-    try:
-        JpegImageFile(for_pillow(data)).load()
-    except Exception:  # of any type: Pillow's readers of metadata do not guard theirs
-        return False
-    return True
 
 
 @cache
 def _libjpeg() -> Callable[..., int]:
-    """jpeglib's `read_jpeg_dct(path, Y, Cb, Cr, K, tables, selectors)` → 1, or 0 after an error.
+    """jpeglib's private C function `read_jpeg_dct(path, Y, Cb, Cr, K, tables, selectors)`: returns 1, or 0 after an
+    error. jpeglib 1.0 has no public way to decode into given arrays.
 
-    Raises RuntimeError when the installed jpeglib is not one whose function has this signature."""
+    Raises RuntimeError if the installed jpeglib may have another signature."""
     installed, spec = version("jpeglib"), find_spec("jpeglib")
     folders = spec.submodule_search_locations if spec else None
     if not installed.startswith("1.0.") or not folders:

@@ -1,15 +1,14 @@
-"""Coefficients without entropy decoding on the CPU: DALI decodes (nvJPEG on a GPU), and they are recovered from pixels.
+"""Reads coefficients without entropy decoding on the CPU: DALI decodes (nvJPEG on a GPU), and the coefficients are
+recovered from the pixels.
 
     front_end = DaliFrontend(torch.device("cuda:0"))
     for found in front_end.read_many([path.read_bytes() for path in paths]):
         found                                  # a Bitstream, `recovered`, or the JpegError of a file
 
-DALI is asked twice, for the luma plane and for RGB. Its YCbCr is no help: it makes RGB first, then squeezes that into
-the video range 16..235, and loses what RGB still had. The luma plane is the decoder's own, also where colours are
-limited to 0..255. Chroma is repeated by nvJPEG unless told otherwise; on the CPU DALI decodes with libjpeg-turbo's
-triangle filter, whatever it is told. `recovery` takes both. The header that DALI is given claims an image that fills
-its last blocks, so that nothing of them is cut off.
-"""
+DALI decodes twice, to the luma plane and to RGB. The luma plane is the decoder's own, also where RGB is clipped. DALI's
+YCbCr output is not used: it is converted from RGB to the video range 16..235, which loses precision. nvJPEG repeats
+chroma samples by default, DALI's CPU decoder always uses libjpeg-turbo's triangle filter; `recovery` supports both.
+DALI gets a header that claims whole blocks, so that it does not crop them."""
 
 from __future__ import annotations
 
@@ -22,23 +21,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from kernels.coefficients import Subsampling
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse
 from pipeline.jpeg.errors import BitstreamError, JpegError
-from pipeline.jpeg.fallback import for_pillow
+from pipeline.jpeg.fallback import pillow_error
 from pipeline.jpeg.recovery import recover
 
 MAX_BATCH = 32
-"""Files that DALI is given at once, at most."""
+"""Files per DALI batch, at most."""
 
-PIXELS = 1 << 25
-"""And how many pixels those have together, at most, unless it is one file."""
+MAX_BATCH_PIXELS = 1 << 25
+"""Pixels per DALI batch, at most, unless it is a single file."""
 
-Decoded = tuple[Tensor, Tensor | None]
-"""luma [H, W] and, of colour images, RGB [H, W, 3]; uint8, on the device."""
+DecodedPixels = tuple[Tensor, Tensor | None]
+"""Luma [H, W] and, for colour images, RGB [H, W, 3]; uint8, on the device."""
 
 
 class FrontendError(ValueError):
@@ -46,15 +44,15 @@ class FrontendError(ValueError):
 
 
 class DaliFrontend:
-    """Reads JPEG files by decoding them on `device`, the CPU or a GPU. threads: of DALI's, 0: one for each core. What a
-    file becomes does not depend on its company. One thread at a time may use it."""
+    """Reads JPEG files by decoding them on `device`, a CPU or a GPU. For one thread at a time. A file's result does not
+    depend on the other files. threads: DALI's threads; 0: one per core."""
 
     def __init__(self, device: torch.device, threads: int = 0) -> None:
-        """Raises FrontendError when DALI is not installed. Nothing of it is loaded before the first file."""
+        """Raises FrontendError if DALI is not installed. DALI is imported with the first file."""
         if not _is_installed():
             raise FrontendError(
                 "--frontend dali needs NVIDIA DALI, which is not installed: pip install nvidia-dali-cuda130 (Linux "
-                "only; nvidia-dali-cuda120 where the GPU's driver knows no CUDA 13); or leave it at --frontend libjpeg"
+                "only; nvidia-dali-cuda120 if the GPU's driver does not support CUDA 13); or use --frontend libjpeg"
             )
         self._device = device
         self._threads = threads or len(os.sched_getaffinity(0))
@@ -62,24 +60,27 @@ class DaliFrontend:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def check(self) -> None:
-        """Raises FrontendError when DALI cannot decode a sound image here. Call it after forking: DALI has threads."""
+        """Raises FrontendError if DALI cannot decode a valid image. Must be called after forking: DALI starts
+        threads."""
         try:
-            as_read(self.read_many([_touchstone()])[0])
+            bitstream_or_raise(self.read_many([_sound_jpeg()])[0])
         except JpegError as error:
             raise FrontendError(f"--frontend dali: DALI does not work on {self._device}: {error}") from error
 
     def read_many(self, files: Sequence[bytes], max_pixels: int | None = None) -> list[Bitstream | JpegError]:
-        """What each JPEG file says, as `read_bitstream` would read it, as far as it can be recovered.
+        """Reads JPEG files as `read_bitstream` does, as far as their coefficients can be recovered.
 
-        In a file's place stands its JpegError: UnsupportedJpeg for what `read_bitstream` does not take either,
-        BitstreamError when the file is broken or DALI cannot decode it. Damage inside the scans is read as DALI's
-        decoder reads it, which may be less strict. The limit is `read_bitstream`'s."""
+        max_pixels: as in `read_bitstream`.
+
+        For a file that cannot be read, the list has its JpegError: UnsupportedJpeg as from `read_bitstream`,
+        BitstreamError if the file is broken or DALI cannot decode it. DALI's decoder may be more tolerant of damage
+        inside the scans."""
         return self.read_scans(files, [parse(data, max_pixels) for data in files])
 
     @torch.inference_mode()
     def read_scans(self, files: Sequence[bytes], parsed: Sequence[Layout | JpegError]) -> list[Bitstream | JpegError]:
-        """The rest of `read_many`, once it is known what the headers say."""
-        layouts = [_checked(layout, data) for layout, data in zip(parsed, files, strict=True)]
+        """As `read_many`, for files whose headers have been parsed."""
+        layouts = [_check_complete(layout, data) for layout, data in zip(parsed, files, strict=True)]
         results: dict[int, Bitstream | JpegError] = {
             number: layout for number, layout in enumerate(layouts) if isinstance(layout, JpegError)
         }
@@ -87,29 +88,29 @@ class DaliFrontend:
         with torch.cuda.stream(self._stream):
             for batch in _batches(sound):
                 gray = sound[batch[0]].sampling is Subsampling.GRAY
-                decoded = self._decode([sound[number].unhidden(files[number]) for number in batch], gray)
+                decoded = self._decode([sound[number].with_whole_blocks(files[number]) for number in batch], gray)
                 for number, found in zip(batch, decoded, strict=True):
                     results[number] = found if isinstance(found, JpegError) else self._recover(sound[number], found)
         return [results[number] for number in range(len(files))]
 
-    def _recover(self, layout: Layout, decoded: Decoded) -> Bitstream:
+    def _recover(self, layout: Layout, decoded: DecodedPixels) -> Bitstream:
         luma, rgb = decoded
         tables = torch.tensor(layout.tables, dtype=torch.int32, device=luma.device).unflatten(1, (8, 8))
         planes = recover(luma, rgb, tables, layout.sampling, layout.header.size)
         return layout.bitstream((plane.cpu() for plane in planes), recovered=True)
 
-    def _decode(self, files: Sequence[bytes], gray: bool) -> Sequence[Decoded | JpegError]:
-        """DALI gives up a batch, and its pipeline, for one broken file; then each is tried alone."""
+    def _decode(self, files: Sequence[bytes], gray: bool) -> Sequence[DecodedPixels | JpegError]:
+        """Decodes a batch. DALI fails as a whole for one broken file; then each file is decoded by itself."""
         try:
             return self._run(files, gray)
         except RuntimeError as error:
             self._pipelines.pop(gray, None)
             if len(files) == 1:
-                return [_refused(files[0], error)]
+                return [_decode_error(files[0], error)]
         return [self._decode([data], gray)[0] for data in files]
 
-    def _run(self, files: Sequence[bytes], gray: bool) -> list[Decoded]:
-        from nvidia.dali.plugin.pytorch import feed_ndarray  # noqa: PLC0415 - only where it is needed
+    def _run(self, files: Sequence[bytes], gray: bool) -> list[DecodedPixels]:
+        from nvidia.dali.plugin.pytorch import feed_ndarray  # noqa: PLC0415 - an optional dependency
 
         if gray not in self._pipelines:
             self._pipelines[gray] = _build(self._device, self._threads, gray)
@@ -117,7 +118,7 @@ class DaliFrontend:
         outputs = self._pipelines[gray].run(self._stream, files=encoded)
 
         def copied(kind: int, number: int) -> Tensor:
-            """Out of the buffers that DALI uses again."""
+            """A copy, because DALI reuses its buffers."""
             found = outputs[kind][number]
             pixels = torch.empty(found.shape(), dtype=torch.uint8, device=self._device)
             feed_ndarray(found, pixels, cuda_stream=self._stream)
@@ -126,8 +127,8 @@ class DaliFrontend:
         return [(copied(0, n)[..., 0], None if gray else copied(1, n)) for n in range(len(files))]
 
 
-def as_read(found: Bitstream | JpegError) -> Bitstream:
-    """Raises the JpegError that stands in a file's place."""
+def bitstream_or_raise(found: Bitstream | JpegError) -> Bitstream:
+    """Returns the bitstream, or raises the JpegError."""
     if isinstance(found, JpegError):
         raise found
     return found
@@ -140,15 +141,15 @@ def _is_installed() -> bool:
         return False
 
 
-def _checked(layout: Layout | JpegError, data: bytes) -> Layout | JpegError:
-    """Refuses a file without an end-of-image marker, too: decoders differ in what they make of it."""
+def _check_complete(layout: Layout | JpegError, data: bytes) -> Layout | JpegError:
+    """Refuses a file without an end-of-image marker, because decoders treat it differently."""
     if isinstance(layout, JpegError) or data.rfind(b"\xff\xd9", layout.header.scan_offset) >= 0:
         return layout
     return BitstreamError("truncated: the file has no end-of-image marker")
 
 
 def _batches(layouts: dict[int, Layout]) -> Iterator[list[int]]:
-    """Numbers of files that go together: gray ones or others."""
+    """Splits files into batches, of gray files or of colour files. Yields their indices."""
     for gray in (True, False):
         batch: list[int] = []
         pixels = 0
@@ -156,7 +157,7 @@ def _batches(layouts: dict[int, Layout]) -> Iterator[list[int]]:
             if (layout.sampling is Subsampling.GRAY) != gray:
                 continue
             height, width = layout.header.size
-            if batch and (len(batch) == MAX_BATCH or pixels + height * width > PIXELS):
+            if batch and (len(batch) == MAX_BATCH or pixels + height * width > MAX_BATCH_PIXELS):
                 yield batch
                 batch, pixels = [], 0
             batch.append(number)
@@ -166,8 +167,8 @@ def _batches(layouts: dict[int, Layout]) -> Iterator[list[int]]:
 
 
 def _build(device: torch.device, threads: int, gray: bool) -> Any:
-    """DALI's pipeline: `files` → luma [H, W, 1] and, unless all are gray, RGB [H, W, 3]; uint8, on the device."""
-    from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - it exists for Linux alone
+    """DALI's pipeline: `files` → luma [H, W, 1] and, for colour, RGB [H, W, 3]; uint8, on the device."""
+    from nvidia.dali import fn, pipeline_def, types  # noqa: PLC0415 - an optional dependency, for Linux only
 
     gpu = device.type == "cuda"
     number = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
@@ -181,7 +182,7 @@ def _build(device: torch.device, threads: int, gray: bool) -> Any:
                 output_type=output,
                 adjust_orientation=False,  # pixels stay as they are stored
                 jpeg_fancy_upsampling=False,
-                hw_decoder_load=1.0,  # a part of each batch would make a file's decoder depend on its company
+                hw_decoder_load=1.0,  # with a fraction, a file's decoder would depend on the batch
             )
             for output in ((types.GRAY,) if gray else (types.GRAY, types.RGB))
         )
@@ -193,18 +194,23 @@ def _build(device: torch.device, threads: int, gray: bool) -> Any:
     return pipeline
 
 
-def _touchstone() -> bytes:
-    """A sound image."""
+def _sound_jpeg() -> bytes:
+    """A valid JPEG file."""
     file = BytesIO()
     Image.new("RGB", (64, 64)).save(file, "JPEG")
     return file.getvalue()
 
 
-def _refused(data: bytes, error: RuntimeError) -> BitstreamError:
-    """DALI does not say why, so Pillow is asked."""
-    try:
-        JpegImageFile(for_pillow(data)).load()
-    except Exception as reason:  # Pillow raises half a dozen types over damaged files
+def _decode_error(data: bytes, error: RuntimeError) -> BitstreamError:
+    """The error of a file that DALI cannot decode. DALI does not name the cause, so Pillow's is given."""
+    if (reason := pillow_error(data)) is not None:
         return BitstreamError(f"DALI cannot decode it, nor can Pillow: {reason}")
-    cause = str(error).rpartition("encountered:")[2].strip().partition("\n")[0] or type(error).__name__
-    return BitstreamError(f"DALI cannot decode it, though Pillow can ({cause}): restore it with --frontend libjpeg")
+    return BitstreamError(
+        f"DALI cannot decode it, though Pillow can ({dali_cause(error)}): restore it with --frontend libjpeg"
+    )
+
+
+def dali_cause(error: RuntimeError) -> str:
+    """The line of DALI's error message that names the cause; the exception's type if there is none."""
+    cause = str(error).rpartition("encountered:")[2].strip()
+    return cause.partition("\n")[0] or type(error).__name__

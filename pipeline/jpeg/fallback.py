@@ -1,4 +1,4 @@
-"""Decoding by Pillow of kinds of JPEG that are not modelled: CMYK, RGB, 12-bit, lossless, unusual sampling."""
+"""Decodes kinds of JPEG that are not modelled with Pillow: CMYK, RGB, 12-bit, lossless, unusual sampling."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from pipeline.jpeg.errors import BitstreamError
 from pipeline.jpeg.header import read_header
 
 _PARSED_BY_PILLOW = re.compile(rb"(?<=\xff\xe1..)Exif\0\0|(?<=\xff\xe2..)MPF\0", re.DOTALL)
-"""Signatures of the segments that Pillow parses as TIFF directories when it opens a file: EXIF for the resolution, the
-multi-picture format's index for the number of pictures."""
+"""Signatures of the segments that Pillow parses when it opens a file: EXIF, for the resolution, and the index of the
+multi-picture format."""
 
 
 @dataclass(frozen=True)
-class PlainImage:
-    """pixels: [3 or 1, H, W] uint8, RGB or gray. icc: the profile, None where the pixels are no longer in its colours.
-    exif: the EXIF payload or None."""
+class FallbackImage:
+    """An image decoded by Pillow.
+
+    pixels: [3 or 1, H, W] uint8, RGB or gray.
+    icc: the ICC profile; None if there is none or the pixels were converted to other colours.
+    exif: the EXIF payload, or None."""
 
     pixels: NDArray[np.uint8]
     icc: bytes | None
@@ -29,24 +32,34 @@ class PlainImage:
 
 
 def for_pillow(data: bytes) -> io.BytesIO:
-    """The file, its EXIF and multi-picture index hidden, for callers who want the pixels alone: Pillow warns of damage
-    in either. A filter of warnings would be the whole process's, not one thread's."""
+    """The file with its EXIF and multi-picture index blanked. Pillow would print warnings for damage in them, and a
+    warning filter would affect the whole process."""
     return io.BytesIO(_PARSED_BY_PILLOW.sub(lambda found: bytes(len(found[0])), data))
 
 
-def plain_decode(data: bytes, max_pixels: int) -> PlainImage:
-    """Decodes as it is; CMYK becomes RGB by Pillow's formula, and loses its profile.
+def pillow_error(data: bytes) -> Exception | None:
+    """What Pillow raises when it decodes a JPEG file; None if it decodes it."""
+    try:
+        JpegImageFile(for_pillow(data)).load()
+    except Exception as error:  # Pillow does not document what its readers of metadata and of damaged data raise
+        return error
+    return None
 
-    Raises BitstreamError for a file that Pillow cannot load, or of more than `max_pixels`, before memory is taken."""
+
+def fallback_decode(data: bytes, max_pixels: int) -> FallbackImage:
+    """Decodes a file to RGB or gray. CMYK is converted by Pillow's formula, without its profile.
+
+    Raises BitstreamError for a file that Pillow cannot decode, or of more than `max_pixels`, before memory is
+    allocated."""
     exif = read_header(data).exif
     try:
         image = JpegImageFile(for_pillow(data))
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of {max_pixels}")
         image.load()
-    except Exception as error:  # of any type: Pillow does not guard its readers of metadata
+    except Exception as error:  # see pillow_error
         raise BitstreamError(f"Pillow cannot load it: {error or type(error).__name__}") from error
     natural = image.mode in ("L", "RGB")
     pixels = np.asarray(image if natural else image.convert("RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return PlainImage(pixels, image.info.get("icc_profile") if natural else None, exif)
+    return FallbackImage(pixels, image.info.get("icc_profile") if natural else None, exif)

@@ -1,14 +1,14 @@
-"""The marker segments of a JPEG file up to its first scan (ITU-T T.81, annex B): what the file claims to be.
+"""The marker segments of a JPEG file up to its first scan (ITU-T T.81, annex B).
 
-A header is accepted when both Pillow and libjpeg-turbo would accept it, so that libjpeg never meets one unchecked.
-"""
+A header is accepted if both Pillow and libjpeg-turbo would accept it, so that libjpeg only receives checked ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from struct import unpack
+from typing import Any
 
 from kernels.tables import zigzag
 from pipeline.jpeg.errors import BitstreamError
@@ -17,7 +17,7 @@ SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 DHT, DAC, DQT, DNL, DRI, DHP, COM = 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDE, 0xFE
 RESTARTS = range(0xD0, 0xD8)
 SKIPPED = frozenset((*range(0xE0, 0xF0), COM, DNL))
-"""Segments that say nothing of the coefficients. (A number of lines, DNL, does; no decoder at hand reads it.)"""
+"""Segments without influence on the coefficients. (DNL, the number of lines, has, but neither decoder reads it.)"""
 PROCESSES = {
     0xC0: "baseline",
     0xC1: "extended",
@@ -47,7 +47,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True)
 class Component:
-    """One entry of the frame header (T.81, B.2.2): its identifier, sampling factors (1..4) and table selector."""
+    """One component of the frame header (T.81, B.2.2): its identifier, sampling factors (1..4) and table selector."""
 
     identifier: int
     horizontal: int
@@ -57,22 +57,21 @@ class Component:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file claims before its first scan. Nothing of it has been decoded, and no memory taken for it.
+    """The fields of a file's header. No scan has been decoded.
 
     size: (height, width) in pixels, each 1..65500.
     process: `baseline`, `extended`, `progressive`, `lossless`, `arithmetic` or `hierarchical`.
     precision: bits per sample.
     components: in the frame's order.
-    tables: selector → 64 quantisation steps in natural order, as they stand at the first scan. A step may be 0 here.
+    tables: selector → 64 quantisation steps in natural order, as defined before the first scan. A step may be 0 here.
     restart_interval: in MCUs; 0 for none.
-    jfif, adobe_transform: what decides on the colour space; None without an Adobe segment.
-    icc: the profile of the APP2 segments, in order; None when there is none or a chunk is missing.
+    jfif, adobe_transform: determine the colour space; adobe_transform is None without an Adobe segment.
+    icc: the profile of the APP2 segments, in order; None if there is none or a chunk is missing.
     exif: the APP1 payload, from its `Exif` signature on, as Pillow's `exif=` takes it.
     first_scan: indices of the components in the first scan.
     segments: a copy of the header without application data, from SOI to the first scan's own header.
-    size_offset: where in `segments` the frame's height and width stand, two bytes each.
-    scan_offset: where the first scan's entropy-coded data begin.
-    """
+    size_offset: position of the frame's height and width in `segments`, two bytes each.
+    scan_offset: where the first scan's entropy-coded data begin."""
 
     size: tuple[int, int]
     process: str
@@ -92,7 +91,7 @@ class Header:
 
 @dataclass
 class _Draft:
-    """A header while it is being read."""
+    """The fields of a header that is being read."""
 
     size: tuple[int, int] = (0, 0)
     process: str = ""
@@ -110,10 +109,9 @@ class _Draft:
 
 
 def read_header(data: bytes) -> Header:
-    """The header of a JPEG file, from its marker segments alone.
+    """Reads a JPEG file's header from its marker segments.
 
-    Raises BitstreamError when they are broken, or when they contain what neither Pillow nor libjpeg-turbo reads.
-    """
+    Raises BitstreamError if they are broken, or contain what neither Pillow nor libjpeg-turbo reads."""
     if not data.startswith(b"\xff\xd8\xff"):
         raise BitstreamError(_not_a_jpeg(data))
     draft, position = _Draft(), 2
@@ -136,8 +134,8 @@ def read_header(data: bytes) -> Header:
 def segment(data: bytes, position: int, code: int) -> tuple[bytes, int]:
     """(payload, end) of the segment of marker `code` whose length field is at `position` (T.81, B.1.1.4).
 
-    Raises BitstreamError when it is longer than the file, or has a length below 2, which cannot be; decoders pardon
-    that in application data, and so does this."""
+    Raises BitstreamError if it is longer than the file, or if its length is below 2, which is tolerated in application
+    data only, as decoders do."""
     length = int.from_bytes(data[position : position + 2], "big")
     end = position + max(length, 2)
     if end > len(data):
@@ -148,9 +146,9 @@ def segment(data: bytes, position: int, code: int) -> tuple[bytes, int]:
 
 
 def quantisation_tables(payload: bytes) -> dict[int, tuple[int, ...]]:
-    """The tables of a DQT segment (T.81, B.2.4.1), selector → 64 steps in natural order.
+    """The tables of a DQT segment (T.81, B.2.4.1): selector → 64 steps in natural order.
 
-    Raises BitstreamError when the segment is malformed."""
+    Raises BitstreamError for a malformed segment."""
     tables, position = {}, 0
     while position < len(payload):
         wide, selector = payload[position] >> 4, payload[position] & 15
@@ -166,9 +164,9 @@ def quantisation_tables(payload: bytes) -> dict[int, tuple[int, ...]]:
 
 
 def scan_components(payload: bytes, components: tuple[Component, ...]) -> tuple[int, ...]:
-    """Indices of the components in the scan whose header (T.81, B.2.3) is `payload`.
+    """Indices of the components of a scan, from its header (T.81, B.2.3), `payload`.
 
-    Raises BitstreamError when it is malformed, or names components that the frame does not have in that order."""
+    Raises BitstreamError if it is malformed, or names components that the frame does not have in that order."""
     if not components:
         raise BitstreamError("a scan begins before any frame header")
     count = payload[0] if payload else 0
@@ -176,7 +174,7 @@ def scan_components(payload: bytes, components: tuple[Component, ...]) -> tuple[
         raise BitstreamError("a scan header has the wrong length")
     scan: list[int] = []
     for identifier in payload[1 : 1 + 2 * count : 2]:
-        # Components must come in the frame's order; this is libjpeg's rule for it, duplicate identifiers included.
+        # libjpeg's rule for components in the frame's order, which also covers duplicate identifiers
         found = (i for i in range(len(scan), min(len(components), 4)) if components[i].identifier == identifier)
         index = next(found, None)
         if index is None or index in scan:
@@ -196,7 +194,7 @@ def _not_a_jpeg(data: bytes) -> str:
 
 
 def _next_marker(data: bytes, position: int) -> tuple[int, int]:
-    """(code, position after it) of the next marker; bytes between segments are skipped, as all decoders do."""
+    """(code, position after it) of the next marker; bytes between segments are skipped, as decoders do."""
     while (position := data.find(b"\xff", position)) >= 0:
         while data[position : position + 1] == b"\xff":
             position += 1
@@ -249,7 +247,7 @@ def _read_frame(draft: _Draft, code: int, payload: bytes) -> None:
 
 
 def _join_profile(chunks: list[bytes]) -> bytes | None:
-    """The ICC profile of its APP2 payloads (ICC.1:2022, B.4), each numbered in byte 12 and counted in byte 13."""
+    """Joins the ICC profile's APP2 payloads (ICC.1:2022, B.4); byte 12 is a chunk's number, byte 13 their count."""
     chunks = sorted(chunks)
     if chunks and len(chunks[0]) < 14:
         raise BitstreamError("an ICC profile segment is cut short")
@@ -263,7 +261,7 @@ def _read_dqt(draft: _Draft, payload: bytes) -> None:
 
 
 def _read_dht(draft: _Draft, payload: bytes) -> None:
-    """Huffman tables (T.81, B.2.4.2) as far as libjpeg checks them before it builds its decoders."""
+    """Checks Huffman tables (T.81, B.2.4.2) as libjpeg does before it builds its decoders."""
     position = 0
     while len(payload) - position > 16:
         if payload[position] & ~0x10 > 3:
@@ -329,20 +327,9 @@ _APPLICATION_READERS: dict[int, _Reader] = {
 _SEGMENTS = frozenset({SOS, *PROCESSES, *SKIPPED, *_TABLE_READERS})
 
 
+_COPIED = tuple(field.name for field in fields(Header) if field.name not in ("first_scan", "segments", "scan_offset"))
+
+
 def _finish(draft: _Draft, first_scan: tuple[int, ...], scan_offset: int) -> Header:
-    return Header(
-        size=draft.size,
-        process=draft.process,
-        precision=draft.precision,
-        components=draft.components,
-        tables=draft.tables,
-        restart_interval=draft.restart_interval,
-        jfif=draft.jfif,
-        adobe_transform=draft.adobe_transform,
-        icc=draft.icc,
-        exif=draft.exif,
-        first_scan=first_scan,
-        segments=b"".join(draft.segments),
-        size_offset=draft.size_offset,
-        scan_offset=scan_offset,
-    )
+    values: dict[str, Any] = {name: getattr(draft, name) for name in _COPIED}
+    return Header(**values, first_scan=first_scan, segments=b"".join(draft.segments), scan_offset=scan_offset)

@@ -1,14 +1,14 @@
-"""Images as lossless files: PNG of 8 and 16 bits, WebP, JPEG XL, and plain arrays for programs.
+"""Lossless image files: PNG with 8 and 16 bits, WebP, JPEG XL, and NumPy arrays.
 
-    data = encode_image(image, "png", icc, exif)      # [3 or 1, H, W] uint8 → bytes
-    pixels = decode_image(data)                       # bytes → [H, W, 3] or [H, W] uint8
+    data = encode_image(image, "png", Metadata(icc))   # [3 or 1, H, W] uint8 → bytes
+    pixels = decode_image(data)                        # bytes → [H, W, 3] or [H, W] uint8
 
-PNG (ISO/IEC 15948) is put together here, around a deflate stream by igzip (Intel's ISA-L): every row is filtered with
-Average, which for photographs is nearly as good as choosing a filter for each row, and is computed for a whole band of
-rows at a time. That takes a sixth of the CPU time of Pillow at level 1, for one or two per cent more bytes
-(bench/encoders.py). A new format takes a name in `Format` and `SUFFIXES`, a function in `_ENCODERS`, a case in
-`decode_image` and, if it needs a package, one in `require`. All formats leave the interpreter free for other threads
-while they compress."""
+PNG (ISO/IEC 15948) is written here around a deflate stream by igzip (Intel's ISA-L). Every row uses the filter Average,
+which for photographs is nearly as good as choosing a filter per row and is computed for many rows at a time. That takes
+a sixth of the CPU time of Pillow at level 1, for one or two per cent more bytes (bench/encoders.py).
+
+A new format needs a name in `Format` and `SUFFIXES`, a function in `_ENCODERS`, a case in `decode_image` and, if it
+needs a package, one in `check_installed`. All formats release the GIL while they compress."""
 
 import importlib.util
 import io
@@ -36,26 +36,26 @@ _NPY = b"\x93NUMPY"
 _EXIF = b"Exif\x00\x00"
 _LEVEL = 2  # of igzip's 0 to 3
 _AVERAGE = 3  # PNG's number of the filter
-_BAND = 1 << 20  # bytes of filtered rows that are compressed at a time, and written as one chunk
+_BAND = 1 << 20  # bytes of filtered rows per IDAT chunk
 
 
 class EncodeError(Exception):
-    """The image does not fit the output format; the run goes on."""
+    """The image cannot be written in the output format; the run continues."""
 
 
 class FormatError(ValueError):
-    """This installation cannot write the format; the message says what to install."""
+    """The format's package is not installed; the message says what to install."""
 
 
-def require(format: Format) -> None:
-    """Raises FormatError if a package is missing that the format needs."""
+def check_installed(format: Format) -> None:
+    """Raises FormatError if the format needs a package that is not installed."""
     if format == "jxl" and importlib.util.find_spec("pylibjxl") is None:
         raise FormatError("--format jxl needs pylibjxl; install it with: pip install '.[jxl]'")
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What goes into an image file beside the pixels."""
+    """What an image file contains besides pixels."""
 
     icc: bytes | None = None
     exif: bytes | None = None
@@ -63,43 +63,42 @@ class Metadata:
 
     @property
     def tiff(self) -> bytes | None:
-        """The EXIF payload without the header that JPEG has."""
-        return None if self.exif is None else self.exif.removeprefix(_EXIF)
+        """The EXIF payload without JPEG's header."""
+        return self.exif.removeprefix(_EXIF) if self.exif else None
 
     @property
     def xmp(self) -> bytes | None:
         return None if self.provenance is None else self.provenance.xmp()
 
 
-def encode_image(
-    image: NDArray[Any],
-    format: Format = "png",
-    icc: bytes | None = None,
-    exif: bytes | None = None,
-    provenance: Provenance | None = None,
-) -> bytes:
-    """`image` [3 or 1, H, W], uint8 or for `png16` uint16, as a lossless file, with its ICC profile, EXIF and
-    provenance; pixels are never turned. Thread-safe.
+NO_METADATA = Metadata()
 
-    `png16` of an image of 8 bits spreads its levels over all of 0..65535. Gray stays gray, but WebP knows no gray and
-    repeats the plane. JPEG XL's viewers do not turn a picture as its EXIF says. `npy` is an array [H, W, 3] or [H, W]
-    for `numpy.load`, and has no room for metadata. A profile is left off where it could not be read again: in PNG one
-    of more than a megabyte (Pillow's limit), in JPEG XL one that libjxl does not understand. Raises EncodeError, for
-    WebP above 16383 pixels a side."""
+
+def encode_image(image: NDArray[Any], format: Format = "png", metadata: Metadata = NO_METADATA) -> bytes:
+    """Encodes an image as a lossless file. Thread-safe.
+
+    image: [3 or 1, H, W] uint8; for `png`, `png16` and `npy` also uint16.
+    format: `png16` of an 8-bit image scales its levels to 0..65535. Gray stays gray, except in WebP, which repeats the
+        plane. `npy` is an array [H, W, 3] or [H, W] for `numpy.load`, without metadata.
+    metadata: written as it is; pixels are not rotated, and viewers of JPEG XL ignore EXIF's orientation. A profile is
+        left out if readers would reject it: in PNG above one megabyte (Pillow's limit), in JPEG XL if libjxl does not
+        understand it.
+
+    Raises EncodeError for a format that does not support the image, such as WebP above 16383 pixels per side."""
     if image.dtype == np.uint16 and format not in ("png", "png16", "npy"):
-        raise EncodeError(f"{format} is written with 8 bits a channel, not 16: take png16 or npy")
+        raise EncodeError(f"{format} is written with 8 bits per channel, not 16: use png16 or npy")
     try:
-        return _ENCODERS[format](image, Metadata(icc or None, exif or None, provenance))
+        return _ENCODERS[format](image, metadata)
     except (OSError, ValueError, RuntimeError) as error:
         height, width = image.shape[1:]
         raise EncodeError(f"{width}x{height} pixels cannot be written as {format}: {error}") from error
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """The pixels of a PNG, WebP, JPEG XL or npy file, [H, W, 3] or [H, W]. Raises ValueError for any other kind and for
-    an image that is not opaque, and what their libraries raise for a damaged file."""
+    """Decodes a PNG, WebP, JPEG XL or npy file: [H, W, 3] or [H, W]. Raises ValueError for any other kind and for an
+    image with transparency; damaged files raise what the decoding library raises."""
     stream = io.BytesIO(data)
-    # Not Image.open, which would refuse large images: how large they may be was decided when they were read.
+    # Image.open would refuse large images; their size was checked when the input was read.
     if data.startswith(_PNG):
         return _opaque(PngImageFile(stream))
     if data[:4] == b"RIFF":
@@ -112,22 +111,23 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
         pixels = pylibjxl.decode(data)
         return pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels
-    raise ValueError(f"no image of a kind that is written here: it begins with {data[:8]!r}")
+    raise ValueError(f"not a PNG, WebP, JPEG XL or npy file: it begins with {data[:8]!r}")
 
 
 def _opaque(image: Image.Image) -> NDArray[Any]:
-    """Pixels as they are, but of a palette its colours, and without an alpha channel that is opaque everywhere."""
+    """The pixels of an image: those of a palette converted to RGB, without an alpha channel that is opaque
+    everywhere."""
     if image.mode in ("P", "1"):
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("RGBA", "LA"):
         if image.getextrema()[-1] != (255, 255):
-            raise ValueError("the image has transparent pixels, which JPEG has not")
+            raise ValueError("the image has transparent pixels, which JPEG does not support")
         image = image.convert(image.mode[:-1])
     return np.asarray(image)
 
 
 def is_16_bits(data: bytes) -> bool:
-    """Whether a file is a PNG of 16 bits a channel."""
+    """Whether a file is a PNG with 16 bits per channel."""
     return data.startswith(_PNG) and data[24:25] == b"\x10"
 
 
@@ -135,7 +135,7 @@ def _encode_png(image: NDArray[Any], metadata: Metadata) -> bytes:
     channels, height, width = image.shape
     header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, 2 if channels == 3 else 0, 0, 0, 0)
     chunks = [_PNG, *_chunk(b"IHDR", header)]
-    if metadata.icc is not None and len(metadata.icc) <= MAX_TEXT_CHUNK:
+    if metadata.icc and len(metadata.icc) <= MAX_TEXT_CHUNK:
         chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + isal_zlib.compress(metadata.icc))
     if metadata.tiff is not None:
         chunks += _chunk(b"eXIf", metadata.tiff)
@@ -161,10 +161,8 @@ def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
 
 
 def _average_rows(image: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
-    """PNG's rows in bands [rows, 1 + W * B] from top to bottom, B bytes a pixel, the high ones first: the filter's
-    number, then x − ⌊(left + above) / 2⌋.
-
-    Outside the image left and above are 0."""
+    """PNG rows filtered by Average, in bands [rows, 1 + W * B] uint8 from top to bottom, B bytes per pixel: the
+    filter's number, then x − ⌊(left + above) / 2⌋, with 0 outside the image. 16-bit values are big-endian."""
     height, width = image.shape[1:]
     channels = image.shape[0] * image.itemsize
     rows_at_a_time = max(1, _BAND // (channels * width))
@@ -203,10 +201,10 @@ def _encode_jxl(image: NDArray[Any], metadata: Metadata) -> bytes:
         )
         return data
 
-    if metadata.icc is not None:
+    if metadata.icc:
         try:
             return encode(metadata.icc)
-        except RuntimeError:  # what it is told is no more than the function that failed
+        except RuntimeError:  # the error does not say whether it is the profile
             pass
     return encode(None)
 

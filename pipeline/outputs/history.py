@@ -1,9 +1,8 @@
-"""How long each run into an output folder took: a JSON line for each, beside the manifest.
+"""The duration of each run into an output folder: one JSON line per run, beside the manifest.
 
 On a disk the lines are in `manifest.history.jsonl`, a rank's in `manifest.history.<rank>-of-<ranks>.jsonl`; in an
-object store each is an object of its own, `manifest.history/<time>-<random>.jsonl`. A run that was interrupted, or that
-found nothing to do, leaves none.
-"""
+object store each is an object, `manifest.history/<time>-<random>.jsonl`. Runs that were interrupted or had no inputs to
+process are not recorded."""
 
 from __future__ import annotations
 
@@ -22,8 +21,12 @@ HISTORY = "manifest.history"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run: when it `started` (UTC, ISO 8601), how many `seconds` it took for how many `inputs` and `megapixels` of
-    restored outputs, and by which device, dtype, number of workers and version of this program."""
+    """One run.
+
+    started: UTC, ISO 8601.
+    seconds, inputs: of this run.
+    megapixels: of restored outputs.
+    version: of this program."""
 
     started: str
     seconds: float
@@ -36,14 +39,15 @@ class RunSummary:
 
     @property
     def speed(self) -> float:
-        """In megapixels a second."""
+        """Megapixels per second."""
         return self.megapixels / self.seconds if self.seconds else 0.0
 
 
 def append_run(
     output: Address, part: str, *, seconds: float, inputs: int, megapixels: float, device: str, dtype: str, workers: int
 ) -> None:
-    """Add the line of a run that ends now; none if it had no inputs. part: of this rank, or empty. Raises SinkError."""
+    """Appends the line of a run that ends now, unless it had no inputs. part: the rank's, or empty. Raises
+    SinkError."""
     if not inputs:
         return
     started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
@@ -61,18 +65,18 @@ def append_run(
     except (OSError, RemoteError) as error:
         what = error.strerror if isinstance(error, OSError) else error
         raise SinkError(
-            f"{output / name}: cannot be written: {what}; the outputs and their manifest are whole"
+            f"{output / name}: cannot be written: {what}; the outputs and their manifest are complete"
         ) from error
 
 
 def read_history(output: Address) -> list[RunSummary]:
-    """All runs', in the order of their start. Raises OSError and RemoteError."""
+    """All runs, ordered by their start. Raises OSError and RemoteError."""
     runs = (_parse(line) for place in _places(output) for line in place.read_bytes().splitlines())
     return sorted((run for run in runs if run is not None), key=lambda run: run.started)
 
 
 def clear_history(output: Address) -> None:
-    """Take all lines away. Raises OSError and RemoteError."""
+    """Removes all lines. Raises OSError and RemoteError."""
     for place in _places(output):
         place.unlink()
 
@@ -85,7 +89,7 @@ def _places(output: Address) -> Iterator[Address]:
 
 
 def _parse(line: bytes) -> RunSummary | None:
-    """None for a line that was cut short."""
+    """None for an incomplete line."""
     try:
         run = RunSummary(**json.loads(line))
         return run if isinstance(run.started, str) and run.seconds + run.megapixels + run.inputs >= 0 else None

@@ -1,9 +1,7 @@
-"""A manifest's lines on a disk: `manifest.jsonl`, or a part for each of several ranks,
-`manifest.<rank>-of-<ranks>.jsonl`.
+"""The manifest's lines on a disk: `manifest.jsonl`, or one file per rank, `manifest.<rank>-of-<ranks>.jsonl`.
 
-A run of one process moves the lines of all parts into `manifest.jsonl`. Locks: the folder's, shared by the ranks and
-had alone by a run of one, and one for each part.
-"""
+A run of one process moves the lines of all parts into `manifest.jsonl`. The folder's lock is shared by ranks and
+exclusive to a run of one process; each part has an exclusive lock, too."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ _PART = re.compile(r"manifest\.(\d+-of-(\d+))\.jsonl")
 
 
 def manifest_name(part: str = "") -> str:
-    """The file of a part, `0-of-4` for one; of the whole manifest without one."""
+    """The file name of a part such as `0-of-4`; of the whole manifest if `part` is empty."""
     return f"manifest.{part}.jsonl" if part else MANIFEST
 
 
@@ -36,21 +34,21 @@ def _lock_name(part: str) -> str:
 
 
 def parts_of(folder: Path) -> list[str]:
-    """The parts that there are; the whole manifest's name is empty."""
+    """The parts that exist; the whole manifest's name is empty."""
     return [part for part in ("", *_rank_parts(folder)) if (folder / manifest_name(part)).exists()]
 
 
 def read_part(folder: Path, part: str) -> Iterator[bytes]:
-    """The part's lines, their ends included."""
+    """The part's lines, including line ends."""
     with (folder / manifest_name(part)).open("rb") as lines:
         yield from lines
 
 
 class LocalLines:
-    """See manifest.Lines. part: of this rank; empty: of a run of one process."""
+    """See manifest.Lines. part: of this rank; empty for a run of one process."""
 
     def __init__(self, folder: Path, part: str) -> None:
-        """Makes and locks the folder, and clears away what a killed run left half done. Raises SinkError."""
+        """Creates and locks the folder, and removes partial outputs of a killed run. Raises SinkError."""
         self.folder, self.part = folder, part
         self.path = folder / manifest_name(part)
         self.store = LocalStore(folder, part)
@@ -71,10 +69,7 @@ class LocalLines:
 
     def identity(self) -> dict[str, object] | None:
         """See Lines."""
-        try:
-            return read_identity((self.folder / IDENTITY).read_bytes())
-        except FileNotFoundError:
-            return None
+        return read_identity(self.folder)
 
     def identify(self, run: RunIdentity) -> bool:
         """See Lines."""
@@ -84,7 +79,7 @@ class LocalLines:
         """See Lines: the whole manifest's name is empty."""
         return sorted(parts_of(self.folder), key=lambda part: (part != self.part, part))
 
-    def own(self, part: str) -> bool:
+    def may_change(self, part: str) -> bool:
         """See Lines."""
         return self.part in ("", part)
 
@@ -93,8 +88,8 @@ class LocalLines:
         return read_part(self.folder, part)
 
     def keep(self, part: str, ranges: Sequence[tuple[int, int]]) -> None:
-        """See Lines. A run of one moves the lines of a rank's part to its own. Of a move that was cut short lines are
-        there twice, and count once."""
+        """See Lines. A run of one process moves the lines of a rank's part to its own. After an interrupted move lines
+        exist twice, and count once."""
         path = self.folder / manifest_name(part)
         if part != self.part:
             with path.open("rb") as old, self.path.open("ab") as new:
@@ -115,7 +110,7 @@ class LocalLines:
     def exist(self, outputs: Iterable[str]) -> bool:
         """See Lines."""
         try:
-            # A file without bytes is what some file systems leave of one that was renamed just before the power went.
+            # After a power failure some file systems leave an empty file in place of one that was just renamed.
             return all((self.folder / name).stat().st_size for name in outputs)
         except OSError:
             return False
@@ -157,14 +152,14 @@ class LocalLines:
             with contextlib.suppress(OSError):
                 self.store.scratch.rmdir()
                 if self.part:
-                    (self.folder / PARTIAL).rmdir()  # unless other ranks still need it
+                    (self.folder / PARTIAL).rmdir()  # fails while other ranks use it
         if self._file is not None:
             os.close(self._file)
             self._file = None
         self.release()
 
     def release(self) -> None:
-        """Lets the locks go."""
+        """Releases the locks."""
         while self._locks:
             os.close(self._locks.pop())
 
@@ -172,17 +167,18 @@ class LocalLines:
         """Raises SinkError, OSError."""
         self._locks.append(_lock_one(self.folder, LOCK, shared=bool(self.part)))
         if not self.part:
-            for lock in self.folder.glob(_lock_name("*-of-*")):  # no rank has one, or the folder would not be free
+            for lock in self.folder.glob(_lock_name("*-of-*")):  # no rank holds one, as this run has the folder's lock
                 lock.unlink()
             return
         self._locks.append(_lock_one(self.folder, _lock_name(self.part)))
         for other in _rank_parts(self.folder):
             if other.split("-of-")[1] != self.part.split("-of-")[1] and (self.folder / _lock_name(other)).exists():
-                os.close(_lock_one(self.folder, _lock_name(other)))  # a run of as many ranks is over, or this one waits
+                # Raises SinkError while a run with another number of ranks is active:
+                os.close(_lock_one(self.folder, _lock_name(other)))
 
     def _replace(self, path: Path, pieces: Iterable[bytes], new: bool = False) -> bool:
-        """Put a file in place whole or not at all, and on the disk before it is; raises OSError. With `new` returns
-        False if there is one already, which stays."""
+        """Writes a file atomically and flushes it to the disk first; raises OSError. new: do not replace an existing
+        file, and return False if there is one."""
         temporary = self.store.scratch / path.name
         try:
             with temporary.open("wb") as file:
@@ -191,14 +187,14 @@ class LocalLines:
                 os.fsync(file.fileno())
             if new and not _link(temporary, path):
                 return False
-            temporary.replace(path)  # if it is the same file by now, nothing happens
+            temporary.replace(path)  # does nothing if it is a hard link to the same file
         finally:
             temporary.unlink(missing_ok=True)
         return True
 
 
 def _release_in_children(lines: LocalLines) -> None:
-    # The lock belongs to the open file, not to the process: a forked worker that outlives a killed run would hold it.
+    # A lock belongs to the open file, not to the process: a forked worker that outlives a killed run would keep it.
     weak = weakref.ref(lines)
 
     def release() -> None:
@@ -217,9 +213,11 @@ def _lock_one(folder: Path, name: str, shared: bool = False) -> int:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(lock)
             raise SinkError(
-                f"{folder}: another run is writing into this folder; wait for it or choose another folder"
+                f"{folder}: another run is writing to this folder; wait for it or choose another folder"
             ) from error
-        warnings.warn(f"{folder}: this file system has no locks; do not start two runs on this folder", stacklevel=2)
+        warnings.warn(
+            f"{folder}: this file system does not support locks; do not start two runs on this folder", stacklevel=2
+        )
     return lock
 
 
@@ -228,13 +226,13 @@ def _make(scratch: Path) -> None:
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             return
-        except FileNotFoundError:  # another rank has ended just now, and taken the folder above away
+        except FileNotFoundError:  # another rank has ended and removed the parent folder
             if attempt == 9:
                 raise
 
 
 def _rank_parts(folder: Path) -> list[str]:
-    """`0-of-4`, … for the ranks' parts that there are."""
+    """`0-of-4`, … for the ranks' parts that exist."""
     found = (_PART.fullmatch(path.name) for path in folder.iterdir())
     return sorted(match[1] for match in found if match)
 
@@ -252,7 +250,8 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def _link(file: Path, path: Path) -> bool:
-    """Gives the file a second name, and returns False if that is taken. Not every file system has second names."""
+    """Creates a hard link; returns False if `path` exists. Where hard links are not supported, returns whether it does
+    not."""
     try:
         path.hardlink_to(file)
     except FileExistsError:

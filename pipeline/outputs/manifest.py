@@ -1,16 +1,15 @@
-"""The manifest of an output folder: one JSON line per input, and the memory of what is finished.
+"""The manifest of an output folder: one JSON line per input. A resumed run reads from it what is finished.
 
     with Manifest.open(output, run) as manifest:
-        manifest.finished(source)            # an earlier run has written its line, and its outputs are there
-        manifest.append([record])            # after the outputs that it names have been put in manifest.store
+        manifest.finished(source)            # an earlier run has written its line, and its outputs exist
+        manifest.append([record])            # after the outputs that it names were put in manifest.store
 
-A line is written after the files that it names, so whatever has a line is done. `manifest.run.json` beside it says what
-run the lines belong to: weights, mode, seed, …
+A line is written after the files that it names, so an input with a line is finished. `manifest.run.json` beside it has
+the run's identity: weights, mode, seed, …
 
-Lines are kept in parts: on a disk (local_lines.py) one for each rank, of which a run of one process makes one file; in
-an object store (object_store.py) one for every few lines. Each rank writes its own parts only; whoever starts reads
-all, and a run of one process, which no other may be beside, takes out the lines that no longer count.
-"""
+Lines are kept in parts: on a disk (local_lines.py) one per rank, which a run of one process merges; in an object store
+(object_store.py) one for every few lines. Each rank writes to its own parts only. Every run reads all parts; a run of
+one process, which has exclusive access, also removes the lines that no longer count."""
 
 from __future__ import annotations
 
@@ -18,7 +17,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol, Self
 
 from pipeline.inputs.names import digest
@@ -29,78 +27,76 @@ from pipeline.outputs.object_store import PARTS, RemoteLines
 from pipeline.outputs.object_store import read_part as read_remote_part
 from pipeline.outputs.record import (
     IDENTITY,
-    Done,
+    FinishedInputs,
     Record,
     RunIdentity,
     SinkError,
-    read_identity,
-    refuse_another_run,
+    check_same_run,
     valid_blocks,
 )
 from pipeline.outputs.store import Store
 
 Ranges = Sequence[tuple[int, int]]
-"""[start, end) in bytes, in order, no two of them touching."""
+"""[start, end) in bytes, in order, not adjacent."""
 
 
 def manifest_address(output: Address, part: str = "") -> str:
-    """Where an output folder's lines can be read, for people."""
+    """Where an output folder's manifest is, for messages."""
     return f"{output / PARTS}/*.jsonl" if isinstance(output, Remote) else str(output / manifest_name(part))
 
 
 class Lines(Protocol):
-    """Where a manifest's lines are kept. Not thread-safe. Methods raise SinkError, OSError and RemoteError.
-
-    store: where the outputs go."""
+    """The storage of a manifest's lines. Not thread-safe. Methods raise SinkError, OSError and RemoteError. store:
+    where the outputs go."""
 
     @property
     def store(self) -> Store: ...
 
     def identity(self) -> dict[str, object] | None:
-        """What the lines' run has written down about itself; {} if that is damaged, None if there is nothing."""
+        """The identity of the run that the lines belong to; {} if it is damaged, None if there is none."""
 
     def identify(self, run: RunIdentity) -> bool:
-        """Write it down. False if another rank has done so meanwhile."""
+        """Writes the identity. Returns False if another rank has written one in the meantime."""
 
     def parts(self) -> list[str]:
-        """The names of all parts that there are, those first that this run may change."""
+        """The names of all existing parts, those first that this run may change."""
 
-    def own(self, part: str) -> bool:
+    def may_change(self, part: str) -> bool:
         """Whether this run may change the part."""
 
     def read(self, part: str) -> Iterable[bytes]:
-        """The part's lines, their ends included."""
+        """The part's lines, including line ends."""
 
     def keep(self, part: str, ranges: Ranges) -> None:
-        """Take out all other lines of a part that this run may change."""
+        """Removes all lines outside `ranges` from a part that this run may change."""
 
     def remove(self, part: str) -> None:
-        """Take the whole part away."""
+        """Removes the part."""
 
     def exist(self, outputs: Iterable[str]) -> bool:
-        """Whether all these outputs are there and not empty."""
+        """Whether all these outputs exist and are not empty."""
 
     def start(self) -> None:
-        """From now on lines are appended."""
+        """Prepares for appending."""
 
     def append(self, records: Sequence[Record]) -> None:
-        """A line for each, all of them or none."""
+        """Appends a line per record, all of them or none."""
 
     def close(self) -> None:
-        """Bring the lines to where they are kept, and let the folder go."""
+        """Stores the remaining lines, and releases the folder."""
 
     def abandon(self) -> None:
-        """Let the folder go after an error."""
+        """Releases the folder after an error."""
 
 
 class Manifest:
-    """An output folder's manifest, open for appending. All methods but `close` are thread-safe.
+    """An output folder's manifest, open for appending. Made by `Manifest.open`; a context manager. All methods but
+    `close` are thread-safe.
 
-    Made by `Manifest.open`; a context manager. `counts` has the number of lines of each status, earlier runs' included,
-    of a rank the rank's own; `store` is where the outputs go.
-    """
+    counts: lines by status, including earlier runs'; for a rank, those of its own part.
+    store: where the outputs go."""
 
-    def __init__(self, lines: Lines, done: Done) -> None:
+    def __init__(self, lines: Lines, done: FinishedInputs) -> None:
         self.store = lines.store
         self.counts = done.counts
         self._lines, self._done = lines, done
@@ -115,15 +111,19 @@ class Manifest:
         part: str = "",
         retry_failed: bool = False,
     ) -> Self:
-        """Lock the folder, clear away what a killed run left half done, and read what is finished.
+        """Locks the folder, removes partial outputs of a killed run, and reads what is finished.
 
-        A line whose output file is gone or empty is dropped, and its input done again; with `retry_failed` also the
-        lines of failures that were not the file's own. With `overwrite` nothing counts as finished; an old output stays
-        until it is written anew, or for good if the new run gives it another name. With a `part`, `<rank>-of-<ranks>`,
-        other ranks of as many may have the folder, too; not with `overwrite`. run: None takes the lines of any run.
-        An object store has no locks.
-        Raises SinkError if the folder cannot be written, if another run has it, or if its lines are another run's.
-        """
+        A line whose output file is missing or empty is dropped, so that its input is processed again.
+
+        run: None: accept the lines of any run.
+        overwrite: ignore all earlier lines. Earlier outputs stay until they are replaced, or for good if the new run
+            does not write an output of that name.
+        part: `<rank>-of-<ranks>`: other ranks of the same run may use the folder at the same time. Not with
+            `overwrite`.
+        retry_failed: also drop the lines of transient failures.
+
+        An object store has no locks. Raises SinkError if the folder cannot be written, is in use by another run, or has
+        the lines of another run."""
         lines: Lines = RemoteLines(output, part) if isinstance(output, Remote) else LocalLines(output, part)
         try:
             if run is not None:
@@ -140,46 +140,44 @@ class Manifest:
         return cls(lines, done)
 
     def finished(self, source: str) -> bool:
-        """Whether an earlier run wrote this source's line (and its outputs are there)."""
+        """Whether an earlier run has written this source's line, and its outputs exist."""
         return digest(source) in self._done.sources
 
-    def whole(self, shard: str) -> bool:
-        """Whether an earlier run finished this output shard."""
+    def shard_finished(self, shard: str) -> bool:
+        """Whether an earlier run has finished this output shard."""
         return shard in self._done.shards
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add a line for each record, all of them or none. Raises SinkError."""
+        """Appends a line per record, all of them or none. Raises SinkError."""
         with self._mutex:
             self._lines.append(records)
             self.counts.update(record.status for record in records)
 
     def close(self) -> None:
-        """Bring the lines to where they are kept, and let the folder go. Raises SinkError."""
+        """Stores the remaining lines, and releases the folder. Raises SinkError."""
         with self._mutex:
             self._lines.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def merge(folder: Path) -> Counter[str]:
-    """Move the lines of all parts of a folder on a disk into one file; returns how many lines of each status that has
-    then. Raises SinkError if there is no manifest, or if a run has it."""
+    """Moves the lines of all parts of a folder on a disk into one file; returns its lines by status. Raises SinkError
+    if there is no manifest, or if a run is using it."""
     if not (folder / IDENTITY).exists():
-        raise SinkError(f"{folder}: has no {IDENTITY}, so there is no run whose manifest could be merged")
+        raise SinkError(f"{folder}: has no {IDENTITY}, so there is no manifest to merge")
     with Manifest.open(folder, None) as manifest:
         return manifest.counts
 
 
 def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record]:
-    """The lines of all parts that count, of a source with several the first. Nothing is locked or changed, and outputs
-    are not looked for: an output may be gone. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
-    done = Done()
+    """Yields the lines of all parts that count; of several lines of a source the first. Nothing is locked or changed,
+    and outputs are not checked. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
+    done = FinishedInputs()
     parts = sorted((output / PARTS).listing()[0]) if isinstance(output, Remote) else parts_of(output)
     for part in parts:
         lines = read_remote_part(output, part) if isinstance(output, Remote) else read_part(output, part)
@@ -187,40 +185,32 @@ def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record
             yield from records
 
 
-def read_run(output: Address) -> dict[str, object] | None:
-    """The fields of the RunIdentity that is written down there, {} if that is damaged, None if there is nothing. Raises
-    OSError and RemoteError."""
-    try:
-        return read_identity((output / IDENTITY).read_bytes())
-    except FileNotFoundError:
-        return None
-
-
 def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool) -> None:
-    """Raises SinkError if there are lines of another run, or of one unknown."""
+    """Writes the run's identity, or compares it with an earlier one. Raises SinkError if the folder has lines of
+    another or an unknown run."""
     if overwrite:
         for part in lines.parts():
             lines.remove(part)
         clear_history(lines.store.address)
     elif (found := lines.identity()) is not None:
-        refuse_another_run(where, found, run)
+        check_same_run(where, found, run)
         return
     elif any(True for part in lines.parts() for _ in lines.read(part)):
         raise SinkError(
-            f"{where}: has manifest lines but no {IDENTITY} that says what run they are of; "
-            "choose another folder, or start afresh with --overwrite"
+            f"{where}: has manifest lines but no {IDENTITY}, so their run is unknown; "
+            "choose another folder, or use --overwrite"
         )
     if not lines.identify(run):
-        refuse_another_run(where, lines.identity() or {}, run)
+        check_same_run(where, lines.identity() or {}, run)
 
 
-def _recover(lines: Lines, part: str, retry_failed: bool) -> Done:
-    """What all lines say that count; others are taken out where this run may change them."""
-    done, counts = Done(), Counter[str]()
+def _recover(lines: Lines, part: str, retry_failed: bool) -> FinishedInputs:
+    """Reads all lines that count; removes the others from parts that this run may change."""
+    done, counts = FinishedInputs(), Counter[str]()
     for name in lines.parts():
         blocks = valid_blocks(lines.read(name), done, lines.exist, retry_failed)
         ranges = _joined((start, end) for start, end, _ in blocks)
-        if lines.own(name):
+        if lines.may_change(name):
             lines.keep(name, ranges)
             counts = Counter(done.counts)
     if part:

@@ -1,24 +1,23 @@
-"""An output folder in an object store, which knows neither appending nor renaming: outputs, manifest and resume.
+"""An output folder in an object store, which supports neither appending nor renaming.
 
     s3://bucket/out/
-        manifest.run.json             what run this is
+        manifest.run.json             the run's identity
         manifest/<time>-<run>-<number>.jsonl
         manifest.history/<time>-<random>.jsonl
         photos/a.png, shards/000.tar, ...
 
-An object appears whole or not at all, so outputs are put under their names at once. The manifest is a folder of parts,
-each an object that is written once: after a shard, the shard's lines; with single images the lines of up to a thousand
-of them, at the latest after a minute and when the run ends. A part is written only when the store has confirmed every
-output that it names, so whatever has a line is done. A run that was killed loses the work since its last part: a shard,
-or a minute's images, which the next run does again and which come out the same. All state is in the store; a run can be
-continued on another machine. The manifest as one file: `cat manifest/*.jsonl`.
+Objects are written atomically, so outputs are uploaded under their final names. The manifest is a folder of parts, each
+an object that is written once: the lines of a shard after the shard; of single images up to a thousand lines, at the
+latest after a minute and at the end of the run. A part is written only after the store has confirmed every output that
+it names. A killed run loses the work since its last part: a shard, or a minute's images; the next run repeats it with
+the same result. All state is in the store, so a run can be continued on another machine. The manifest as one file: `cat
+manifest/*.jsonl`.
 
-A shard in the making is a file in this machine's temporary folder (TMPDIR), which has to have room for it; `kill -9`
-leaves it there.
+An unfinished shard is a file in the local temporary folder (TMPDIR), which must have room for it; `kill -9` leaves it
+there.
 
-There is no lock: two runs at once do work twice and may both write a line for it, but neither loses the other's. The
-ranks of a run (ranks.py) have their own parts; the first of them says what run this is, and the others wait for it.
-"""
+There is no lock: two simultaneous runs repeat work and may both write a line for an input, but neither loses the
+other's. Each rank of a run (ranks.py) has its own parts; rank 0 writes the identity, and the others wait for it."""
 
 import os
 import shutil
@@ -30,40 +29,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.inputs.remote import HTTP, Remote, RemoteError, failures_of
+from pipeline.inputs.remote import HTTP, Remote, RemoteError, as_remote_errors
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError, identity_text, read_identity
 from pipeline.outputs.store import OutputNameError
 
 PARTS = "manifest"
 _UPLOADS = 8
 PART_LINES, PART_SECONDS = 1000, 60.0
-_PATIENCE = 300.0
+_IDENTITY_TIMEOUT_S = 300.0
 _NAME_BYTES = 1024  # S3's and Google's limit for a whole path
 
 
 class RemoteStore:
-    """A folder of an object store. Images are uploaded by a few threads meanwhile; `settle` waits for them."""
+    """A folder of an object store. A few threads upload images in the background; `settle` waits for them."""
 
     def __init__(self, folder: Remote) -> None:
-        """`close` it."""
-        self._folder = folder
-        self._scratch = Path(tempfile.mkdtemp(prefix="restore-"))
+        """Must be closed with `close`."""
+        self.address = folder
+        self.scratch = Path(tempfile.mkdtemp(prefix="restore-"))
         self._pool = ThreadPoolExecutor(_UPLOADS, "upload")
         self._mutex = threading.Lock()
         self._uploads: list[Future[None]] = []
 
-    @property
-    def address(self) -> Remote:
-        """The folder."""
-        return self._folder
-
-    @property
-    def scratch(self) -> Path:
-        """A temporary folder of this machine's."""
-        return self._scratch
-
     def put(self, name: str, data: bytes) -> None:
-        """See Store; the upload has only begun, and SinkError is raised when an earlier one has failed."""
+        """See Store. Only starts the upload; raises SinkError if an earlier one has failed."""
         target = self._target(name)
         with self._mutex:
             waiting = [upload for upload in self._uploads if not upload.done() or upload.exception()]
@@ -72,11 +61,11 @@ class RemoteStore:
         if oldest is not None:
             oldest.result()
 
-    def place(self, temporary: Path, name: str) -> None:
+    def publish(self, temporary: Path, name: str) -> None:
         """See Store."""
         target = self._target(name)
         try:
-            self._attempt(target, lambda: self._folder.fs.put_file(str(temporary), target.address))
+            self._attempt(target, lambda: self.address.fs.put_file(str(temporary), target.address))
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -92,29 +81,29 @@ class RemoteStore:
         self._attempt(target, unlink)
 
     def settle(self) -> None:
-        """Wait until all that was put is there. Raises SinkError."""
+        """Waits for all uploads. Raises SinkError."""
         with self._mutex:
             uploads, self._uploads = self._uploads, []
         for upload in uploads:
             upload.result()
 
-    def stopped(self, error: OSError, name: str) -> SinkError:
-        """See Store; it is the scratch folder's disk that did not take it."""
+    def write_error(self, error: OSError, name: str) -> SinkError:
+        """See Store; the error is the scratch folder's."""
         return SinkError(
-            f"{self._scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
+            f"{self.scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
         )
 
     def close(self) -> None:
-        """Wait for what has begun, and clear the scratch folder away."""
+        """Waits for running uploads, and removes the scratch folder."""
         self._pool.shutdown(cancel_futures=True)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _target(self, name: str) -> Remote:
-        target = self._folder / name
+        target = self.address / name
         try:
             length = len(target.address.encode())
         except UnicodeEncodeError as error:
-            raise OutputNameError(f"no object can be named {name!r}: it is no valid Unicode") from error
+            raise OutputNameError(f"no object can be named {name!r}: it is not valid Unicode") from error
         if length > _NAME_BYTES:
             raise OutputNameError(f"no object can be named {name!r}: {length} bytes are more than {_NAME_BYTES}")
         return target
@@ -124,7 +113,7 @@ class RemoteStore:
 
     def _attempt(self, target: Remote, action: Callable[[], object]) -> None:
         try:
-            with failures_of(target):
+            with as_remote_errors(target):
                 action()
         except (RemoteError, OSError) as error:
             raise SinkError(f"cannot be written: {error}; start the run again to complete it") from error
@@ -136,7 +125,7 @@ class RemoteLines:
     def __init__(self, folder: Remote, part: str) -> None:
         """Raises SinkError."""
         if folder.protocol in HTTP:
-            raise SinkError(f"{folder}: HTTP can only be read; choose another output folder")
+            raise SinkError(f"{folder}: HTTP is read-only; choose another output folder")
         self.folder, self.part = folder, part
         self.store = RemoteStore(folder)
         self._listings = Listings(folder)
@@ -147,14 +136,10 @@ class RemoteLines:
         self._run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
 
     def identity(self) -> dict[str, object] | None:
-        """See Lines. Ranks wait for the first of them."""
-        place = self.folder / IDENTITY
+        """See Lines. Ranks other than 0 wait for rank 0."""
         if self.part and not self.part.startswith("0-"):
-            _await(place)
-        try:
-            return read_identity(place.read_bytes())
-        except FileNotFoundError:
-            return None
+            _wait_for(self.folder / IDENTITY)
+        return read_identity(self.folder)
 
     def identify(self, run: RunIdentity) -> bool:
         """See Lines."""
@@ -166,8 +151,8 @@ class RemoteLines:
         self._sizes, _ = (self.folder / PARTS).listing()
         return sorted(self._sizes)
 
-    def own(self, part: str) -> bool:
-        """See Lines: a rank may change none, as others may be reading."""
+    def may_change(self, part: str) -> bool:
+        """See Lines: a rank may change no part, because others may be reading it."""
         return not self.part
 
     def read(self, part: str) -> list[bytes]:
@@ -192,10 +177,10 @@ class RemoteLines:
         return self._listings.have(outputs)
 
     def start(self) -> None:
-        """See Lines: there is nothing to do."""
+        """See Lines; nothing to do."""
 
     def append(self, records: Sequence[Record]) -> None:
-        """See Lines; they are put in the store a while later, of a shard at once."""
+        """See Lines. Lines are collected and written later; those of a shard at once."""
         if not self._lines:
             self._since = time.monotonic()
         self._lines += [record.to_json() + "\n" for record in records]
@@ -228,14 +213,14 @@ class RemoteLines:
 
 
 class Listings:
-    """Which outputs are there and not empty, by listings of their folders: one request for a thousand of them."""
+    """Checks whether outputs exist and are not empty, by listing their folders: one request per thousand objects."""
 
     def __init__(self, folder: Remote) -> None:
         self._folder = folder
         self._names = lru_cache(maxsize=16)(self._list)
 
     def have(self, names: Iterable[str]) -> bool:
-        """Whether all these are."""
+        """Whether all these outputs exist and are not empty."""
         return all(name in self._names(parent) for parent, _, name in (path.rpartition("/") for path in names))
 
     def _list(self, parent: str) -> frozenset[str]:
@@ -244,13 +229,13 @@ class Listings:
 
 
 def read_part(folder: Remote, part: str) -> list[bytes]:
-    """The part's lines, their ends included."""
+    """The part's lines, including line ends."""
     return (folder / PARTS / part).read_bytes().splitlines(keepends=True)
 
 
-def _await(place: Remote) -> None:
-    end = time.monotonic() + _PATIENCE
+def _wait_for(place: Remote) -> None:
+    end = time.monotonic() + _IDENTITY_TIMEOUT_S
     while not place.exists():
         if time.monotonic() > end:
-            raise SinkError(f"{place}: rank 0 has not begun for {_PATIENCE:.0f} s; start it, too")
+            raise SinkError(f"{place}: rank 0 has not started within {_IDENTITY_TIMEOUT_S:.0f} s; start it")
         time.sleep(0.5)

@@ -1,8 +1,7 @@
-"""What a restored image says about itself: that it was restored, by what, and how well it fits its file.
+"""The metadata in a restored image that record the restoration, its parameters and its certificate.
 
-XMP (ISO 16684-1) for all formats, so that programs that show metadata show it; in PNG, whose text many tools read, also
-as text. Nothing in it depends on the time, so that the same run gives the same bytes.
-"""
+XMP (ISO 16684-1) in all formats; in PNG also text chunks, which more tools read. They do not depend on the time, so
+that equal runs give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 PROGRAM = "jpeg-posterior"
 
 ENHANCED = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced"
-"""IPTC's digital source type of what an algorithm has changed without changing what is shown."""
+"""IPTC's digital source type of an image that an algorithm has changed without changing its content."""
 
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -39,7 +38,7 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 @cache
 def program_version() -> str:
-    """The installed version; `unknown` where the package runs without being installed."""
+    """The installed version; `unknown` if the package is not installed."""
     try:
         return version(PROGRAM)
     except PackageNotFoundError:
@@ -48,8 +47,10 @@ def program_version() -> str:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How an image came about; fields as in `Record`, None where they mean nothing. sample: its number, from 0.
-    averaged: of how many samples it is the mean."""
+    """How an image was made. Fields are as in `Record`, None where they do not apply.
+
+    sample: its number, from 0.
+    averaged: the number of samples that were averaged."""
 
     weights: str
     mode: str
@@ -69,7 +70,7 @@ class Provenance:
 
     @property
     def parameters(self) -> str:
-        """The fields that mean something, as `name=value` with blanks between."""
+        """The fields that apply, as `name=value`, separated by blanks."""
         values = ((name, value) for name, value in asdict(self).items() if value is not None)
         return " ".join(
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values

@@ -1,14 +1,13 @@
-"""Tar shards as outputs: a shard and its manifest lines appear together.
+"""Tar shards as outputs. A shard and its manifest lines appear together.
 
-A shard in the making is a file in the store's scratch folder; only when it is whole it goes to its place.
-"""
+An unfinished shard is a file in the store's scratch folder; it is moved to its place when it is complete."""
 
 import contextlib
 import gzip
 import io
 import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +17,19 @@ from pipeline.inputs.listing import Sources
 from pipeline.inputs.remote import RemoteError, same_place
 from pipeline.inputs.source import Item, SideMember
 from pipeline.outputs.record import Record, SinkError
-from pipeline.outputs.sink import PLAIN_NAMES, Ledger, Names, failed
+from pipeline.outputs.sink import DEFAULT_NAMES, ManifestWriter, OutputNames
 from pipeline.outputs.store import OutputNameError
 
 LOOSE_SHARD = "files.tar"
 
 
 COPY = 1 << 20
-"""Bytes that go into a tar at a time; tarfile's 16 KB are slow for images."""
+"""Bytes copied into a tar at a time; tarfile's default of 16 KB is slow for images."""
 
 
 @dataclass
 class _OpenShard:
-    """A shard in the making: its records, and a temporary tar once there is something to put in."""
+    """An unfinished shard: its records, and a temporary tar once it has a member."""
 
     name: str
     records: list[Record] = field(default_factory=list)
@@ -47,34 +46,35 @@ class _OpenShard:
 
 
 class ShardSink:
-    """Tar shards, one per input shard and of the same name, members in the order of the calls. Not thread-safe.
+    """Writes one tar shard per input shard, of the same name, with members in the order of the calls. Not thread-safe.
 
-    A shard and its lines appear together when the next one begins or the sink is closed; one that is not whole when the
-    run ends is begun again. Loose files of a folder go into a shard `files.tar` in the same place.
-    """
+    A shard and its lines appear when the next one begins or the sink is closed; one that is incomplete when the run
+    ends is written again by the next run. Loose files of a folder go into a shard `files.tar` in that folder."""
 
-    carries = True
+    copies_members = True
 
-    def __init__(self, manifest: Ledger, sources: Sources, names: Names = PLAIN_NAMES) -> None:
+    def __init__(self, manifest: ManifestWriter, sources: Sources, names: OutputNames = DEFAULT_NAMES) -> None:
         """Raises SinkError if the output folder is an input's: each shard would replace its input."""
         for root in sources.roots:
             if same_place(manifest.store.address, root.folder):
-                raise SinkError(f"{root.folder}: output shards would replace the input's; choose another output folder")
+                raise SinkError(
+                    f"{root.folder}: output shards would replace input shards; choose another output folder"
+                )
         self._manifest = manifest
         self._sources = sources
         self._names = names
         self._shard: _OpenShard | None = None
 
     def finished(self, source: str) -> bool:
-        """Whether the source has a line, which it has only together with its shard."""
+        """Whether the source has a line, which implies that its shard is complete."""
         return self._manifest.finished(source)
 
-    def whole(self, shard: str) -> bool:
-        """Whether the shard is in place with all its lines."""
-        return self._manifest.whole(shard)
+    def shard_finished(self, shard: str) -> bool:
+        """Whether the shard exists with all its lines."""
+        return self._manifest.shard_finished(shard)
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
-        """Add the images to the item's shard and keep the line until that is whole; see Sink."""
+        """Adds the images to the item's shard and keeps the line until the shard is complete; see Sink."""
         loose = posixpath.join(posixpath.dirname(item.source), LOOSE_SHARD)
         shard = self._turn_to(item.shard or loose, item.shard is None)
         try:
@@ -88,11 +88,11 @@ class ShardSink:
                 self._add(shard, name, data)
             record = replace(record, outputs=tuple(f"{shard.name}/{name}" for name in names))
         except OutputNameError as error:
-            record = failed(record, str(error))
+            record = record.failed(str(error))
         return shard.keep(record)
 
-    def carry(self, member: SideMember) -> None:
-        """Add the member as it is; if the shard has one of its name, a failed line says so."""
+    def copy_member(self, member: SideMember) -> None:
+        """Copies the member; if the shard already has one of its name, writes a failed line."""
         shard = self._turn_to(member.shard, loose=False)
         if shard.refusal is None and member.name not in shard.members:
             self._add(shard, member.name, member.data)
@@ -101,7 +101,7 @@ class ShardSink:
         shard.keep(Record(member.name, member.source, "failed", reason))
 
     def close(self) -> None:
-        """Finish the last shard."""
+        """Completes the last shard."""
         shard, self._shard = self._shard, None
         if shard is None:
             return
@@ -109,7 +109,7 @@ class ShardSink:
         try:
             self._put_in_place(shard)
         except OutputNameError as error:
-            records = [failed(record, str(error)) if record.outputs else record for record in records]
+            records = [record.failed(str(error)) if record.outputs else record for record in records]
         if records:
             whole = None if shard.refusal else len(records)
             self._manifest.append([*records[:-1], replace(records[-1], shard_lines=whole)])
@@ -132,7 +132,7 @@ class ShardSink:
             self._shard = _OpenShard(name)
             if loose and self._is_input(name):
                 self._shard.refusal = f"the input has a shard {name!r}, the name for this folder's loose files"
-            elif self._manifest.whole(name):
+            elif self._manifest.shard_finished(name):
                 self._shard.refusal = f"the shard {name!r} was finished before this file was there"
         return self._shard
 
@@ -140,21 +140,15 @@ class ShardSink:
         try:
             return self._sources.has(name)
         except RemoteError as error:
-            raise SinkError(f"{error}; start the run again to go on") from error
+            raise SinkError(f"{error}; start the run again to continue") from error
 
     def _add(self, shard: _OpenShard, name: str, data: bytes) -> None:
         header = tarfile.TarInfo(name)
         header.size = len(data)
-        try:
+        with self._discarded_on_error(shard):
             tar = shard.tar or self._begin(shard)
             tar.addfile(header, io.BytesIO(data))
-            tar.members = []  # type: ignore[attr-defined]  # else it keeps every header
-        except BaseException as error:
-            _discard(shard)
-            self._shard = None
-            if isinstance(error, OSError):
-                raise self._manifest.store.stopped(error, shard.name) from error
-            raise
+            tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
         shard.members.add(name)
 
     def _begin(self, shard: _OpenShard) -> tarfile.TarFile:
@@ -170,16 +164,23 @@ class ShardSink:
     def _put_in_place(self, shard: _OpenShard) -> None:
         if shard.tar is None or shard.file is None or shard.temporary is None:
             return
-        try:
+        with self._discarded_on_error(shard):
             shard.tar.close()
             if shard.packed is not None:
                 shard.packed.close()
             shard.file.close()
-            self._manifest.store.place(shard.temporary, shard.name)
+            self._manifest.store.publish(shard.temporary, shard.name)
+
+    @contextlib.contextmanager
+    def _discarded_on_error(self, shard: _OpenShard) -> Iterator[None]:
+        """Discards the shard after an error; turns an OSError into SinkError."""
+        try:
+            yield
         except BaseException as error:
             _discard(shard)
+            self._shard = None
             if isinstance(error, OSError):
-                raise self._manifest.store.stopped(error, shard.name) from error
+                raise self._manifest.store.write_error(error, shard.name) from error
             raise
 
 

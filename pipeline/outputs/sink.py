@@ -1,14 +1,13 @@
-"""Outputs, written whole or not at all: image files in a folder, or tar shards; then their manifest lines.
+"""Outputs: image files in a folder, or tar shards, followed by their manifest lines.
 
     with Manifest.open(output, run) as manifest, FolderSink(manifest) as sink:
-        for item in read(sources, sink.finished, sink.whole, side_members=sink.carries):
-            ...                                  # finished: nothing to do; SideMember: sink.carry(item)
+        for item in read(sources, sink.finished, sink.shard_finished, side_members=sink.copies_members):
+            ...                                  # finished: nothing to do; SideMember: sink.copy_member(item)
             record = sink.write(item, record, [encode_image(image)])
 
-The order is fixed: files first, their line after. An output appears under its name whole (`store`), so that `kill -9`
-never leaves half a file. Single images are not flushed to the disk one by one; after a power failure a line may stand
-for a file that was lost, which shows as missing or empty at the next start and is done again. Shards are flushed.
-"""
+Files are written before their line, and atomically (`store`), so that `kill -9` never leaves a partial output. Single
+images are not flushed to the disk; after a power failure a line may name a missing or empty file, which the next run
+detects and writes again. Shards are flushed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,8 +22,8 @@ from pipeline.outputs.record import Record
 from pipeline.outputs.store import OutputNameError, Store
 
 
-class Ledger(Protocol):
-    """A manifest as sinks need it."""
+class ManifestWriter(Protocol):
+    """A manifest, as sinks use it."""
 
     counts: Counter[str]
 
@@ -33,43 +32,37 @@ class Ledger(Protocol):
         """Where the outputs go."""
 
     def finished(self, source: str) -> bool:
-        """Whether an earlier run wrote this source's line (and its outputs are there)."""
+        """Whether an earlier run has written this source's line, and its outputs exist."""
 
-    def whole(self, shard: str) -> bool:
-        """Whether an earlier run finished this output shard."""
+    def shard_finished(self, shard: str) -> bool:
+        """Whether an earlier run has finished this output shard."""
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add a line for each record, whose outputs have been put in the store before. Raises SinkError."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+        """Appends a line per record, whose outputs have been put in the store before. Raises SinkError."""
 
 
 class Sink(Protocol):
-    """What the engine needs of an output. Items are written in reading order."""
+    """An output, as the engine uses it. Items are written in reading order. copies_members: side members are copied."""
 
-    carries: bool
+    copies_members: bool
 
     def finished(self, source: str) -> bool:
-        """Whether nothing is left to do for this source."""
+        """Whether this source is finished."""
 
-    def whole(self, shard: str) -> bool:
-        """Whether nothing is left to do for this input shard."""
+    def shard_finished(self, shard: str) -> bool:
+        """Whether this input shard is finished."""
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
-        """Write the item's images (none if it failed), then its line. Returns the line: `failed` if its name cannot be.
+        """Writes the item's images (none if it failed), then its line. Returns the line, which is `failed` if the
+        item's name cannot be used.
 
-        Raises SinkError when the run cannot go on.
-        """
+        Raises SinkError if the run cannot continue."""
 
-    def carry(self, member: SideMember) -> None:
-        """Take over a member that is no image. Raises SinkError."""
+    def copy_member(self, member: SideMember) -> None:
+        """Copies a side member. Raises SinkError."""
 
     def close(self) -> None:
-        """Finish the last shard. Raises SinkError."""
+        """Completes the last shard. Raises SinkError."""
 
     def __enter__(self) -> Self: ...
 
@@ -79,20 +72,20 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Names:
-    """How outputs are named, in a run of so many `samples`. copies: what is passed through keeps its extension, as it
-    is the JPEG file itself."""
+class OutputNames:
+    """How outputs are named. samples: images per file. copies: files that are passed through keep their extension,
+    because they are copied."""
 
     format: Format = "png"
     samples: int = 1
     copies: bool = False
 
     def of(self, item: Item, record: Record, count: int) -> tuple[str, ...]:
-        """The names of an item's `count` images: `<key>.png`, or `<key>.s0.png`, … of several samples.
+        """The names of an item's `count` images: `<key>.png`, or `<key>.s0.png`, … with several samples.
 
-        With several samples every name has its number, also of an input that gives one image only (passed through), so
-        that no two keys can ever meet in a name. Raises OutputNameError for a key that leads out of the output folder.
-        """
+        With several samples every name has a number, also those of passed-through files with one image, so that
+        different keys never give the same name. Raises OutputNameError for a key that leads out of the output
+        folder."""
         copied = self.copies and record.status == "passed_through"
         suffix = item.suffix if copied else f".{SUFFIXES[self.format]}"
         endings = [suffix] if self.samples == 1 else [f".s{number}{suffix}" for number in range(count)]
@@ -102,15 +95,15 @@ class Names:
             raise OutputNameError(f"no output can have this name: {error}") from error
 
 
-PLAIN_NAMES = Names()
+DEFAULT_NAMES = OutputNames()
 
 
 class FolderSink:
-    """Image files below the manifest's folder. Thread-safe; calls at the same time put their lines in either order."""
+    """Image files below the manifest's folder. Thread-safe; simultaneous calls append their lines in any order."""
 
-    carries = False
+    copies_members = False
 
-    def __init__(self, manifest: Ledger, names: Names = PLAIN_NAMES) -> None:
+    def __init__(self, manifest: ManifestWriter, names: OutputNames = DEFAULT_NAMES) -> None:
         self._manifest = manifest
         self._names = names
 
@@ -118,12 +111,12 @@ class FolderSink:
         """Whether the source has a line."""
         return self._manifest.finished(source)
 
-    def whole(self, shard: str) -> bool:
-        """Never: each member has its own line."""
+    def shard_finished(self, shard: str) -> bool:
+        """False: each member has its own line."""
         return False
 
     def write(self, item: Item, record: Record, images: Sequence[bytes]) -> Record:
-        """Write the images, then the line, and return it; see Sink."""
+        """Writes the images, then the line, and returns it; see Sink."""
         placed: list[str] = []
         try:
             for name, data in zip(self._names.of(item, record, len(images)), images, strict=True):
@@ -133,34 +126,18 @@ class FolderSink:
         except OutputNameError as error:
             for name in placed:
                 self._manifest.store.remove(name)
-            record = failed(record, str(error))
+            record = record.failed(str(error))
         self._manifest.append([record])
         return record
 
-    def carry(self, member: SideMember) -> None:
-        """Nothing: only shards carry other members along."""
+    def copy_member(self, member: SideMember) -> None:
+        """Does nothing: only shards have side members."""
 
     def close(self) -> None:
-        """Nothing is left open between two calls."""
+        """Does nothing."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def failed(record: Record, reason: str, transient: bool = False) -> Record:
-    """The line of an input without an output. transient: see Record."""
-    return replace(
-        record,
-        status="failed",
-        reason=reason,
-        mismatches=None,
-        sample_mismatches=None,
-        excess=None,
-        outputs=(),
-        transient=transient or None,
-    )

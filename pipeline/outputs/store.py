@@ -1,11 +1,12 @@
-"""Where outputs are put, whole or not at all: a folder on a disk. (object_store.RemoteStore: an object store.)
+"""Where outputs are put: a folder on a disk. object_store.RemoteStore is the same for an object store.
 
-What a killed run has left half done lies in `scratch`, and is removed when the manifest is opened (local_lines.py)."""
+Partial outputs of a killed run are in `scratch`, and are removed when the manifest is opened (local_lines.py)."""
 
 import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from pipeline.outputs.record import SinkError
 
 PARTIAL = ".restore-partial"
 
-# What the operating system says about one name, not about the disk: too long, a folder where a file should be, ….
+# Errors of a name, not of the disk: too long, a folder in the place of a file, …
 _NAME_ERRORS = frozenset(
     {
         errno.ENAMETOOLONG,
@@ -30,15 +31,14 @@ _NAME_ERRORS = frozenset(
 
 
 class OutputNameError(Exception):
-    """An output cannot have the name that its key asks for; the run goes on."""
+    """An output cannot have the name that its key asks for; the run continues."""
 
 
 class Store(Protocol):
-    """An output folder, whatever it is kept on. Names are safe relative paths below it. Thread-safe.
+    """An output folder. Names are safe relative paths below it. Thread-safe.
 
-    address: where it is.
-    scratch: a folder on this machine's disk, for files in the making.
-    """
+    address: of the folder.
+    scratch: a local folder for unfinished files."""
 
     @property
     def address(self) -> Address: ...
@@ -47,77 +47,67 @@ class Store(Protocol):
     def scratch(self) -> Path: ...
 
     def put(self, name: str, data: bytes) -> None:
-        """Give the output these bytes; what was there is replaced. Raises OutputNameError and SinkError."""
+        """Writes or replaces an output atomically. Raises OutputNameError and SinkError."""
 
-    def place(self, temporary: Path, name: str) -> None:
-        """Make an output of a finished file in `scratch`, which is gone then. Raises OutputNameError and SinkError."""
+    def publish(self, temporary: Path, name: str) -> None:
+        """Moves a finished file from `scratch` to its output name. Raises OutputNameError and SinkError."""
 
     def remove(self, name: str) -> None:
-        """Take an output away again, if it is there."""
+        """Removes an output if it exists."""
 
-    def stopped(self, error: OSError, name: str) -> SinkError:
-        """The error to raise when the disk does not take an output."""
+    def write_error(self, error: OSError, name: str) -> SinkError:
+        """The error to raise when an output cannot be written."""
 
 
 class LocalStore:
-    """A folder on a disk. Outputs appear under their names by a rename, so that `kill -9` never leaves half a file."""
+    """A folder on a disk. Outputs get their names by a rename, so that `kill -9` never leaves a partial one."""
 
     def __init__(self, folder: Path, part: str = "") -> None:
-        """part: of a process, where several write into the folder. Each has a scratch folder of its own, which has to
-        be there."""
-        self._folder, self._part = folder, part
+        """part: of a process, if several write to the folder; each has a scratch folder of its own, which must
+        exist."""
+        self.address, self.scratch = folder, folder / PARTIAL / part
         self._numbers = itertools.count()
-
-    @property
-    def address(self) -> Path:
-        """The folder."""
-        return self._folder
-
-    @property
-    def scratch(self) -> Path:
-        """A folder on the same disk."""
-        return self._folder / PARTIAL / self._part
 
     def put(self, name: str, data: bytes) -> None:
         """See Store. The file is not flushed to the disk."""
         temporary = self.scratch / str(next(self._numbers))
-        try:
+        with self._removed_on_error(temporary, name):
             temporary.write_bytes(data)
             self._move(temporary, name)
-        except BaseException as error:
-            self._give_up(temporary, error, name)
-            raise
 
-    def place(self, temporary: Path, name: str) -> None:
+    def publish(self, temporary: Path, name: str) -> None:
         """See Store. The file is flushed to the disk before it gets its name."""
-        try:
+        with self._removed_on_error(temporary, name):
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             self._move(temporary, name)
-        except BaseException as error:
-            self._give_up(temporary, error, name)
-            raise
 
     def remove(self, name: str) -> None:
         """See Store."""
-        (self._folder / name).unlink(missing_ok=True)
+        (self.address / name).unlink(missing_ok=True)
 
-    def stopped(self, error: OSError, name: str) -> SinkError:
+    def write_error(self, error: OSError, name: str) -> SinkError:
         """See Store."""
         return SinkError(
-            f"{self._folder}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
+            f"{self.address}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
         )
 
-    def _give_up(self, temporary: Path, error: BaseException, name: str) -> None:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise self.stopped(error, name) from error
+    @contextlib.contextmanager
+    def _removed_on_error(self, temporary: Path, name: str) -> Iterator[None]:
+        """Removes the temporary file after an error; turns an OSError into SinkError."""
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise self.write_error(error, name) from error
+            raise
 
     def _move(self, temporary: Path, name: str) -> None:
-        path = self._folder / name
-        if self._folder / PARTIAL in path.parents:
-            raise OutputNameError(f"{PARTIAL!r} is where unfinished outputs are kept; rename the input's folder")
+        path = self.address / name
+        if self.address / PARTIAL in path.parents:
+            raise OutputNameError(f"the name {PARTIAL!r} is reserved for unfinished outputs; rename the input's folder")
         try:
             try:
                 temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The certificate checked from outside: compress an output again with a real libjpeg-turbo and compare coefficients."""
+"""Verifies a certificate: compresses an output with libjpeg-turbo and compares coefficients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.outputs.formats import decode_image
 
 TURBO = "turbo210"
-"""jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow cannot."""
+"""jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow does not."""
 
-_jpeglib_version = threading.Lock()  # a global variable of jpeglib's
+_jpeglib_version = threading.Lock()  # jpeglib keeps its version in a global variable
 
 
 def recompress(pixels: NDArray[np.uint8], tables: NDArray[np.int32], sampling: Subsampling) -> bytes:
-    """[H, W, 3] or [H, W] uint8 → a JPEG file with the given tables [components, 8, 8] and sampling, by Pillow's
-    libjpeg-turbo (4:4:0: jpeglib's)."""
+    """Compresses an image with Pillow's libjpeg-turbo (4:4:0: jpeglib's).
+
+    pixels: [H, W, 3] or [H, W] uint8.
+    tables: [components, 8, 8] int32.
+
+    Returns the JPEG file."""
     if sampling is Subsampling.S440:
         return _recompress_440(pixels, tables)
     subsampling = {} if sampling is Subsampling.GRAY else {"subsampling": sampling.label}
@@ -47,15 +51,17 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
 
 
 def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
-    """How many coefficients of an output file of any format, compressed again as the input was, differ from it."""
+    """How many coefficients of an output file, of any format, differ from the input's when it is compressed again.
+    Raises ValueError as `mismatches_of` does, and what decoding the file raises."""
     return mismatches_of(decode_image(encoded), bitstream)
 
 
 def mismatches_of(pixels: NDArray[np.uint8], bitstream: Bitstream) -> int:
-    """The same of [H, W, 3] or [H, W]. Raises ValueError if the image is not of 8 bits or not of the file's size."""
+    """As `count_mismatches`, for pixels [H, W, 3] or [H, W]. Raises ValueError if the image does not have 8 bits or the
+    file's size."""
     c = bitstream.coefficients
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
-        raise ValueError(f"no 8-bit gray or RGB image: {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(f"not an 8-bit gray or RGB image: {pixels.dtype} {list(pixels.shape)}")
     if pixels.shape[:2] != c.size:
         (height, width), (rows, columns) = c.size, pixels.shape[:2]
         raise ValueError(f"the image has {columns}x{rows} pixels, the JPEG file {width}x{height}")

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline.report --output-dir restored`."""
+"""The command `python -m pipeline.report --output-dir restored`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipeline.outputs.record import SinkError
 from pipeline.report.page import GALLERY, write_report
 
 EPILOG = """\
-The report is one file, DIR/report.html, that needs nothing else to be read: what became of the inputs, how fast, the
-certificates, why files failed or were passed through, and a few files before and after. It can be made at any time, of
-an unfinished run, too; nothing else in DIR is changed. Files that have been moved or deleted since are left out of the
-gallery, and the report says so.
+The report is a self-contained file, DIR/report.html, with inputs by status, speed, certificates, the reasons for which
+files failed or were passed through, and a few files before and after. It can be written at any time, also of an
+unfinished run; nothing else in DIR is changed. Files that have been moved or deleted since the run are left out of the
+gallery and listed.
 
-exit codes: 0 written, 2 not
+exit codes: 0 written, 2 not written
 
 examples:
   python -m pipeline.report --output-dir restored
@@ -32,9 +32,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
-    add("--input-dir", nargs="+", default=[], metavar="INPUT", help="where the inputs are now [where they were]")
+    add("--input-dir", nargs="+", default=[], metavar="INPUT", help="where the inputs are now [as in the run]")
     add("--output-dir", metavar="DIR", required=True, help="the output folder of the run, or its address")
-    add("--gallery", type=int, default=GALLERY, metavar="N", help="files shown before and after [%(default)s]")
+    add("--gallery", type=int, default=GALLERY, metavar="N", help="number of files in the gallery [%(default)s]")
     add("--quiet", action="store_true", help="print only errors")
     return result
 

@@ -1,4 +1,4 @@
-"""Reads some of a run's inputs and outputs, by the names that the manifest has for them; each tar is read once."""
+"""Reads the inputs and outputs that the report shows, by their names in the manifest; each tar is read once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from pipeline.inputs.listing import Entry, SourceError, find_input
-from pipeline.inputs.names import is_shard, safe_name
+from pipeline.inputs.names import UnsafeNameError, is_shard, safe_name
 from pipeline.inputs.remote import Address, RemoteError
-from pipeline.inputs.source import Item, read
-from pipeline.inputs.tar import member_data, members_of, open_tar
+from pipeline.inputs.source import read
 from pipeline.outputs.record import Record
 
 
 def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """(Source, JPEG file) of those sources that can still be read. inputs: of the run that named them."""
+    """Yields (source, JPEG file) for the sources that can still be read. inputs: of the run."""
     entries: dict[Entry, set[str]] = defaultdict(set)
     for source in sources:
         with suppress(OSError, ValueError, RemoteError):
@@ -27,7 +26,7 @@ def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[t
 
 
 def _entry(inputs: Sequence[Address], source: str) -> Entry:
-    """The file, or the tar that has it. Raises FileNotFoundError, RemoteError and UnsafeNameError."""
+    """The file of a source, or the tar that contains it. Raises FileNotFoundError, RemoteError and UnsafeNameError."""
     parts = safe_name(source).split("/")
     for end in range(1, len(parts) + 1):
         name = "/".join(parts[:end])
@@ -39,20 +38,21 @@ def _entry(inputs: Sequence[Address], source: str) -> Entry:
 
 
 def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    """Yields (source, bytes) of the wanted members of a tar, or of a single file, as far as they can be read."""
     missing = set(wanted)
     try:
-        for item in read([entry], finished=lambda source: source not in wanted):
-            if isinstance(item, Item) and item.data is not None:
+        for item in read([entry], lambda source: source not in missing, side_members=True):
+            if item.data is not None:
                 yield item.source, item.data
                 missing.discard(item.source)
             if not missing:
                 return
-    except SourceError:  # a store does not answer: what it has is missing from the report, no more
+    except SourceError:  # a store does not answer: the report goes without these files
         return
 
 
 def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
-    """(Name below the output folder, file) of those of the records' outputs that can still be read."""
+    """Yields (name below the output folder, file) for the records' outputs that can still be read."""
     shards: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for name in record.outputs:
@@ -64,24 +64,10 @@ def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[s
             except (OSError, ValueError, RemoteError):
                 continue
     for shard, names in shards.items():
-        yield from _shard_members(output, shard, names)
-
-
-def _shard_members(output: Address, shard: str, names: set[str]) -> Iterator[tuple[str, bytes]]:
-    missing = set(names)
-    try:
-        with open_tar(output / safe_name(shard)) as (archive, _):
-            for member in members_of(archive):
-                name = f"{shard}/{member.name}"
-                if name in missing and member.isreg():
-                    yield name, member_data(archive, member)
-                    missing.discard(name)
-                if not missing:
-                    return
-    except Exception:  # tarfile and the decompressors raise a dozen types over damaged archives
-        return
+        with suppress(UnsafeNameError):
+            yield from _members(Entry(output / safe_name(shard), shard, shard=True), names)
 
 
 def link_to(record: Record, name: str) -> str:
-    """A relative address of an output, seen from the output folder; of a member of a tar, the tar's."""
+    """An output's URL, relative to the output folder; for a member of a tar, the tar's."""
     return "./" + quote(os.fsencode(record.shard or name))

@@ -1,4 +1,4 @@
-"""The gallery: of a few files the image before and after, as they are or as a crop, within a budget of bytes."""
+"""The gallery: images of a few files before and after, in full or cropped, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pipeline.report.pictures import (
 )
 
 BUDGET = 10_000_000
-"""Bytes of the gallery's images, which become a third more in HTML."""
+"""Bytes of the gallery's images; base64 in HTML adds a third."""
 
-SMALLEST = 32 * 32
-"""Pixels of a crop, however little room there is."""
+MIN_CROP = 32 * 32
+"""Pixels of a crop, at least."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image as HTML needs it. link: a relative address of the whole output file, or empty."""
+class GalleryImage:
+    """An image for HTML. link: relative URL of the whole output file, or empty."""
 
     url: str
     label: str
@@ -37,21 +37,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One file in the gallery. why: it was chosen. size, box: of the whole image and of what is shown.
+class GalleryEntry:
+    """One file in the gallery.
 
-    deviation: of the samples, where there are several, and the gray levels that its scale's end stands for. overview:
-    the whole image, if only a crop is shown."""
+    why: the reason for which it was chosen.
+    size: (height, width) of the whole image in pixels; box: the part that is shown.
+    deviation: map of the samples' standard deviation, if there are several; scale: gray levels at its scale's end.
+    overview: the whole image, reduced, if only a part is shown."""
 
     record: Record
     why: str
     size: tuple[int, int]
     box: Box
-    before: Picture
-    after: tuple[Picture, ...]
-    deviation: Picture | None
+    before: GalleryImage
+    after: tuple[GalleryImage, ...]
+    deviation: GalleryImage | None
     scale: int
-    overview: Picture | None
+    overview: GalleryImage | None
 
     @property
     def cropped(self) -> bool:
@@ -61,7 +63,7 @@ class Exhibit:
 
 @dataclass
 class _Comparison:
-    """A file whose outputs are being read. Of its images only the crops are kept."""
+    """A file whose outputs are being read. Only crops of its images are kept."""
 
     record: Record
     why: str
@@ -75,7 +77,7 @@ class _Comparison:
     problem: str = ""
 
     def add(self, name: str, file: bytes) -> None:
-        """One of the outputs. Raises ValueError and OSError if it is damaged, or of another size than the input."""
+        """Adds an output. Raises ValueError and OSError if it is damaged or does not have the input's size."""
         after = decode_after(file)
         if self.box is None or self.before is None:
             height, width = after.shape[:2]
@@ -91,47 +93,48 @@ class _Comparison:
             raise ValueError("the outputs differ in size")
         self.after[name] = self.box.of(after).copy()
 
-    def exhibit(self, budget: int) -> tuple[Exhibit, int]:
-        """What is shown, and how many bytes it has: no more than `budget`, unless that is too few for any image. All
-        outputs have been added."""
+    def exhibit(self, budget: int) -> tuple[GalleryEntry, int]:
+        """The gallery entry, and its number of bytes: at most `budget`, unless that is too small for any image.
+        Requires that all outputs have been added."""
         assert self.box is not None and self.before is not None
         record, samples = self.record, [self.after[name] for name in self.record.outputs]
         heat, scale = deviation(samples) if len(samples) > 1 else (None, 0)
         images = [self.before, *samples] + ([heat] if heat is not None else [])
-        inner, files = _fitting(images, budget - len(self.overview or b""))
+        inner, files = _fit_budget(images, budget - len(self.overview or b""))
         box = Box(self.box.top + inner.top, self.box.left + inner.left, inner.height, inner.width)
-        if (box.height, box.width) != self.size and self.overview is None:  # until now all of it was to be shown
+        if (box.height, box.width) != self.size and self.overview is None:  # the whole image did not fit the budget
             self.overview = webp(overview(self.before))
         labels = [f"Sample {n}" for n in range(len(samples))] if len(samples) > 1 else ["Restored"]
         after = [
-            Picture(data_url(file), label, link_to(record, name))
+            GalleryImage(data_url(file), label, link_to(record, name))
             for file, label, name in zip(files[1:], labels, record.outputs, strict=False)
         ]
-        whole = Picture(data_url(self.overview), "Overview") if self.overview is not None else None
-        heat_map = Picture(data_url(files[-1]), "Standard deviation") if heat is not None else None
-        before = Picture(data_url(files[0]), "Ordinary decoder")
-        exhibit = Exhibit(record, self.why, self.size, box, before, tuple(after), heat_map, scale, whole)
+        whole = GalleryImage(data_url(self.overview), "Overview") if self.overview is not None else None
+        heat_map = GalleryImage(data_url(files[-1]), "Standard deviation") if heat is not None else None
+        before = GalleryImage(data_url(files[0]), "Ordinary decoder")
+        exhibit = GalleryEntry(record, self.why, self.size, box, before, tuple(after), heat_map, scale, whole)
         return exhibit, sum(map(len, files)) + len(self.overview or b"")
 
 
-def _fitting(images: Sequence[Pixels], budget: int) -> tuple[Box, list[bytes]]:
-    """(A box in the middle of all of these images, of one size; their parts as files of no more than `budget` bytes
-    together)."""
+def _fit_budget(images: Sequence[Pixels], budget: int) -> tuple[Box, list[bytes]]:
+    """(a centred box, the images' parts in it as files of at most `budget` bytes together). images: [H, W, 3] uint8
+    each, of one size."""
     box = Box(0, 0, *images[0].shape[:2])
     while True:
         files = [webp(box.of(image)) for image in images]
         total = sum(map(len, files))
-        if total <= budget or box.height * box.width <= SMALLEST:
+        if total <= budget or box.height * box.width <= MIN_CROP:
             return box, files
         box = box.smaller(min(0.97, 0.97 * (max(budget, 0) / total) ** 0.5))
 
 
 def make_gallery(
     output: Address, inputs: Sequence[Address], chosen: Sequence[tuple[Record, str]], budget: int = BUDGET
-) -> tuple[list[Exhibit], list[tuple[str, str]]]:
-    """(What can be shown, (source, why not) of the others), in the order of `chosen`.
+) -> tuple[list[GalleryEntry], list[tuple[str, str]]]:
+    """(the entries that can be shown, (source, reason) of the others), in the order of `chosen`.
 
-    Never raises for what cannot be read any more. Only the JPEG files and crops are held in memory, and one output."""
+    Does not raise for files that cannot be read any more. In memory are the JPEG files, crops, and one output at a
+    time."""
     jpegs = dict(read_inputs(inputs, [record.source for record, _ in chosen]))
     comparisons: dict[str, _Comparison] = {}
     for record, why in chosen:
@@ -142,7 +145,7 @@ def make_gallery(
     for name, file in read_outputs(output, [found.record for found in comparisons.values()]):
         if not owners[name].problem:
             _add(owners[name], name, file)
-    exhibits: list[Exhibit] = []
+    exhibits: list[GalleryEntry] = []
     skipped: list[tuple[str, str]] = []
     left = len(chosen)
     for record, _ in chosen:
@@ -163,5 +166,5 @@ def make_gallery(
 def _add(comparison: _Comparison, name: str, file: bytes) -> None:
     try:
         comparison.add(name, file)
-    except Exception as error:  # an image library's, over a file that was changed since
+    except Exception as error:  # of an image library, if the file was changed
         comparison.problem = f"{name}: {error or type(error).__name__}"

@@ -1,4 +1,4 @@
-"""Makes the page: reads the manifest once, chooses the gallery's files, and fills the template."""
+"""Creates the page: reads the manifest once, chooses the gallery's files, and fills the template."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from markupsafe import Markup
 from model.atomic import write_atomically
 from pipeline.inputs.remote import Address, AddressError, Remote, RemoteError, address
 from pipeline.outputs.history import RunSummary, read_history
-from pipeline.outputs.manifest import read_records, read_run
+from pipeline.outputs.manifest import read_records
 from pipeline.outputs.provenance import program_version
-from pipeline.outputs.record import IDENTITY, SinkError
+from pipeline.outputs.record import IDENTITY, SinkError, describe_counts, read_identity
 from pipeline.report.charts import quality_chart, sampling_chart, status_chart
-from pipeline.report.gallery import Exhibit, make_gallery
+from pipeline.report.gallery import GalleryEntry, make_gallery
 from pipeline.report.pictures import HEAT
 from pipeline.report.statistics import Selection, Statistics
 
 REPORT = "report.html"
 
 GALLERY = 12
-"""Files in the gallery, unless told otherwise."""
+"""Default number of files in the gallery."""
 
 RUNS = 20
-"""Runs that the report lists, the last ones."""
+"""The number of runs that the report lists, the last ones."""
 
 _NAME_LENGTH = 240
 _HERE = Path(__file__).parent
 
 
 def write_report(output: Address, inputs: Sequence[Address] = (), gallery: int = GALLERY) -> Address:
-    """Writes the report of what an output folder's manifest says; returns its address, `output / REPORT`.
+    """Writes the report of an output folder; returns its address, `output / REPORT`.
 
-    inputs: where they are now; none: where they were when the run began. gallery: how many files are shown.
-    What cannot be read any more is left out of the gallery. Raises SinkError if there is no manifest, or if the report
-    cannot be written."""
+    inputs: where they are now; empty: where they were when the run began.
+    gallery: number of files to show; those that cannot be read any more are left out.
+
+    Raises SinkError if there is no manifest, or if the report cannot be written."""
     try:
         place = output / REPORT
         _put(place, _page(output, inputs, gallery).encode())
@@ -50,8 +51,8 @@ def write_report(output: Address, inputs: Sequence[Address] = (), gallery: int =
 
 
 def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
-    """Raises SinkError, OSError and RemoteError."""
-    run = read_run(output)
+    """The page as HTML. Raises SinkError, OSError and RemoteError."""
+    run = read_identity(output)
     statistics, selection = Statistics(), Selection(gallery)
     for record in read_records(output):
         statistics.note(record)
@@ -71,7 +72,7 @@ def render(
     statistics: Statistics,
     runs: list[RunSummary],
     *,
-    exhibits: list[Exhibit],
+    exhibits: list[GalleryEntry],
     skipped: list[tuple[str, str]],
 ) -> str:
     """The page as HTML. run: the fields of the run's identity."""
@@ -109,31 +110,29 @@ def render(
 
 
 def verdict(statistics: Statistics) -> str:
-    """What became of the inputs and how good the certificates are, in two sentences."""
+    """Two sentences: the inputs by status, and the certificates."""
     counts, total = statistics.counts, statistics.counts.total()
     if not total:
         return "The manifest has no lines yet."
     if counts["restored"] == total:
-        fates = f"{total:,} inputs, all restored." if total > 1 else "One input, restored."
+        inputs = f"{total:,} inputs, all restored." if total > 1 else "One input, restored."
     else:
-        words = {"restored": "restored", "passed_through": "passed through", "failed": "failed"}
-        parts = [f"{counts[status]:,} {word}" for status, word in words.items() if counts[status]]
-        fates = f"{total:,} {'input' if total == 1 else 'inputs'}: {', '.join(parts)}."
+        inputs = f"{total:,} {'input' if total == 1 else 'inputs'}: {describe_counts(counts)}."
     if not statistics.coefficients:
-        return fates
+        return inputs
     if not statistics.mismatches:
         what = "the coefficients that were recovered" if statistics.recovered_from else "the coefficients of its file"
-        return f"{fates} Every restored image with a certificate compresses to exactly {what}."
+        return f"{inputs} Every restored image with a certificate compresses to exactly {what}."
     files = "file" if statistics.inexact == 1 else "files"
     return (
-        f"{fates} {statistics.mismatches:,} of {statistics.coefficients:,} coefficients differ, "
+        f"{inputs} {statistics.mismatches:,} of {statistics.coefficients:,} coefficients differ, "
         f"in {statistics.inexact:,} {files}."
     )
 
 
 def visible_name(text: str) -> Markup:
-    """A name or message from outside as HTML: what cannot be seen, or turns the direction of the text around it, as
-    escapes; very long ones shortened in the middle."""
+    """A name or message as HTML. Characters that are invisible or change the direction of text are escaped; very long
+    names are shortened in the middle."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if len(shown) > _NAME_LENGTH:
         shown = shown[: _NAME_LENGTH // 2] + " … " + shown[-_NAME_LENGTH // 2 :]
@@ -141,7 +140,7 @@ def visible_name(text: str) -> Markup:
 
 
 def short_number(value: float) -> str:
-    """In three digits and a word, from ten million on."""
+    """From ten million on, three digits and a word."""
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if value >= (size if size > 1e6 else 1e7):
             return f"{value / size:.3g} {word}" if value < 1e15 else f"{value:.2e}"
@@ -149,18 +148,18 @@ def short_number(value: float) -> str:
 
 
 def _speed(runs: list[RunSummary]) -> float | None:
-    """Megapixels a second of a process."""
+    """Megapixels per second of a process; None without runs."""
     seconds = sum(run.seconds for run in runs)
     return sum(run.megapixels for run in runs) / seconds if seconds else None
 
 
 def _source_hash(text: str) -> str:
-    """As a content security policy names what it allows."""
+    """The hash that a content security policy allows."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"
 
 
 def _put(place: Address, data: bytes) -> None:
-    """Whole or not at all. Raises OSError and RemoteError."""
+    """Writes a file atomically. Raises OSError and RemoteError."""
     if isinstance(place, Remote):
         place.write_bytes(data)
     else:

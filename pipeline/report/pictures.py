@@ -1,8 +1,7 @@
-"""The pixels of the gallery: a file as an ordinary decoder shows it, its outputs, and how much they differ.
+"""The gallery's pixels: a file as an ordinary decoder decodes it, its outputs, and their differences.
 
-Images are [H, W, 3] uint8. They are embedded as lossless WebP, without colour profiles: before and after are shown in
-the same colours, whatever these are.
-"""
+Images are [H, W, 3] uint8. They are embedded as lossless WebP without colour profiles, so that before and after are
+shown in the same colours."""
 
 from __future__ import annotations
 
@@ -14,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.jpeg.fallback import plain_decode
+from pipeline.jpeg.fallback import fallback_decode
 from pipeline.outputs.formats import decode_image
 
 Pixels = NDArray[np.uint8]
 
 BLOCK = 16
-"""Pixels; crops begin at a multiple."""
+"""Pixels; crops begin at multiples."""
 
 MAX_CROP = 1 << 20
-"""Pixels of a crop, however much room there is."""
+"""Pixels of a crop, at most."""
 
 OVERVIEW = 176
 """Pixels of an overview's longer side."""
 
 SCALE = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Gray levels that the end of a heat map's scale can stand for."""
+"""Gray levels at the end of a heat map's scale: the possible values."""
 
 HEAT = ((0, 0, 4), (60, 15, 112), (142, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
-"""Colours of the scale, from 0 on at equal distances: a few of matplotlib's magma."""
+"""The heat map's colours, equally spaced: a few of matplotlib's magma."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +44,37 @@ class Box:
     width: int
 
     def of(self, image: Pixels) -> Pixels:
-        """The image's part."""
+        """The part of the image, a view."""
         return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def smaller(self, factor: float) -> Box:
-        """The middle of it, shorter by this factor in both directions."""
+        """Its centre, with both sides multiplied by `factor`."""
         height, width = (max(1, int(side * factor)) for side in (self.height, self.width))
         return Box(self.top + (self.height - height) // 2, self.left + (self.width - width) // 2, height, width)
 
 
 def decode_before(jpeg: bytes, pixels: int) -> Pixels:
-    """A JPEG file as Pillow decodes it, of `pixels` at most, never turned. Raises ValueError."""
-    return as_rgb(plain_decode(jpeg, pixels).pixels.transpose(1, 2, 0))
+    """Decodes a JPEG file of at most `pixels` pixels with Pillow, not rotated: [H, W, 3] uint8. Raises ValueError."""
+    return as_rgb(fallback_decode(jpeg, pixels).pixels.transpose(1, 2, 0))
 
 
 def decode_after(output: bytes) -> Pixels:
-    """An output file. Raises ValueError and OSError."""
+    """Decodes an output file: [H, W, 3] uint8. Raises ValueError and OSError."""
     return as_rgb(decode_image(output))
 
 
 def as_rgb(image: NDArray[np.generic]) -> Pixels:
-    """[H, W] or [H, W, 1 or 3], of 8 or 16 bits."""
+    """[H, W] or [H, W, 1 or 3], uint8 or uint16 → [H, W, 3] uint8. Raises ValueError for anything else."""
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
     image = image[:, :, None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f"no image: {image.dtype} {image.shape}")
+        raise ValueError(f"not an image: {image.dtype} {image.shape}")
     return np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.uint8, copy=False)
 
 
 def choose_box(before: Pixels, after: Pixels, pixels: int) -> Box:
-    """Where the images differ most, of so many pixels at most; all of them if that is enough."""
+    """The box of at most `pixels` pixels in which the images, [H, W, 3] uint8, differ most."""
     height, width = before.shape[:2]
     limit = min(pixels, MAX_CROP)
     if height * width <= limit:
@@ -98,8 +97,8 @@ def choose_box(before: Pixels, after: Pixels, pixels: int) -> Box:
 
 
 def deviation(samples: list[Pixels]) -> tuple[Pixels, int]:
-    """(The samples' standard deviation as colours, the gray levels that the scale's end stands for): the root of the
-    channels' mean variance. All but one in 50 pixels are below the end."""
+    """The samples' standard deviation as colours [H, W, 3] uint8, and the gray levels at the scale's end: the root of
+    the variance's mean over channels. The scale covers 98 % of the pixels."""
     values = np.stack(samples).astype(np.float32)
     gray_levels = np.sqrt(values.var(0, ddof=1).mean(2))
     wanted = float(np.quantile(gray_levels, 0.98))
@@ -111,19 +110,19 @@ def deviation(samples: list[Pixels]) -> tuple[Pixels, int]:
 
 
 def overview(image: Pixels) -> Pixels:
-    """The whole image, reduced."""
+    """The whole image, reduced to OVERVIEW pixels: [h, w, 3] uint8."""
     small = Image.fromarray(image)
     small.thumbnail((OVERVIEW, OVERVIEW), Image.Resampling.BOX)
     return np.asarray(small)
 
 
 def webp(image: Pixels) -> bytes:
-    """Lossless; a crop is never larger than the format allows, 16383 pixels a side."""
+    """The image as a lossless WebP file; crops are below the format's limit of 16383 pixels per side."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "WEBP", lossless=True, quality=40, method=3)
     return out.getvalue()
 
 
 def data_url(file: bytes) -> str:
-    """Of a WebP file."""
+    """A WebP file as a data URL."""
     return "data:image/webp;base64," + base64.b64encode(file).decode()

@@ -1,5 +1,5 @@
 "use strict";
-// Turns each exhibit's pictures into a viewer: before and after under one movable line, zoomed in step.
+// Turns each exhibit's pictures into a viewer: before and after, separated by a movable line, with a common zoom.
 (() => {
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
@@ -88,7 +88,7 @@
       const box = scroller.getBoundingClientRect();
       setSplit((100 * (event.clientX - box.left)) / scroller.clientWidth);
     });
-    // Fingers pan by scrolling, as anywhere; a mouse drags.
+    // Touch input pans by scrolling; a mouse drags.
     drag(scroller, (event) => scroller.scrollBy(-event.movementX, -event.movementY), "mouse");
     scroller.addEventListener("scroll", place, { passive: true });
     new ResizeObserver(place).observe(scroller);

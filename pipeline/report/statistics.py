@@ -1,4 +1,4 @@
-"""What a report counts, in one pass over a manifest's lines and in memory that does not grow with their number."""
+"""What a report counts, in one pass over a manifest's lines, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORST = 20
 """Files with mismatches that the report lists."""
 
 GROUPS, EXAMPLES = 40, 5
-"""Different reasons that are kept apart, and example sources for each."""
+"""Number of different reasons that are counted separately, and of example sources per reason."""
 
 _VARIABLE = re.compile(
     r"(?<=duplicate key: ).*(?= has it already)"  # names
@@ -25,15 +25,15 @@ _VARIABLE = re.compile(
 )
 
 
-class Smallest:
-    """The `limit` records with the smallest keys of all that were offered, in order."""
+class SmallestRecords:
+    """The `limit` records with the smallest keys, in order."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._found: list[tuple[tuple[int, int, str], Record]] = []
 
     def offer(self, key: tuple[int, int, str], record: Record) -> None:
-        """key: no two records have the same."""
+        """Adds a record. key: unique."""
         if len(self._found) < self.limit or (self._found and key < self._found[-1][0]):
             insort(self._found, (key, record), key=lambda pair: pair[0])
             del self._found[self.limit :]
@@ -43,8 +43,8 @@ class Smallest:
 
 
 @dataclass
-class Group:
-    """Inputs with the same reason but for names and numbers; `examples` are (source, its reason)."""
+class ReasonGroup:
+    """Inputs whose reasons differ only in names and numbers. examples: (source, its reason)."""
 
     pattern: str
     count: int = 0
@@ -53,35 +53,37 @@ class Group:
 
 
 class Reasons:
-    """Reasons, grouped. Those beyond the first GROUPS different ones share a group."""
+    """Groups of reasons. After GROUPS groups, further reasons share one."""
 
     OTHER = "other reasons"
 
     def __init__(self) -> None:
-        self._groups: dict[str, Group] = {}
+        self._groups: dict[str, ReasonGroup] = {}
 
     def note(self, record: Record) -> None:
-        """Count the record's reason in."""
+        """Counts the record's reason."""
         pattern = _VARIABLE.sub("…", record.reason)
         if pattern not in self._groups and len(self._groups) >= GROUPS:
             pattern = self.OTHER
-        group = self._groups.setdefault(pattern, Group(pattern))
+        group = self._groups.setdefault(pattern, ReasonGroup(pattern))
         group.count += 1
         group.transient += bool(record.transient)
         if len(group.examples) < EXAMPLES:
             group.examples.append((record.source, record.reason))
 
-    def groups(self) -> list[Group]:
-        """The largest first."""
+    def groups(self) -> list[ReasonGroup]:
+        """The groups, the largest first."""
         return sorted(self._groups.values(), key=lambda group: (-group.count, group.pattern))
 
 
 class Statistics:
     """Counts over manifest lines.
 
-    coefficients, mismatches: of all outputs with a certificate. excess: the largest of those without, of 16 bits.
-    inexact: files with mismatches. megapixels: of restored outputs. recovered_from: files whose coefficients were
-    recovered from decoded pixels, by front end."""
+    coefficients, mismatches: of all outputs with a certificate.
+    excess: the largest of the 16-bit outputs, in quantisation steps.
+    inexact: files with mismatches.
+    megapixels: of restored outputs.
+    recovered_from: files whose coefficients were recovered from decoded pixels, by front end."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -91,11 +93,11 @@ class Statistics:
         self.coefficients = self.mismatches = self.inexact = self.outputs = 0
         self.megapixels = 0.0
         self.excess: float | None = None
-        self.worst = Smallest(WORST)
+        self.worst = SmallestRecords(WORST)
         self.failed, self.passed_through = Reasons(), Reasons()
 
     def note(self, record: Record) -> None:
-        """Count a line in."""
+        """Counts a line."""
         self.counts[record.status] += 1
         if record.status != "restored":
             (self.failed if record.status == "failed" else self.passed_through).note(record)
@@ -104,8 +106,7 @@ class Statistics:
             self.qualities[record.quality] += 1
         if record.sampling is not None:
             self.samplings[record.sampling] += 1
-        if record.size is not None:
-            self.megapixels += record.size[0] * record.size[1] * len(record.outputs) / 1e6
+        self.megapixels += record.pixels / 1e6
         self.outputs += len(record.outputs)
         if record.excess is not None:
             self.excess = max(record.excess, self.excess or 0.0)
@@ -120,16 +121,19 @@ class Statistics:
 
 
 class Selection:
-    """Which files the gallery shows: a third at most with the most mismatches, a third with the lowest qualities, the
-    others at random. Ties and chance are decided by a hash of the source, so that a manifest's lines give the same
-    selection in any order."""
+    """Chooses the gallery's files: up to a third with the most mismatches, a third with the lowest qualities, the rest
+    at random. A hash of the source decides ties and chance, so that the order of the lines does not matter."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._inexact, self._lowest, self._random = Smallest(limit), Smallest(limit), Smallest(limit)
+        self._inexact, self._lowest, self._random = (
+            SmallestRecords(limit),
+            SmallestRecords(limit),
+            SmallestRecords(limit),
+        )
 
     def note(self, record: Record) -> None:
-        """Consider a line."""
+        """Considers a line."""
         if record.status != "restored" or not record.outputs or not self._limit:
             return
         source = record.source
@@ -141,7 +145,7 @@ class Selection:
         self._random.offer((0, chance, source), record)
 
     def chosen(self) -> list[tuple[Record, str]]:
-        """(Record, why it was chosen), no source twice."""
+        """(record, why it was chosen), each source once."""
         found: dict[str, tuple[Record, str]] = {}
         third = -(-self._limit // 3)
         for records, why, most in (

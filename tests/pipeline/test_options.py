@@ -20,7 +20,7 @@ from kernels import encode as encode_coefficients
 from pipeline import restore
 from pipeline.engine.memory import bytes_needed
 from pipeline.engine.options import Options
-from pipeline.engine.resources import largest
+from pipeline.engine.resources import max_file_bytes
 from pipeline.engine.restorer import Restorer
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.outputs.formats import EncodeError, encode_image
@@ -136,8 +136,8 @@ def test_limit_ends_a_trial_that_can_go_on(tmp_path, weights):
     ("options", "message"),
     [
         (["--strength", "1.5"], "expected 0 (regression) to 1 (sample)"),
-        (["--strength", "0.5", "--mode", "mmse"], "only samples have one"),
-        (["--strength", "0.5", "--mode", "mean"], "only samples have one"),
+        (["--strength", "0.5", "--mode", "mmse"], "needs mode sample"),
+        (["--strength", "0.5", "--mode", "mean"], "needs mode sample"),
         (["--limit", "0"], "--limit 0: expected at least 1"),
         (["--limit", "1", "--output-shards"], "--limit: not with --output-shards"),
         (["--min-quality", "60", "--max-quality", "50"], "no file can match both"),
@@ -288,7 +288,7 @@ def test_16_bits_do_not_depend_on_workers(tmp_path, weights):
 
 def test_16_bits_in_other_formats_are_refused():
     for format in ("webp", "jxl"):
-        with pytest.raises(EncodeError, match="8 bits a channel"):
+        with pytest.raises(EncodeError, match="8 bits per channel"):
             encode_image(np.zeros((3, 4, 4), np.uint16), format)
 
 
@@ -296,7 +296,7 @@ def test_memory_is_enough_for_the_largest_file_of_16_bits(weights):
     options = Options(max_pixels=1 << 20, bits=16, samples=3, mode="sample")
     restorer = Restorer.from_pretrained(weights[1], options=options)
     for size in ((1024, 1024), (16, 65535), (65535, 16)):
-        assert largest(restorer) >= bytes_needed(Subsampling.S444, size, 3, options.pixel)
+        assert max_file_bytes(restorer) >= bytes_needed(Subsampling.S444, size, 3, options.pixel)
 
 
 def test_a_run_without_provenance_goes_on_with_it(tmp_path, weights, capfd):

@@ -207,9 +207,9 @@ def test_configuration_file_and_the_command_line_above_it(tmp_path, weights):
         (["--batch", "0"], "--batch 0"),
         (["--config", "no.yaml"], "no.yaml"),
         (["--input-dir", "nowhere"], "nowhere"),
-        (["--output-dir", "in"], "an input's own folder"),
-        (["--output-dir", "in", "--output-shards"], "an input's own folder"),
-        (["--input-dir", "in/a.jpg", "--output-dir", "in"], "an input's own folder"),
+        (["--output-dir", "in"], "is an input folder or contains one"),
+        (["--output-dir", "in", "--output-shards"], "is an input folder or contains one"),
+        (["--input-dir", "in/a.jpg", "--output-dir", "in"], "is an input folder or contains one"),
     ],
 )
 def test_options_that_cannot_be_end_with_2_and_write_nothing(tmp_path, weights, capfd, options, message):

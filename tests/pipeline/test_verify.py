@@ -49,11 +49,11 @@ def test_what_differs_is_counted(tmp_path, capsys):
     [
         ("missing.png", "a.jpg", "missing.png: cannot be read: No such file"),
         ("small.png", "a.jpg", "the image has 20x10 pixels, the JPEG file 70x60"),
-        ("text.png", "a.jpg", "text.png: no image of a kind"),
+        ("text.png", "a.jpg", "text.png: not a PNG, WebP, JPEG XL or npy file"),
         ("cut.png", "a.jpg", "cut.png: "),
         ("a.png", "text.png", "text.png: "),
         ("a.png", "missing.jpg", "missing.jpg: cannot be read"),
-        ("sixteen.png", "a.jpg", "16 bits a channel"),
+        ("sixteen.png", "a.jpg", "16 bits per channel"),
     ],
 )
 def test_what_cannot_be_verified_ends_with_2(tmp_path, capsys, restored, original, message):
@@ -83,7 +83,7 @@ def test_palettes_and_opaque_alpha_are_no_difference_and_transparency_is_said(tm
     image.putalpha(100)
     image.save(tmp_path / "clear.png")
     np.save(tmp_path / "wide.npy", np.zeros((24, 24), np.float32))
-    for name, message in (("clear.png", "transparent pixels"), ("wide.npy", "no 8-bit gray or RGB image: float32")):
+    for name, message in (("clear.png", "transparent pixels"), ("wide.npy", "not an 8-bit gray or RGB image: float32")):
         assert verify.main([str(tmp_path / name), str(tmp_path / "a.jpg")]) == 2
         assert message in capsys.readouterr().err
 

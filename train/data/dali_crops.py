@@ -117,9 +117,3 @@ def _pillow_says(encoded: NDArray[np.uint8]) -> str:
     except Exception as error:  # Pillow raises half a dozen types over damaged files
         return f"nor can Pillow: {error}"
     return "though Pillow can"
-
-
-def reason_of(error: RuntimeError) -> str:
-    """The cause in DALI's multi-line error message."""
-    cause = str(error).rpartition("encountered:")[2].strip()
-    return cause.partition("\n")[0] or type(error).__name__

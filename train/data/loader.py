@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from pipeline.jpeg.dali_frontend import dali_cause
 from train.data.dali_crops import (
     SOUND_IMAGE,
     build_pipeline,
     find_undecodable,
     graph_inputs,
-    reason_of,
     run_pipeline,
     sound_image,
 )
@@ -186,7 +186,7 @@ class Loader:
         broken = dict(find_undecodable(self.config, [*samples, sound_image(self.config.crop)]))
         if not broken or SOUND_IMAGE in broken:
             how = "even with a sound image" if broken else "though it decodes each image alone"
-            raise LoaderError(f"DALI fails at step {self.step}, {how}: {reason_of(error)}") from error
+            raise LoaderError(f"DALI fails at step {self.step}, {how}: {dali_cause(error)}") from error
         for image, reason in broken.items():
             record_broken(self.index, image, reason, _cache(self.config))
         self._report(broken)

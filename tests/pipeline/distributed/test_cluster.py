@@ -22,7 +22,7 @@ from runs import command, fill, lines, outputs, run, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
-from pipeline.distributed.cluster import places
+from pipeline.distributed.cluster import worker_slots
 from pipeline.inputs.remote import Remote
 from pipeline.outputs.history import HISTORY, read_history
 from pipeline.outputs.local_lines import MANIFEST
@@ -163,7 +163,7 @@ def test_an_output_that_the_nodes_do_not_see_is_refused(tmp_path, monkeypatch):
     source = fill(tmp_path / "in", {"a.jpg": encode(photograph(24, 24))})
     given = command(source, Path("-"), "--weights", tiny_weights(tmp_path), "--output-dir", "memory://out")
     told = Driver(given, tmp_path / "log", "local", cpus=os.cpu_count() or 1).end(2)
-    assert "does not see what the driver writes to memory://out; give a shared file system" in told
+    assert "does not see what the driver writes to memory://out; use a shared file system" in told
 
 
 def test_interrupted_driver_ends_and_cleans_up(tmp_path, nodes):
@@ -172,7 +172,7 @@ def test_interrupted_driver_ends_and_cleans_up(tmp_path, nodes):
     driver = Driver(given, tmp_path / "log", nodes.address)
     driver.wait_for(lambda: len(finished(out)) >= 2)
     driver.process.terminate()
-    assert "interrupted; the same command goes on" in driver.end(128 + signal.SIGTERM)
+    assert "interrupted; run the same command again" in driver.end(128 + signal.SIGTERM)
     assert len(lines(out)) == 16 * len(finished(out)) < 16 * SHARDS
     assert not (out / PARTIAL).exists()
 
@@ -238,9 +238,9 @@ def test_one_worker_for_each_gpu_or_for_some_cores():
         return {"Alive": alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
 
     crowd = [node(16), node(7), node(64, alive=False), node(0)]
-    assert places(crowd, "auto", None) == (1, 0, 23)
-    assert places(crowd, "auto", 4) == (4, 0, 5)
-    assert places([*crowd, node(96, 8), node(20, 2)], "auto", None) == (10, 1, 10)
-    assert places([*crowd, node(96, 8), node(20, 2)], "auto", 16) == (16, 1, 7)
-    assert places([node(96, 8)], "cpu", 12) == (12, 0, 8)
-    assert places(crowd, "cuda", None) == (1, 1, 0)  # GPUs that are gone are not replaced by cores
+    assert worker_slots(crowd, "auto", None) == (1, 0, 23)
+    assert worker_slots(crowd, "auto", 4) == (4, 0, 5)
+    assert worker_slots([*crowd, node(96, 8), node(20, 2)], "auto", None) == (10, 1, 10)
+    assert worker_slots([*crowd, node(96, 8), node(20, 2)], "auto", 16) == (16, 1, 7)
+    assert worker_slots([node(96, 8)], "cpu", 12) == (12, 0, 8)
+    assert worker_slots(crowd, "cuda", None) == (1, 1, 0)  # GPUs that are gone are not replaced by cores

@@ -16,9 +16,9 @@ from runs import Rank, command, fill, images, lines, outputs, run, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
-from pipeline.distributed.ranks import choose
+from pipeline.distributed.ranks import choose_share
 from pipeline.inputs.listing import list_sources
-from pipeline.inputs.rank_share import ALL, Share
+from pipeline.inputs.rank_share import SINGLE_RANK, Share
 from pipeline.inputs.remote import Remote
 from pipeline.outputs.history import HISTORY
 from pipeline.outputs.local_lines import LOCK, MANIFEST, manifest_name
@@ -60,7 +60,7 @@ def test_the_union_is_a_run_of_one(tmp_path, options):
 @pytest.mark.parametrize("shards", [False, True])
 def test_each_entry_is_one_ranks(tmp_path, shards):
     sources = list_sources(mixed(tmp_path / "in"))
-    owned = [[x.name for x in Share(rank, 3).of(sources, shards) if x.mine] for rank in range(3)]
+    owned = [[x.name for x in Share(rank, 3).entries(sources, shards) if x.assigned] for rank in range(3)]
     assert sorted(itertools.chain(*owned)) == sorted(x.name for x in sources)
     assert all(owned)
     for mine in owned if shards else []:
@@ -126,13 +126,13 @@ def test_ranks_of_another_run_are_refused(tmp_path, capfd):
         (["--rank", "1", "--overwrite"], "--overwrite: not with 2 ranks"),
         (["--rank", "1", "--merge"], "--merge: not with 2 ranks"),
         (["--rank", "2"], "expected 0 to 1"),
-        ([], "give both or none"),
+        ([], "give both or neither"),
     ):
         assert restore.main([*given, *options]) == 2
         assert what in capfd.readouterr().err
     assert len((out / manifest_name("0-of-2")).read_bytes().splitlines()) == 2
     assert restore.main(["--output-dir", str(tmp_path / "in"), "--merge"]) == 2
-    assert "no run whose manifest could be merged" in capfd.readouterr().err
+    assert "no manifest to merge" in capfd.readouterr().err
 
 
 def test_who_may_have_the_folder_together(tmp_path):
@@ -167,16 +167,17 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
 
 
 def test_what_torchrun_and_slurm_say():
-    assert choose(None, None, {}) == ALL
-    share = choose(None, None, TORCHRUN | SLURM | {"SLURM_STEP_NUM_TASKS": "4"})
-    assert (share.rank, share.ranks, share.local, share.neighbours, share.part) == (5, 8, 1, 4, "5-of-8")
-    share = choose(None, None, SLURM | {"SLURM_STEP_NUM_TASKS": "4"})
-    assert (share.rank, share.ranks, share.local, share.part) == (3, 4, 1, "3-of-4")
-    assert choose(None, None, SLURM) == ALL  # a batch script, which is one process, whatever it has been allotted
-    assert choose(1, 2, TORCHRUN).part == "1-of-2"
-    assert choose(0, 1, {}).part == ""
+    assert choose_share(None, None, {}) == SINGLE_RANK
+    share = choose_share(None, None, TORCHRUN | SLURM | {"SLURM_STEP_NUM_TASKS": "4"})
+    assert (share.rank, share.world_size, share.part) == (5, 8, "5-of-8")
+    assert (share.local_rank, share.local_world_size) == (1, 4)
+    share = choose_share(None, None, SLURM | {"SLURM_STEP_NUM_TASKS": "4"})
+    assert (share.rank, share.world_size, share.local_rank, share.part) == (3, 4, 1, "3-of-4")
+    assert choose_share(None, None, SLURM) == SINGLE_RANK  # a batch script: one process, whatever it was allotted
+    assert choose_share(1, 2, TORCHRUN).part == "1-of-2"
+    assert choose_share(0, 1, {}).part == ""
     with pytest.raises(ValueError, match="expected a number"):
-        choose(None, None, {"RANK": "first", "WORLD_SIZE": "2"})
+        choose_share(None, None, {"RANK": "first", "WORLD_SIZE": "2"})
     assert [share.device(name, gpus) for name, gpus in (("auto", 8), ("auto", 1), ("auto", 0), ("cpu", 8))] == [
         "cuda:1",
         "cuda:0",

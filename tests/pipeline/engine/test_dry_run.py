@@ -9,7 +9,7 @@ from runs import command, fill, lines, run, weights
 from shards import write_tar
 
 from pipeline import restore
-from pipeline.engine.dry_run import SAMPLE, Sample
+from pipeline.engine.dry_run import RESERVOIR_FILES, Reservoir
 from pipeline.inputs.source import Item
 
 __all__ = ["weights"]
@@ -70,15 +70,15 @@ def test_a_trial_of_the_first_few(tmp_path, weights, capfd):
 
 def test_a_sample_is_a_fair_choice():
     """Each of many files is as likely to be in it; over 200 samples of half of the files, each is in about half."""
-    counts = [0] * (2 * SAMPLE)
+    counts = [0] * (2 * RESERVOIR_FILES)
     for seed in range(200):
-        sample = Sample()
-        sample.chance.seed(seed)
-        for number in range(2 * SAMPLE):
+        sample = Reservoir()
+        sample.random_state.seed(seed)
+        for number in range(2 * RESERVOIR_FILES):
             sample.offer(Item(str(number), "", None))
-        assert len({item.key for item in sample.files}) == SAMPLE
+        assert len({item.key for item in sample.files}) == RESERVOIR_FILES
         for item in sample.files:
             counts[int(item.key)] += 1
     assert min(counts) > 60
     assert max(counts) < 140
-    assert abs(sum(counts[:SAMPLE]) / sum(counts) - 0.5) < 0.05
+    assert abs(sum(counts[:RESERVOIR_FILES]) / sum(counts) - 0.5) < 0.05

@@ -63,7 +63,7 @@ def test_what_a_file_says_is_read_into_buffers_of_any_content(sampling, size):
     data = encode(photograph(*size), sampling, 50)
     expected, layout = read_bitstream(data).coefficients, read_layout(data)
     memory = torch.full((bytes_needed(layout.sampling, size, 2),), 0xA5, dtype=torch.uint8)
-    buffers = Buffers.within(memory, layout.sampling, size, 2)
+    buffers = Buffers.from_memory(memory, layout.sampling, size, 2)
     found = read_scans(layout, data, buffers.planes).coefficients
     for planes in (found.planes, buffers.fill(found).planes, buffers.fill(expected).planes):
         assert all(torch.equal(a, b) for a, b in zip(planes, expected.planes, strict=True))
@@ -78,5 +78,5 @@ def test_a_progressive_file_of_odd_size_is_read_into_buffers_of_any_content():
     data = encode(photograph(77, 101), "4:2:0", 50, progressive=True)
     expected, layout = read_bitstream(data).coefficients, read_layout(data)
     memory = torch.full((bytes_needed(Subsampling.S420, (77, 101), 1),), 0xA5, dtype=torch.uint8)
-    found = read_scans(layout, data, Buffers.within(memory, Subsampling.S420, (77, 101), 1).planes).coefficients
+    found = read_scans(layout, data, Buffers.from_memory(memory, Subsampling.S420, (77, 101), 1).planes).coefficients
     assert all(torch.equal(a, b) for a, b in zip(found.planes, expected.planes, strict=True))

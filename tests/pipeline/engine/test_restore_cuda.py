@@ -70,7 +70,7 @@ def test_two_batches_in_flight():
     files = [there.read(encode(photograph(120, 90, seed), quality=15)) for seed in range(6)]
     alone = [there.restore_bitstream(bitstream, key=str(seed)) for seed, bitstream in enumerate(files)]
     works = [there.begin(bitstream, key=str(seed)) for seed, bitstream in enumerate(files)]
-    ends = [there.restore_parts(work.parts) for work in works]
+    ends = [there.restore_tiles(work.tasks) for work in works]
     for expected, work, end in zip(alone, works, ends, strict=True):
         work.deviations.extend(end())
         assert torch.equal(work.restored().images, expected.images)

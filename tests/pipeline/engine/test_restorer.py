@@ -155,14 +155,14 @@ def test_parts_draws_and_projections_make_up_a_restoration(noisy):
     expected = restorer.restore_bitstream(bitstream, seed=1, key="a")
     c, seeds = bitstream.coefficients, tuple(derive_seed(1, "a", number) for number in range(2))
     memory = SharedMemory(1 << 20)
-    buffers = Buffers.within(memory.allocate(bytes_needed(c.sampling, c.size, 2)), c.sampling, c.size, 2)
-    parts = restorer.parts(buffers.fill(c), seeds, buffers.images)
+    buffers = Buffers.from_memory(memory.allocate(bytes_needed(c.sampling, c.size, 2)), c.sampling, c.size, 2)
+    parts = restorer.tile_tasks(buffers.fill(c), seeds, buffers.images)
     assert len(parts) > 1
     for part in pickle.loads(memory.dumps(parts)):
         loaded = restorer.load([part])
         decoded = restorer.decode(loaded)
         (drawn,) = restorer.draw(loaded, decoded, [seeds])
-        for image, x in zip(part.picture.images, drawn.split(1), strict=True):
+        for image, x in zip(part.image.images, drawn.split(1), strict=True):
             (core,), wrong = restorer.project(loaded, [tiling.cut_core(x, part.tile)])
             assert wrong.tolist() == [0]
             tiling.paste(image, core, part.tile)
@@ -197,8 +197,8 @@ def test_restore_many_is_restore_of_each_in_order(noisy, batched, workers):
     restorer.batched = batched
     with one_thread(restorer.device):  # on which a convolution's last bits may depend
         expected = [restorer.restore(data, 5, key) for key, data in files]
-    batches, begin = [], restorer.restore_parts
-    restorer.restore_parts = lambda parts: (batches.append(len(parts)), begin(parts))[1]
+    batches, begin = [], restorer.restore_tiles
+    restorer.restore_tiles = lambda parts: (batches.append(len(parts)), begin(parts))[1]
     threads = torch.get_num_threads()
     found = list(restorer.restore_many(iter(files), seed=5, workers=workers))
     assert torch.get_num_threads() == threads
@@ -226,7 +226,7 @@ def test_restore_many_can_be_left_and_says_what_is_not_the_files(weights):
     stream.close()
     with pytest.raises(OSError, match="the disk is gone"):
         list(restorer.restore_many(broken(), workers=2))
-    restorer.restore_parts = lambda parts: 1 / 0
+    restorer.restore_tiles = lambda parts: 1 / 0
     with pytest.raises(ZeroDivisionError):
         list(restorer.restore_many([("a", data)], workers=2))
 
@@ -235,8 +235,8 @@ def test_modes_that_the_weights_cannot_serve(weights, noisy):
     for which, options, message in (
         (weights, Options("sample"), "deterministic"),
         (weights, Options("mean", 4), "deterministic"),
-        (weights, Options("mmse", 2), "one image a file"),
-        (noisy, Options("mmse", 2), "one image a file"),
+        (weights, Options("mmse", 2), "one image per file"),
+        (noisy, Options("mmse", 2), "one image per file"),
         (noisy, Options("sample", 0), "at least 1"),
         (noisy, Options("best"), "expected sample, mean, mmse"),
     ):

@@ -120,7 +120,7 @@ def run_in_batches(
     source: Path, output: Path, mode: tuple[str | Path, ...], workers: int, batched: bool = True, **options: int
 ) -> None:
     """As on a GPU: the tiles of several files go through the network together, in few shapes."""
-    job = restore.prepare(parse(command(source, output, *mode, "--verify", "--workers", str(workers))))
+    job = restore.make_job(parse(command(source, output, *mode, "--verify", "--workers", str(workers))))
     restorer = job.restorer
     restorer.options = replace(restorer.options, **options)
     restorer.batched = batched

@@ -13,9 +13,9 @@ import pytest
 
 from pipeline.engine.memory import SharedMemory
 from pipeline.engine.scheduler import Scheduler
-from pipeline.engine.stage import Stage, whole
+from pipeline.engine.stage import Stage, item_stage
 from pipeline.engine.stopwatch import Stopwatch
-from pipeline.engine.worker import WorkerError, WorkerProcess, Workers
+from pipeline.engine.worker import WorkerError, WorkerLauncher, WorkerProcess
 
 KINDS = {
     "in turn": {"workers": 1},
@@ -25,7 +25,7 @@ KINDS = {
 
 
 @dataclass
-class Job:
+class CountedItem:
     """number: what the item is. units: as many as it is cut into."""
 
     number: int
@@ -34,7 +34,7 @@ class Job:
     error: Exception | None = None
 
 
-def fail(job: Job, error: Exception) -> Job:
+def fail(job: CountedItem, error: Exception) -> CountedItem:
     job.error = error
     return job
 
@@ -42,29 +42,29 @@ def fail(job: Job, error: Exception) -> Job:
 @contextmanager
 def line(
     kind: str, function: Callable[[int], object], together: int = 1, **options: object
-) -> Iterator[Scheduler[Job]]:
+) -> Iterator[Scheduler[CountedItem]]:
     """Each item's units are (number, index), of which `function` is done, then one more stage says that it is over."""
-    stage: Stage[Job] = Stage(
+    stage: Stage[CountedItem] = Stage(
         split=lambda job: [(job.number, n) for n in range(job.units)],
         do=lambda units: lambda: [function(*unit) for unit in units],
         merge=note,
         max_batch=lambda kind: together,
     )
-    stages = [stage, whole(over, lambda job: job.units > 0)]
+    stages = [stage, item_stage(over, lambda job: job.units > 0)]
     with ExitStack() as stack:
         processes = None
         if kind == "processes":
             do, stopwatch = [stage.do for stage in stages], options.get("stopwatch")
-            processes = stack.enter_context(Workers(do, SharedMemory(1), stopwatch=stopwatch))
+            processes = stack.enter_context(WorkerLauncher(do, SharedMemory(1), stopwatch=stopwatch))
         yield stack.enter_context(Scheduler(stages, fail, processes=processes, **(KINDS[kind] | options)))
 
 
-def note(job: Job, unit: object, result: object) -> Job:
+def note(job: CountedItem, unit: object, result: object) -> CountedItem:
     job.trace.append(result)
     return job
 
 
-def over(job: Job) -> Job:
+def over(job: CountedItem) -> CountedItem:
     job.trace.append("over")
     return job
 
@@ -76,7 +76,7 @@ def uneven(number: int, index: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_units_of_all_items_are_done_once_and_come_in_order(kind):
-    jobs = [Job(n, units=n % 4) for n in range(60)]
+    jobs = [CountedItem(n, units=n % 4) for n in range(60)]
     with line(kind, uneven) as stages:
         done = list(stages.run(iter(jobs)))
     assert [job.number for job in done] == list(range(60))
@@ -94,7 +94,7 @@ def test_an_error_is_one_items_and_the_others_go_on(kind):
         return index
 
     with line(kind, picky) as stages:
-        done = list(stages.run(Job(n, units=3) for n in range(20)))
+        done = list(stages.run(CountedItem(n, units=3) for n in range(20)))
     assert [job.number for job in done] == list(range(20))
     assert {job.number: str(job.error) for job in done if job.error} == {3: "no 3", 7: "no 7"}
     assert all(("over" in job.trace) == (job.error is None) for job in done)
@@ -109,15 +109,15 @@ def test_an_error_that_does_not_survive_pickling_says_what_it_was(kind):
         raise LocalError(f"of {number}")
 
     with line(kind, broken) as stages:
-        (job,) = stages.run([Job(5)])
+        (job,) = stages.run([CountedItem(5)])
     assert "of 5" in str(job.error)
     assert "LocalError" in f"{type(job.error).__name__}: {job.error}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_source_that_fails_ends_the_run_with_its_error(kind):
-    def source() -> Iterator[Job]:
-        yield Job(0)
+    def source() -> Iterator[CountedItem]:
+        yield CountedItem(0)
         raise OSError("gone")
 
     with line(kind, uneven) as stages, pytest.raises(OSError, match="gone"):
@@ -131,17 +131,17 @@ def test_what_is_no_exception_ends_the_run(kind):
         raise SystemExit(number) if number == 4 else ValueError
 
     with line(kind, leave) as stages, pytest.raises(SystemExit):
-        list(stages.run(Job(n) for n in range(100)))
+        list(stages.run(CountedItem(n) for n in range(100)))
     assert no_threads_left()
 
 
 def test_a_failure_of_its_own_ends_the_run():
-    def fails(job: Job, error: Exception) -> Job:
+    def fails(job: CountedItem, error: Exception) -> CountedItem:
         raise RuntimeError("a bug")
 
-    stages = Scheduler([whole(lambda job: 1 / 0, lambda job: True)], fails, workers=2)
+    stages = Scheduler([item_stage(lambda job: 1 / 0, lambda job: True)], fails, workers=2)
     with stages, pytest.raises(RuntimeError, match="a bug"):
-        list(stages.run([Job(0), Job(1)]))
+        list(stages.run([CountedItem(0), CountedItem(1)]))
 
 
 def no_threads_left() -> bool:
@@ -154,7 +154,7 @@ class Scales:
     def __init__(self, weight: int, limit: int, third: int = 0) -> None:
         self.weight, self.limit, self.third, self.inside = weight, limit, third or weight, 0
 
-    def __call__(self, job: Job, alone: bool) -> tuple[Job, Callable[[], None]] | None:
+    def __call__(self, job: CountedItem, alone: bool) -> tuple[CountedItem, Callable[[], None]] | None:
         weight = self.third if job.number == 3 else self.weight
         if not alone and self.inside + weight > self.limit:
             return None
@@ -169,13 +169,13 @@ class Scales:
 def test_a_slow_reader_of_the_results_holds_up_the_source(kind):
     read, most_ahead = 0, 0
 
-    def source() -> Iterator[Job]:
+    def source() -> Iterator[CountedItem]:
         nonlocal read
         for number in range(40):
             read += 1
-            yield Job(number)
+            yield CountedItem(number)
 
-    with line(kind, lambda number, index: number, admit=Scales(10, 50), most=100) as stages:
+    with line(kind, lambda number, index: number, admit=Scales(10, 50), max_items=100) as stages:
         for done, _ in enumerate(stages.run(source())):
             time.sleep(0.005)
             most_ahead = max(most_ahead, read - done)
@@ -193,8 +193,8 @@ def test_an_item_that_weighs_more_than_is_allowed_goes_alone():
         return number
 
     running: set[int] = set()
-    with line("threads", work, admit=Scales(1, 20, third=100), most=100) as stages:
-        assert [job.number for job in stages.run(Job(n) for n in range(8))] == list(range(8))
+    with line("threads", work, admit=Scales(1, 20, third=100), max_items=100) as stages:
+        assert [job.number for job in stages.run(CountedItem(n) for n in range(8))] == list(range(8))
     assert [group for group in together if 3 in group] == [{3}]
 
 
@@ -202,7 +202,7 @@ def test_all_workers_share_out_the_units_of_one_item():
     """A barrier that only opens when all three work on the one item at once."""
     barrier = threading.Barrier(3, timeout=10)
     with line("threads", lambda number, index: barrier.wait() >= 0) as stages:
-        (job,) = stages.run([Job(0, units=3)])
+        (job,) = stages.run([CountedItem(0, units=3)])
     assert job.error is None
 
 
@@ -210,7 +210,7 @@ def test_all_workers_share_out_the_units_of_one_item():
 def test_leaving_early_ends_all_threads_and_processes(kind):
     scales = Scales(1, 20)
     with line(kind, uneven, admit=scales) as stages:
-        for job in stages.run(Job(n, units=3) for n in range(10**9)):
+        for job in stages.run(CountedItem(n, units=3) for n in range(10**9)):
             if job.number == 5:
                 break
         pids = [slot.process.pid for slot in stages._worker_pool._slots] if stages._worker_pool else []
@@ -229,7 +229,7 @@ def test_interrupted_processes_end_at_once(request):
     started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt), line("processes", endless) as stages:
         threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
-        list(stages.run([Job(0, units=4)]))
+        list(stages.run([CountedItem(0, units=4)]))
     assert time.perf_counter() - started < 60
 
 
@@ -244,8 +244,8 @@ def test_a_process_that_is_killed_fails_its_item_only(tmp_path, together):
             os.kill(os.getpid(), signal.SIGKILL)
         return os.getpid()
 
-    with line("processes", deadly, together, most=100) as stages:
-        done = list(stages.run(Job(n) for n in range(60)))
+    with line("processes", deadly, together, max_items=100) as stages:
+        done = list(stages.run(CountedItem(n) for n in range(60)))
     assert [job.number for job in done if job.error] == [4]
     assert isinstance(done[4].error, WorkerError)
     assert "exit code -9" in str(done[4].error)
@@ -265,8 +265,8 @@ def test_small_units_are_sent_together_as_long_as_all_are_busy():
     pack = WorkerProcess.pack
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WorkerProcess, "pack", count)
-        with line("processes", uneven, 8, most=1000) as stages:
-            assert [job.number for job in stages.run(Job(n) for n in range(400))] == list(range(400))
+        with line("processes", uneven, 8, max_items=1000) as stages:
+            assert [job.number for job in stages.run(CountedItem(n) for n in range(400))] == list(range(400))
     assert sum(sent) == 400
     assert max(sent) == 8
     assert sent[-1] == 1
@@ -274,7 +274,7 @@ def test_small_units_are_sent_together_as_long_as_all_are_busy():
 
 def test_processes_that_die_with_nothing_to_do_are_replaced():
     with line("processes", uneven) as stages:
-        jobs = stages.run(iter([Job(n, units=3) for n in range(60)]))
+        jobs = stages.run(iter([CountedItem(n, units=3) for n in range(60)]))
         next(jobs)
         time.sleep(0.2)
         for slot in stages._worker_pool._slots:
@@ -287,16 +287,16 @@ def test_processes_that_die_with_nothing_to_do_are_replaced():
 def test_what_cannot_be_sent_is_its_items_error():
     """There or back. Some are large, for which a process has to be waited for; one ends its process."""
 
-    def deadly(units: Sequence[Job]) -> Callable[[], list[Job]]:
+    def deadly(units: Sequence[CountedItem]) -> Callable[[], list[CountedItem]]:
         if units[0].number == 77:
             os._exit(3)
-        return lambda: [Job(job.number, trace=[lambda: None] if job.number % 9 == 4 else []) for job in units]
+        return lambda: [CountedItem(job.number, trace=[lambda: None] if job.number % 9 == 4 else []) for job in units]
 
-    def unsendable(number: int) -> Job:
-        return Job(number, trace=[lambda: None] if number % 9 == 3 else [bytes(100_000)] if number % 2 else [])
+    def unsendable(number: int) -> CountedItem:
+        return CountedItem(number, trace=[lambda: None] if number % 9 == 3 else [bytes(100_000)] if number % 2 else [])
 
-    stage, processes = replace(whole(over, lambda job: True), do=deadly), Workers([deadly], SharedMemory(1))
-    with processes, Scheduler([stage], fail, workers=2, most=1000, processes=processes) as stages:
+    stage, processes = replace(item_stage(over, lambda job: True), do=deadly), WorkerLauncher([deadly], SharedMemory(1))
+    with processes, Scheduler([stage], fail, workers=2, max_items=1000, processes=processes) as stages:
         done = list(stages.run(map(unsendable, range(100))))
     assert [job.number for job in done] == list(range(100))
     assert {job.number for job in done if job.error} == {n for n in range(100) if n % 9 in (3, 4)} | {77}
@@ -312,7 +312,7 @@ def test_times_measured_in_processes_are_added_up():
                 pass
 
     with line("processes", spin, stopwatch=stopwatch) as stages:
-        list(stages.run(Job(n) for n in range(10)))
+        list(stages.run(CountedItem(n) for n in range(10)))
     assert 0.2 <= stopwatch.stages["spin"].cpu < 0.3
     assert stages.busy >= stopwatch.stages["spin"].wall
 
@@ -338,7 +338,7 @@ class Device:
         self.pending -= 1
         return [unit + 1 for unit in units]
 
-    def stage(self) -> Stage[Job]:
+    def stage(self) -> Stage[CountedItem]:
         return Stage(
             split=lambda job: [job.number] * job.units,
             do=self.begin,
@@ -352,8 +352,8 @@ class Device:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_device_gets_units_of_several_items_in_batches_of_one_kind(workers):
     device = Device()
-    with Scheduler([device.stage(), whole(over, lambda job: True)], fail, workers=workers, most=50) as stages:
-        done = list(stages.run(Job(n, units=1 + n % 3) for n in range(60)))
+    with Scheduler([device.stage(), item_stage(over, lambda job: True)], fail, workers=workers, max_items=50) as stages:
+        done = list(stages.run(CountedItem(n, units=1 + n % 3) for n in range(60)))
     for job in done:
         if job.number == 13:
             assert str(job.error) == "thirteen"

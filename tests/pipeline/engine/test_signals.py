@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipeline.engine.signals import undisturbed
+from pipeline.engine.signals import defer_signals
 
 
 def test_an_interrupt_waits_until_what_is_inside_is_done():
@@ -14,7 +14,7 @@ def test_an_interrupt_waits_until_what_is_inside_is_done():
     done = []
     try:
         with pytest.raises(KeyboardInterrupt):
-            with undisturbed():
+            with defer_signals():
                 os.kill(os.getpid(), signal.SIGINT)
                 done.append("inside")
             done.append("after")
@@ -28,7 +28,7 @@ def test_other_threads_have_nothing_to_wait_for():
     done = []
 
     def work() -> None:
-        with undisturbed():
+        with defer_signals():
             done.append(True)
 
     thread = threading.Thread(target=work)

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pipeline.engine.memory import SharedMemory
-from pipeline.engine.worker import WorkerError, WorkerProcess, Workers
+from pipeline.engine.worker import WorkerError, WorkerLauncher, WorkerProcess
 
 
-def workers(function: Callable[[Any], Any], memory: SharedMemory | None = None) -> Workers:
-    return Workers([lambda units: lambda: [function(unit) for unit in units]], memory or SharedMemory(1))
+def workers(function: Callable[[Any], Any], memory: SharedMemory | None = None) -> WorkerLauncher:
+    return WorkerLauncher([lambda units: lambda: [function(unit) for unit in units]], memory or SharedMemory(1))
 
 
 def ask(process: WorkerProcess, *units: Any) -> list[Any]:
@@ -101,7 +101,7 @@ def test_without_the_process_that_forks_there_are_no_new_ones():
         os.kill(some._server._process.pid, signal.SIGKILL)
         with pytest.raises(WorkerError):
             ask(process, 5)
-        with pytest.raises(RuntimeError, match="is gone"):
+        with pytest.raises(RuntimeError, match="has ended"):
             some.start()
 
 
@@ -124,7 +124,7 @@ def test_its_parents_garbage_is_not_collected_there():
     code = """
 import gc, os
 from pipeline.engine.memory import SharedMemory
-from pipeline.engine.worker import Workers
+from pipeline.engine.worker import WorkerLauncher
 
 class Pipeline:
     def __del__(self):
@@ -135,7 +135,7 @@ parent = os.getpid()
 garbage = Pipeline()
 garbage.itself = garbage
 del garbage
-with Workers([lambda units: lambda: [gc.collect() >= 0]], SharedMemory(1)) as workers:
+with WorkerLauncher([lambda units: lambda: [gc.collect() >= 0]], SharedMemory(1)) as workers:
     process = workers.start()
     process.send(process.pack(0, [None]))
     assert process.receive() == [True]

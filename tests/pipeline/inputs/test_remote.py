@@ -18,13 +18,13 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.inputs.listing import Root, SourceError, Sources, list_sources
 from pipeline.inputs.remote import Address, AddressError, Remote, address, same_place
-from pipeline.inputs.source import Item, Position, SideMember, read
+from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.outputs import object_store
 from pipeline.outputs.manifest import Manifest, manifest_address
 from pipeline.outputs.object_store import PARTS
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Names
+from pipeline.outputs.sink import FolderSink, OutputNames
 
 __all__ = ["memory"]
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -64,10 +64,10 @@ def test_addresses():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("pipe:cat x.tar", "no address starts a program"),
-        ("pipe://cat", "no address starts a program"),
-        ("simplecache::s3://bucket/x", "chains of addresses"),
-        ("zip://a::file:///x.zip", "chains of addresses"),
+        ("pipe:cat x.tar", "addresses that start a program are refused"),
+        ("pipe://cat", "addresses that start a program are refused"),
+        ("simplecache::s3://bucket/x", "chained addresses are refused"),
+        ("zip://a::file:///x.zip", "chained addresses are refused"),
         ("ssh://host/x", "expected a folder or one of .*s3://"),
         ("nonsense://x", "expected a folder or one of"),
         ("memory://", "the bucket or folder is missing"),
@@ -107,7 +107,7 @@ def test_position_in_tars_of_a_store_is_that_on_a_disk(tmp_path, memory):
     local = make_input(tmp_path / "in")
     total = list_sources(local).shard_bytes
     for place in (local, upload(local, memory)):
-        position, seen = Position(), [0]
+        position, seen = ReadPosition(), [0]
         for _ in read(list_sources(place), position=position):
             seen.append(position.bytes)
         assert seen == sorted(seen)
@@ -117,7 +117,7 @@ def test_position_in_tars_of_a_store_is_that_on_a_disk(tmp_path, memory):
 
 def test_finished_and_whole_are_not_read(tmp_path, memory):
     upload(make_input(tmp_path / "in"), memory)
-    found = items(memory, finished=lambda source: source == "00.jpg", whole=lambda shard: shard != "s.tar")
+    found = items(memory, finished=lambda source: source == "00.jpg", shard_finished=lambda shard: shard != "s.tar")
     assert [item.data is None for item in found] == [True] + [False] * (7 + 12)
     excluded = list_sources(memory, exclude=memory / "a b")
     assert {entry.name.partition("/")[0] for entry in excluded} == {"00.jpg", "01.jpg", "02.jpg", "03.jpg", "04.jpg",
@@ -231,7 +231,7 @@ def test_a_shard_is_never_whole_in_memory(tmp_path):
 
 
 def test_files_then_lines(memory):
-    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest, Names(samples=2)) as sink:
+    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest, OutputNames(samples=2)) as sink:
         assert sink.write(*restored("a/b"), [b"0", b"1"]).outputs == ("a/b.s0.png", "a/b.s1.png")
         item, _ = restored("bad")
         sink.write(item, Record("bad", "bad.jpg", "failed", "not a JPEG"), [])
@@ -267,7 +267,7 @@ def test_shards_appear_with_their_lines(memory):
         Manifest.open(memory, RUN) as manifest,
         ShardSink(manifest, Sources((Root(Remote("memory://in"), 0, 0),))) as sink,
     ):
-        sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
+        sink.copy_member(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
         sink.write(*restored("a", "x/s.tar"), [b"A"])
         assert files(memory) == {}
         sink.write(*restored("a", "x/t.tar"), [b"B"])
@@ -276,8 +276,8 @@ def test_shards_appear_with_their_lines(memory):
     with tarfile.open(fileobj=io.BytesIO(files(memory)["x/s.tar"])) as tar:
         assert tar.getnames() == ["a.json", "a.png"]
     with Manifest.open(memory, RUN) as manifest:
-        assert [manifest.whole(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
-        with pytest.raises(SinkError, match="replace the input's"):
+        assert [manifest.shard_finished(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
+        with pytest.raises(SinkError, match="replace input shards"):
             ShardSink(manifest, Sources((Root(memory, 0, 0),)))
     assert not manifest.store.scratch.exists()
 
@@ -332,7 +332,7 @@ def test_upload_that_fails_stops_the_run_and_leaves_no_line(memory):
         sink.write(*restored("taken.png/b"), [b"2"])
     assert lines(memory) == []
     pytest.importorskip("aiohttp")
-    with pytest.raises(SinkError, match="HTTP can only be read"):
+    with pytest.raises(SinkError, match="HTTP is read-only"):
         Manifest.open(Remote("http://127.0.0.1:1/x"), RUN)
 
 
@@ -358,12 +358,12 @@ def work(source: Address, out: Address, shards: bool, interrupt: int) -> None:
         Manifest.open(out, RUN) as manifest,
         ShardSink(manifest, list_sources(source)) if shards else FolderSink(manifest) as sink,
     ):
-        found = read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries)
+        found = read(list_sources(source), sink.finished, sink.shard_finished, side_members=sink.copies_members)
         for number, item in enumerate(found):
             if number == interrupt:
                 raise KeyboardInterrupt
             if isinstance(item, SideMember):
-                sink.carry(item)
+                sink.copy_member(item)
             elif not sink.finished(item.source):
                 assert item.data is not None
                 sink.write(item, Record(item.key, item.source, "restored"), [item.data * 2])

@@ -100,7 +100,9 @@ def test_finished_and_whole_are_not_read(tmp_path):
     write_tar(tmp_path / "t.tar", [("e.jpg", b"3")])
     (tmp_path / "a.jpg").chmod(0)
     found = items(
-        tmp_path, finished=lambda source: source in ("a.jpg", "s.tar/c.jpg"), whole=lambda shard: shard == "t.tar"
+        tmp_path,
+        finished=lambda source: source in ("a.jpg", "s.tar/c.jpg"),
+        shard_finished=lambda shard: shard == "t.tar",
     )
     assert [(item.key, item.data, item.error) for item in found] == [
         ("a", None, None),

@@ -19,7 +19,7 @@ from pipeline.engine import run as engine
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
-from pipeline.jpeg.dali_frontend import MAX_BATCH, DaliFrontend, as_read
+from pipeline.jpeg.dali_frontend import MAX_BATCH, DaliFrontend, bitstream_or_raise
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.outputs.record import IDENTITY
 
@@ -35,7 +35,7 @@ def front_end(request) -> DaliFrontend:
 
 def missed(found: Bitstream | JpegError, data: bytes) -> float:
     """The share of coefficients that are not the file's."""
-    c, own = as_read(found).coefficients, read_bitstream(data).coefficients
+    c, own = bitstream_or_raise(found).coefficients, read_bitstream(data).coefficients
     c.check_values()
     return int(c.mismatches(own)) / c.count
 
@@ -72,14 +72,14 @@ def test_progressive_files_and_restart_markers(front_end, sampling):
     exact, also, nearly = (missed(x, data) for x, data in zip(front_end.read_many(files), files, strict=True))
     assert exact == also == 0
     assert nearly < 0.005
-    assert [as_read(x).progressive for x in front_end.read_many(files)] == [True, False, True]
+    assert [bitstream_or_raise(x).progressive for x in front_end.read_many(files)] == [True, False, True]
 
 
 def test_the_rest_of_the_file_is_read_as_ever(front_end):
     """Tables, metadata and pixels as they are stored, whatever orientation EXIF wishes for."""
     data = encode(photograph(90, 61), quality=20, exif=exif(6), icc_profile=b"a profile")
     (found,), own = front_end.read_many([data]), read_bitstream(data)
-    found = as_read(found)
+    found = bitstream_or_raise(found)
     assert (found.icc, found.exif, found.quality) == (own.icc, own.exif, own.quality)
     assert found.coefficients.size == (90, 61)
     assert torch.equal(found.coefficients.tables, own.coefficients.tables)
@@ -137,7 +137,7 @@ def test_both_devices_recover_the_same_where_steps_are_not_small():
     files = [encode(photograph(160, 176, n), s, 50) for n, s in enumerate(("gray", *SAMPLINGS))]
     there, here = (DaliFrontend(torch.device(device)).read_many(files) for device in ("cuda", "cpu"))
     for a, b in zip(there, here, strict=True):
-        assert int(as_read(a).coefficients.mismatches(as_read(b).coefficients)) == 0
+        assert int(bitstream_or_raise(a).coefficients.mismatches(bitstream_or_raise(b).coefficients)) == 0
 
 
 def test_a_file_from_python(tmp_path):
@@ -194,7 +194,7 @@ def test_in_batches_beside_tiles_that_go_in_batches(tmp_path, weights, workers):
     for some in (files, {"3.jpg": files["3.jpg"]}):
         source, output = fill(tmp_path / f"{len(some)}", some), tmp_path / f"{len(some)}-out"
         options = ("--weights", weights[0], "--frontend", "dali", "--workers", workers, "--batch", "4", "--tile", "256")
-        job = restore.prepare(parse(command(source, output, *options, "--verify")))
+        job = restore.make_job(parse(command(source, output, *options, "--verify")))
         job.restorer.batched = True
         assert engine.run(job) == 0
         assert {line["status"] for line in manifest(output).values()} == {"restored"}

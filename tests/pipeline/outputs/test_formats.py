@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from pipeline import restore
 from pipeline.outputs import formats as encode
-from pipeline.outputs.formats import EncodeError, FormatError, decode_image, encode_image, require
+from pipeline.outputs.formats import EncodeError, FormatError, Metadata, check_installed, decode_image, encode_image
 
 FORMATS = ("png", "webp", "jxl", "npy")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -59,7 +59,7 @@ def test_every_format_comes_back(format, channels, height, width):
 @pytest.mark.parametrize("format", ["png", "webp"])
 def test_pillow_reads_pixels_and_metadata(channels, format):
     image, exif = noise(channels), tags()
-    loaded = Image.open(io.BytesIO(encode_image(image, format, SRGB, exif)))
+    loaded = Image.open(io.BytesIO(encode_image(image, format, Metadata(SRGB, exif))))
     pixels = np.asarray(loaded)
     assert loaded.format == format.upper()
     assert loaded.mode == ("L" if channels == 1 and format == "png" else "RGB")
@@ -73,7 +73,7 @@ def test_pillow_reads_pixels_and_metadata(channels, format):
 
 
 def test_pillow_finds_every_checksum_of_a_png_right():
-    with Image.open(io.BytesIO(encode_image(noise(), "png", SRGB, tags()))) as loaded:
+    with Image.open(io.BytesIO(encode_image(noise(), "png", Metadata(SRGB, tags())))) as loaded:
         loaded.verify()
 
 
@@ -121,25 +121,28 @@ def test_jxl_carries_profile_and_exif():
     pylibjxl = pytest.importorskip("pylibjxl")
     exif = tags()
     for channels in (1, 3):
-        pixels, found = pylibjxl.decode(encode_image(noise(channels), "jxl", SRGB, exif), metadata=True)
+        pixels, found = pylibjxl.decode(encode_image(noise(channels), "jxl", Metadata(SRGB, exif)), metadata=True)
         assert np.array_equal(pixels.reshape(37, 53, channels).transpose(2, 0, 1), noise(channels))
         assert found["exif"] == exif.removeprefix(b"Exif\0\0")
         if channels == 3:  # a gray picture cannot have a profile of colours
             assert found["icc"] == SRGB
-    assert np.array_equal(decode_image(encode_image(noise(), "jxl", b"no profile")), interleaved(noise()))
+    assert np.array_equal(decode_image(encode_image(noise(), "jxl", Metadata(b"no profile"))), interleaved(noise()))
 
 
 def test_npy_is_what_numpy_loads():
-    assert np.array_equal(np.load(io.BytesIO(encode_image(noise(), "npy", SRGB, tags()))), interleaved(noise()))
+    assert np.array_equal(
+        np.load(io.BytesIO(encode_image(noise(), "npy", Metadata(SRGB, tags())))), interleaved(noise())
+    )
     assert np.load(io.BytesIO(encode_image(noise(1), "npy"))).shape == (37, 53)
 
 
 def test_profile_that_pillow_would_not_read_again_is_left_off():
     large = np.random.default_rng(0).bytes((1 << 20) + 1)
     assert len(zlib.compress(large)) > 1 << 20
-    assert "icc_profile" not in Image.open(io.BytesIO(encode_image(noise(), "png", large))).info
+    assert "icc_profile" not in Image.open(io.BytesIO(encode_image(noise(), "png", Metadata(large)))).info
     assert (
-        Image.open(io.BytesIO(encode_image(noise(), "png", large[: 1 << 20]))).info["icc_profile"] == large[: 1 << 20]
+        Image.open(io.BytesIO(encode_image(noise(), "png", Metadata(large[: 1 << 20])))).info["icc_profile"]
+        == large[: 1 << 20]
     )
 
 
@@ -152,16 +155,16 @@ def test_image_that_webp_cannot_hold():
 
 def test_what_is_no_image_is_refused():
     for data in (b"", b"GIF89a", b"\xff\xd8\xff"):
-        with pytest.raises(ValueError, match="no image of a kind"):
+        with pytest.raises(ValueError, match="not a PNG, WebP, JPEG XL or npy file"):
             decode_image(data)
 
 
 def test_missing_package_is_named_before_anything_is_read(tmp_path, monkeypatch, capsys):
     for format in ("png", "webp", "npy"):
-        require(format)
+        check_installed(format)
     monkeypatch.setitem(sys.modules, "pylibjxl", None)
     with pytest.raises(FormatError, match=r"pip install '\.\[jxl\]'"):
-        require("jxl")
+        check_installed("jxl")
     folders = ["--input-dir", str(tmp_path / "in"), "--output-dir", str(tmp_path / "out")]
     assert restore.main([*folders, "--format", "jxl"]) == restore.STOPPED
     assert "pip install '.[jxl]'" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_lines_of_a_shard_count_all_together_and_with_their_tar(tmp_path):
 
     def reopened() -> tuple[bool, bool, bool, bool]:
         with Manifest.open(tmp_path, RUN) as manifest:
-            a, b = manifest.whole("a.tar"), manifest.whole("b.tar")
+            a, b = manifest.shard_finished("a.tar"), manifest.shard_finished("b.tar")
             return a, b, manifest.finished("a.tar/1.jpg"), manifest.finished("b.tar/1.jpg")
 
     (tmp_path / "a.tar").write_bytes(b"tar")

@@ -25,7 +25,7 @@ from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.record import Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
-from pipeline.outputs.sink import FolderSink, Names, Sink
+from pipeline.outputs.sink import FolderSink, OutputNames, Sink
 from pipeline.outputs.store import PARTIAL, OutputNameError
 
 RUN = RunIdentity(weights="abc", mode="mmse")
@@ -58,21 +58,21 @@ def members(path: Path) -> list[tuple[str, bytes]]:
 
 
 def test_names_of_outputs():
-    def names(key: str, count: int, names: Names, status: str = "restored", source: str = "") -> tuple[str, ...]:
+    def names(key: str, count: int, names: OutputNames, status: str = "restored", source: str = "") -> tuple[str, ...]:
         return names.of(Item(key, source or f"{key}.jpg", None), Record(key, source, status), count)
 
-    assert names("a/b.c", 1, Names()) == ("a/b.c.png",)
-    assert names("a", 3, Names("webp", 3)) == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
-    assert names("a", 1, Names(samples=3)) == ("a.s0.png",)
-    assert names("a", 0, Names()) == ()
-    assert names("a", 1, Names("png16")) == ("a.png",)
+    assert names("a/b.c", 1, OutputNames()) == ("a/b.c.png",)
+    assert names("a", 3, OutputNames("webp", 3)) == ("a.s0.webp", "a.s1.webp", "a.s2.webp")
+    assert names("a", 1, OutputNames(samples=3)) == ("a.s0.png",)
+    assert names("a", 0, OutputNames()) == ()
+    assert names("a", 1, OutputNames("png16")) == ("a.png",)
     for copy, source in ((".JPG", "s.tar/a.JPG"), (".jpeg", "s.tar/a.jpeg#12")):
-        assert names("a", 1, Names(copies=True), "passed_through", source) == (f"a{copy}",)
-        assert names("a", 1, Names(samples=2, copies=True), "passed_through", source) == (f"a.s0{copy}",)
-        assert names("a", 1, Names(copies=True), "restored", source) == ("a.png",)
+        assert names("a", 1, OutputNames(copies=True), "passed_through", source) == (f"a{copy}",)
+        assert names("a", 1, OutputNames(samples=2, copies=True), "passed_through", source) == (f"a.s0{copy}",)
+        assert names("a", 1, OutputNames(copies=True), "restored", source) == ("a.png",)
     for key in ("../a", "/a", "a/../../b", "a\0"):
         with pytest.raises(OutputNameError):
-            names(key, 1, Names())
+            names(key, 1, OutputNames())
 
 
 def test_files_then_lines(tmp_path):
@@ -119,7 +119,7 @@ def test_name_that_cannot_be_fails_alone(tmp_path, key, reason):
 
 
 def test_samples_are_placed_all_or_none(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, Names(samples=3)) as sink:
+    with Manifest.open(tmp_path, RUN) as manifest, FolderSink(manifest, OutputNames(samples=3)) as sink:
         (tmp_path / "b.s2.png").mkdir()
         sink.write(*restored("a"), [b"0", b"1", b"2"])
         assert sink.write(*restored("b"), [b"0", b"1", b"2"]).status == "failed"
@@ -146,7 +146,7 @@ def test_folder_sink_takes_many_threads(tmp_path):
 def test_shards_mirror_their_input(tmp_path):
     with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
         sink.write(*restored("top"), [b"loose"])
-        sink.carry(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
+        sink.copy_member(SideMember("a.json", "x/s.tar/a.json", b"{}", "x/s.tar"))
         sink.write(*restored("a", "x/s.tar"), [b"A"])
         sink.write(Item("b", "x/s.tar/b.jpg", b"", "x/s.tar"), Record("b", "x/s.tar/b.jpg", "failed", "no"), [])
         sink.write(*restored("é/" + "long" * 60, "x/s.tar"), [b"C"])
@@ -166,16 +166,16 @@ def test_shards_mirror_their_input(tmp_path):
         (f"x/s.tar/é/{'long' * 60}.jpg", "x/s.tar", 3),
     ]
     with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
-        assert [sink.whole(name) for name in ("x/s.tar", "x/t.tar.gz", "x/u.tar")] == [True, True, False]
+        assert [sink.shard_finished(name) for name in ("x/s.tar", "x/t.tar.gz", "x/u.tar")] == [True, True, False]
         assert sink.finished("top.jpg")
 
 
 def test_two_members_of_one_name_are_reported(tmp_path):
     with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
-        sink.carry(SideMember("a.png", "s.tar/a.png", b"side", "s.tar"))
+        sink.copy_member(SideMember("a.png", "s.tar/a.png", b"side", "s.tar"))
         assert sink.write(*restored("a", "s.tar"), [b"A"]).status == "failed"
         sink.write(*restored("b", "s.tar"), [b"B"])
-        sink.carry(SideMember("b.png", "s.tar/b.png", b"side", "s.tar"))
+        sink.copy_member(SideMember("b.png", "s.tar/b.png", b"side", "s.tar"))
     assert members(tmp_path / "s.tar") == [("a.png", b"side"), ("b.png", b"B")]
     assert [(line["source"], line["status"]) for line in lines(tmp_path)] == [
         ("s.tar/a.jpg", "failed"),
@@ -200,7 +200,7 @@ def test_shard_whose_name_cannot_be_fails_alone(tmp_path):
 
 
 def test_shards_are_never_written_over_their_input(tmp_path):
-    with Manifest.open(tmp_path, RUN) as manifest, pytest.raises(SinkError, match="replace the input's"):
+    with Manifest.open(tmp_path, RUN) as manifest, pytest.raises(SinkError, match="replace input shards"):
         ShardSink(manifest, inputs(tmp_path / "." / ""))
     source = tmp_path / "in"
     source.mkdir()
@@ -259,9 +259,9 @@ def opened(out: Path, source: Path, shards: bool) -> Iterator[Sink]:
 
 def run(source: Path, out: Path, shards: bool, log: Path | None = None) -> None:
     with opened(out, source, shards) as sink:
-        for item in read(list_sources(source), sink.finished, sink.whole, side_members=sink.carries):
+        for item in read(list_sources(source), sink.finished, sink.shard_finished, side_members=sink.copies_members):
             if isinstance(item, SideMember):
-                sink.carry(item)
+                sink.copy_member(item)
             elif not sink.finished(item.source):
                 assert item.data is not None
                 if log is not None:

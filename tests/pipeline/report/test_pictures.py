@@ -45,9 +45,9 @@ def test_deviation_is_zero_where_samples_agree_and_of_its_size_elsewhere():
 
 def test_sixteen_bits_and_gray_become_eight_and_rgb():
     assert as_rgb(np.array([[0, 257, 65535]], np.uint16)).tolist() == [[[0] * 3, [1] * 3, [255] * 3]]
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="not an image"):
         as_rgb(np.zeros((3, 3, 2), np.uint8))
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="not an image"):
         as_rgb(np.zeros((3, 3)))
 
 

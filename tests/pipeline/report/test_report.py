@@ -143,7 +143,7 @@ def test_what_is_gone_or_changed_is_left_out_and_named(tmp_path, weights):
     for problem in (
         "0.jpg: the input cannot be read any more",
         "1.jpg: an output cannot be read any more",
-        "2.jpg: 2.png: no image of a kind",
+        "2.jpg: 2.png: not a PNG, WebP, JPEG XL or npy file",
         "3.jpg: 3.png: the output is not of the input's size",
     ):
         assert problem in page.words
@@ -306,7 +306,7 @@ def test_times_of_runs(tmp_path, weights, capfd):
     (out / f"{HISTORY}.jsonl").mkdir()
     fill(source, {"c.jpg": encode(photograph(32, 48, 2))})
     run(source, out, "--weights", weights[0], "--seed", "1", code=2)
-    assert "the outputs and their manifest are whole" in capfd.readouterr().err
+    assert "the outputs and their manifest are complete" in capfd.readouterr().err
     assert len(lines(out)) == 3
 
 
