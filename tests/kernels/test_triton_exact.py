@@ -94,6 +94,12 @@ def test_attempts_at_edges_take_turns_as_the_cpus(sampling, device):
     assert check(x, c, device, limited(3)).tolist() == [0]
 
 
+def test_averages_that_bounds_make_impossible_are_counted_as_the_cpus(device):
+    """A picture whose third attempt finds chroma that no pixels within luma's bounds have."""
+    settings = replace(limited(3), alternations=3, edge_projections=2, max_turns=8, max_stale_turns=4)
+    check(*blurred(Subsampling.S420, (4, 4), 90, 890), device, settings)
+
+
 @ALL
 def test_further_attempts_are_the_cpus(sampling, device):
     """Pictures of one MCU that is right after another attempt, not the first."""
