@@ -180,14 +180,14 @@ def compile_kernels(
     return failed
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when something could not be compiled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     labels = [sampling.label for sampling in Subsampling]
     parser.add_argument("--operator", nargs="+", choices=OPERATORS, default=list(OPERATORS), help="[all]")
     parser.add_argument("--sampling", nargs="+", choices=labels, default=labels, help="[all]")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="0: one for each core but one [0]")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if not (torch.cuda.is_available() or INTERPRETED):
         parser.error("PyTorch sees no GPU; `python -m kernels.triton_ops.aot` compiles for GPUs that are not here")
     device = torch.device("cpu" if INTERPRETED else "cuda")
