@@ -129,7 +129,7 @@ def recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V: tl.constexpr, H: 
     samples = tl.where(inside_slots(slots), to_blocks(y, V, H), 0)
     luma = judge(transform(samples, bases, slots)[1], luma_ends[0], luma_ends[1])[1]
     both = both_twice(size)
-    whole = None if size is None else (8 + tl.minimum(both[0], 0), 8 + tl.minimum(both[1], 0))  # as `nothing` explains
+    whole = () if len(size) == 0 else (8 + tl.minimum(both[0], 0), 8 + tl.minimum(both[1], 0))  # as `nothing` explains
     samples = chroma_samples(pair(cb, cr), both, V, H)
     chroma = judge(transform(samples, bases, whole)[1], chroma_ends[0], chroma_ends[1])[1]
     return tl.where(some_slots(slots), luma, 0), chroma
