@@ -187,9 +187,12 @@ def unpair(x):
 @triton.jit
 def load_intervals(plane, tables, image, place, component, C: tl.constexpr):
     """Blocks' coefficients → what libjpeg's quantiser, rounding half away from zero, takes for them, of 8 times the
-    DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all."""
-    step = tl.load(tables + (expand((image * C + component) * 64) + places()))
-    value = tl.load(expand(plane + place.to(tl.int64) * 64) + places()).to(tl.int32)
+    DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all.
+    Hints as in `addresses`."""
+    steps = tables + (expand((image * C + component) * 64) + places())
+    values = expand(plane + place.to(tl.int64) * 64) + places()
+    step = tl.load(tl.max_contiguous(steps, [1, 2, 8]))
+    value = tl.load(tl.max_contiguous(values, [1, 2, 8])).to(tl.int32)
     step = tl.minimum(step, MAX_STEP)
     value = tl.where(step == MAX_STEP, tl.minimum(tl.maximum(value, -1), 1), value)
     middle = 8 * value * step
@@ -227,14 +230,16 @@ def load_channel(x, inside):
 
 @triton.jit
 def addresses(x, mcus, size, grid, strides, V: tl.constexpr, H: tl.constexpr):
-    """Pointers [G, 8, 8, M] to the first channel's pixels of MCUs."""
+    """Pointers [G, 8, 8, M] to the first channel's pixels of MCUs. The hints are an order, as in `edges.addresses`:
+    neighbouring threads have what comes last. Where no order is known, Triton before 3.9 would take the reverse."""
     _, rows, columns = grid
     stride_n, _, stride_h, stride_w = strides
     row, column = coordinates(size, V, H)
     row = per_pixel(mcus // columns % rows * (8 * V)) + row
     column = per_pixel(mcus % columns * (8 * H)) + column
     corner = x + per_pixel((mcus // (rows * columns)).to(tl.int64) * stride_n)
-    return corner + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+    where = corner + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+    return tl.multiple_of(tl.max_contiguous(where, [1, 1, 2, 4]), [1, 1, 1, 1])
 
 
 @triton.jit
