@@ -14,7 +14,7 @@ from kernels.triton_ops.samples import PAIRED, any_of, expand, inside_slots
 @triton.jit
 def group_heights(size, V: tl.constexpr):
     """[K, 8]: how many true rows of pixels are under each row of chroma samples; [1, 8] where all MCUs are whole."""
-    if size is None:
+    if len(size) == 0:
         return tl.full([1, 8], V, tl.int32)
     else:
         return tl.minimum(tl.maximum(size[0][:, None] - V * tl.arange(0, 8)[None, :], 0), V)
@@ -70,7 +70,7 @@ def average(x, size, V: tl.constexpr, H: tl.constexpr):
     """Wanted chroma pixels [K, 8, 8, M] → the slots [K, 8, 8] of its blocks."""
     heights = group_heights(size, V)[:, :, None]
     sums = tl.sum(tl.where(inside_image(size, V, H), x, 0), axis=3) >> (heights * H >> 1)
-    if size is None:
+    if len(size) == 0:
         return sums
     else:
         if H == 2:
@@ -155,7 +155,7 @@ def spread_chroma(samples, wanted, least, most, bounded, size, V: tl.constexpr, 
         weight = (group_heights(size, V) < V).to(tl.int32)[:, :, None]
         lowest = V * H * samples - bias_of(V, H)
         low, high = -(-lowest >> weight), lowest + V * H - 1 >> weight
-        if size is None or H == 1:
+        if len(size) == 0 or H == 1:
             return share_bounded(wanted, inside, low, high, least, most, bounded)
         else:  # the last true column first, where samples stand for it alone
             last, out = last_true(size, V, H), wanted
@@ -179,7 +179,7 @@ def bound_slots(lowest, highest, size, V: tl.constexpr, H: tl.constexpr):
     lowest, highest = tl.where(inside, lowest, 0), tl.where(inside, highest, 0)
     least = tl.sum(lowest, axis=3) * times[:, :, None] + bias_of(V, H) >> count
     most = tl.sum(highest, axis=3) * times[:, :, None] + bias_of(V, H) >> count
-    if size is None:
+    if len(size) == 0:
         return least, most, tl.sum(least, axis=2), tl.sum(most, axis=2)  # there are no pairs
     else:
         lowest, highest = sum_last(lowest, size, V, H), sum_last(highest, size, V, H)
@@ -196,7 +196,7 @@ def bound_slots(lowest, highest, size, V: tl.constexpr, H: tl.constexpr):
 def move_chroma(x, change, size, V: tl.constexpr, H: tl.constexpr):
     """Adds a change of chroma blocks' slots [K, 8, 8] to the pixels [K, 8, 8, M] that they average."""
     moved = tl.broadcast_to(change[:, :, :, None], x.shape)
-    if size is None:
+    if len(size) == 0:
         return x + moved
     else:
         if H == 2:
@@ -216,7 +216,7 @@ def move_chroma(x, change, size, V: tl.constexpr, H: tl.constexpr):
 def chroma_samples(x, size, V: tl.constexpr, H: tl.constexpr):
     """Chroma pixels [K, 8, 8, M] → what libjpeg averages, [K, 8, 8], over the edge too: it repeats the last column, the
     last row up to the sampling factor, and then the last row of averages."""
-    if size is None:
+    if len(size) == 0:
         return tl.sum(x, axis=3) + bias_of(V, H) >> (V * H >> 1)
     else:
         return repeated_samples(x, size, V, H)

@@ -147,13 +147,13 @@ def exact_kernel(
     entry = tl.program_id(0) * G + tl.arange(0, G)
     there = entry < mcus
     mcu = whole_mcus(tl.minimum(entry, mcus - 1), grid, shape, V, H)
-    wanted = load_pixels(x, mcu, None, grid, strides, C, V, H)
+    wanted = load_pixels(x, mcu, (), grid, strides, C, V, H)
     luma, others = load_file(file, mcu, grid, C, V, H)
     y, chroma, wrong, turns, tight = attempt(
-        wanted, None, luma, others, tl.load(margins), CHROMA_FIRST, bases, ranges, SETTINGS, C, V, H
+        wanted, (), luma, others, tl.load(margins), CHROMA_FIRST, bases, ranges, SETTINGS, C, V, H
     )
-    red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, None, luma, others, bases, False, C, V, H)
-    store_pixels(image8, red, green, blue, there, mcu, None, grid, shape, C, V, H)
+    red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, (), luma, others, bases, False, C, V, H)
+    store_pixels(image8, red, green, blue, there, mcu, (), grid, shape, C, V, H)
     again = there & (wrong > 0) & tight & (tl.zeros_like(turns) + attempts > 1)
     tl.atomic_add(mismatches + mcu // (rows * columns), wrong, mask=there & (wrong > 0) & (again == 0))
     place = 1 + 3 * tl.atomic_add(listed + tl.zeros_like(mcu), 1, mask=again)
@@ -184,7 +184,7 @@ def make_attempts(
         order = CHROMA_FIRST
         if C == 3:
             order = n % 3
-            if size is None:
+            if len(size) == 0:
                 order = tl.where((n > late) & (n <= late + 2), order, CHROMA_FIRST)
         wanted = red, green, blue
         y, chroma, wrong, took, tight = attempt(
@@ -192,7 +192,7 @@ def make_attempts(
         )
         turns += took
         r, g, b, wrong, tight = examine(y, chroma, wanted, wrong, tight, size, luma, others, bases, True, C, V, H)
-        if C == 3 and size is None:
+        if C == 3 and len(size) == 0:
             joint = going & (wrong > 0) & tight
             if (n >= late) & (order == CHROMA_FIRST) & any_of(joint):
                 r, g, b, left, took = search_pixels(r, g, b, luma, others, bases, joint, SETTINGS, V, H)
@@ -224,7 +224,7 @@ def mend_kernel(
         entry = listed + 1 + 3 * tl.minimum(entry, count - 1)
         mcu, fewest, turns = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
         make_attempts(
-            x, image8, mismatches, file, bases, ranges, margins, 1, attempts, strides, mcu, there, None, fewest, turns,
+            x, image8, mismatches, file, bases, ranges, margins, 1, attempts, strides, mcu, there, (), fewest, turns,
             grid, shape, SETTINGS, C, V, H,
         )  # fmt: skip
 

@@ -63,6 +63,7 @@ def bound_luma(cb, cr, inside, ranges):
     Only 0 outside of `inside`. ranges: kernels.exact.gamut_ranges."""
     blue, red = limited(cb + 128, 255), limited(cr + 128, 255)
     where = ranges + (blue * 256 + red) * 2
+    where = tl.multiple_of(tl.max_contiguous(where, [1, 1, 2, 4]), [1, 1, 1, 1])  # as in `mcus.addresses`
     least, most = tl.load(where).to(tl.int32), tl.load(where + 1).to(tl.int32)
     none = inside & ((least > most) | (blue != cb + 128) | (red != cr + 128))
     least, most = tl.where(none, -128, least), tl.where(none, 127, most)
@@ -82,8 +83,10 @@ def bound_chroma(y, wanted, found, settled, ranges):
         value = other + n - DOUBT
         near = limited(value + 128, 255)
         possible = (near == value + 128) & (n >= DOUBT - doubt) & (n <= DOUBT + doubt)
-        least = tl.where(possible, tl.minimum(least, tl.load(ranges + (place + 2 * near)).to(tl.int32)), least)
-        most = tl.where(possible, tl.maximum(most, tl.load(ranges + (place + 2 * near + 1)).to(tl.int32)), most)
+        where = ranges + (place + 2 * near)
+        where = tl.multiple_of(tl.max_contiguous(where, [1, 1, 2, 4]), [1, 1, 1, 1])
+        least = tl.where(possible, tl.minimum(least, tl.load(where).to(tl.int32)), least)
+        most = tl.where(possible, tl.maximum(most, tl.load(where + 1).to(tl.int32)), most)
     none = least > most
     return tl.where(none, -128, least), tl.where(none, 127, most)
 
@@ -129,7 +132,7 @@ def recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V: tl.constexpr, H: 
     samples = tl.where(inside_slots(slots), to_blocks(y, V, H), 0)
     luma = judge(transform(samples, bases, slots)[1], luma_ends[0], luma_ends[1])[1]
     both = both_twice(size)
-    whole = None if size is None else (8 + tl.minimum(both[0], 0), 8 + tl.minimum(both[1], 0))  # as `nothing` explains
+    whole = () if len(size) == 0 else (8 + tl.minimum(both[0], 0), 8 + tl.minimum(both[1], 0))  # as `nothing` explains
     samples = chroma_samples(pair(cb, cr), both, V, H)
     chroma = judge(transform(samples, bases, whole)[1], chroma_ends[0], chroma_ends[1])[1]
     return tl.where(some_slots(slots), luma, 0), chroma

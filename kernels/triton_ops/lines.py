@@ -106,12 +106,12 @@ def search_line(samples, middle, least, most, sums, low, high, bases, slots, goi
     scales, shares = factor(weights, tl.maximum(highest - lowest + 1, 1))
     along_row = single & (paired == 0)
     centre, least, most = line_of(middle, along_row), line_of(least, along_row), line_of(most, along_row)
-    if sums is not None:
+    if len(sums) > 0:
         second = tl.sum(tl.where((at == 1)[None, None, :], middle, 0), axis=2)
         centre += tl.where(paired[:, None], second, 0)
         least, most = tl.where(paired[:, None], sums[0], least), tl.where(paired[:, None], sums[1], most)
     centre = centre.to(tl.int64)
-    pairs: tl.constexpr = sums is not None
+    pairs: tl.constexpr = len(sums) > 0
     level, nodes, solved = tl.zeros_like(count), tl.zeros_like(count), count < 0
     tried, found = tl.zeros_like(least), tl.zeros_like(centre)
     offset, distance = tl.zeros_like(centre), tl.zeros_like(centre)

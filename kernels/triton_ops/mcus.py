@@ -3,7 +3,7 @@ numba_ops/mcus.py, to the bit.
 
 Shapes: a program works on G MCUs, numbered `mcus` [G]. K entries are those of G MCUs in order: V H blocks of luma or
 two of chroma each. Pixels are [K, 8, 8, M] int32: the M = V H under each chroma sample, row by row. `size` are an MCU's
-true rows and columns of pixels, [K] each, 0 where there is no MCU; None where all MCUs are whole. Of an image, `shape`
+true rows and columns of pixels, [K] each, 0 where there is no MCU; empty where all MCUs are whole. Of an image, `shape`
 is (height, width), `strides` are (n, c, h, w), and `grid` is (MCUs of a launch, MCUs down, MCUs across).
 """
 
@@ -32,10 +32,8 @@ def per_mcu(x, TIMES: tl.constexpr):
 
 @triton.jit
 def twice(x):
-    """[K, ...] → [2 K, ...], each entry twice; or None."""
-    if x is None:
-        return None
-    elif len(x.shape) == 1:
+    """[K, ...] → [2 K, ...], each entry twice."""
+    if len(x.shape) == 1:
         return repeat(x, 2)
     elif len(x.shape) == 2:
         return tl.reshape(tl.broadcast_to(x[:, None, :], [x.shape[0], 2, 8]), [2 * x.shape[0], 8])
@@ -45,9 +43,9 @@ def twice(x):
 
 @triton.jit
 def both_twice(x):
-    """Of two tensors, or None."""
-    if x is None:
-        return None
+    """Of two tensors, or none."""
+    if len(x) == 0:
+        return ()
     else:
         return twice(x[0]), twice(x[1])
 
@@ -99,9 +97,9 @@ def nothing(turns):
 
 @triton.jit
 def shifted(x, zero):
-    """Two tensors, or None, with it added."""
-    if x is None:
-        return None
+    """Two tensors, or none, with it added."""
+    if len(x) == 0:
+        return ()
     else:
         return x[0] + zero, x[1] + zero
 
@@ -109,8 +107,8 @@ def shifted(x, zero):
 @triton.jit
 def luma_slots(size, V: tl.constexpr, H: tl.constexpr):
     """Sizes of MCUs [G] → rows and columns of slots of their luma blocks, [G V H]."""
-    if size is None:
-        return None
+    if len(size) == 0:
+        return ()
     else:
         down, across = repeat(size[0], V * H), repeat(size[1], V * H)
         n = tl.arange(0, down.shape[0]) % (V * H)
@@ -124,8 +122,8 @@ def chroma_slots(size, V: tl.constexpr, H: tl.constexpr):
     is halved across, all average the last true column alone: one slot stands for them. But where they are the halves of
     a sum T of two of its pixels there are two; not if there is one such sample, nor in a single row, which has no odd
     sums."""
-    if size is None:
-        return None
+    if len(size) == 0:
+        return ()
     else:
         inner = size[1] // H
         outer = (H == 2) & (size[1] < 16)
@@ -138,7 +136,7 @@ def coordinates(size, V: tl.constexpr, H: tl.constexpr):
     """Of MCUs' pixels: row [K, 8, 1, M] and column [K, 1, 8, M]; K is 1 where all MCUs are whole."""
     at, m = tl.arange(0, 8), tl.arange(0, V * H)
     down, across = at[None, :, None, None], at[None, None, :, None]
-    if size is not None:  # depends on it, as `nothing` explains
+    if len(size) > 0:  # depends on it, as `nothing` explains
         zero = per_pixel(tl.minimum(size[0], 0))
         down, across = down + zero, across + zero
     return V * down + m // H, H * across + m % H
@@ -189,9 +187,12 @@ def unpair(x):
 @triton.jit
 def load_intervals(plane, tables, image, place, component, C: tl.constexpr):
     """Blocks' coefficients → what libjpeg's quantiser, rounding half away from zero, takes for them, of 8 times the
-    DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all."""
-    step = tl.load(tables + (expand((image * C + component) * 64) + places()))
-    value = tl.load(expand(plane + place.to(tl.int64) * 64) + places()).to(tl.int32)
+    DCT: low and high [K, 8, 8]. plane: [K] pointers. place: which block of the plane. component: [K], or one of all.
+    Hints as in `addresses`."""
+    steps = tables + (expand((image * C + component) * 64) + places())
+    values = expand(plane + place.to(tl.int64) * 64) + places()
+    step = tl.load(tl.max_contiguous(steps, [1, 2, 8]))
+    value = tl.load(tl.max_contiguous(values, [1, 2, 8])).to(tl.int32)
     step = tl.minimum(step, MAX_STEP)
     value = tl.where(step == MAX_STEP, tl.minimum(tl.maximum(value, -1), 1), value)
     middle = 8 * value * step
@@ -229,20 +230,22 @@ def load_channel(x, inside):
 
 @triton.jit
 def addresses(x, mcus, size, grid, strides, V: tl.constexpr, H: tl.constexpr):
-    """Pointers [G, 8, 8, M] to the first channel's pixels of MCUs."""
+    """Pointers [G, 8, 8, M] to the first channel's pixels of MCUs. The hints are an order, as in `edges.addresses`:
+    neighbouring threads have what comes last. Where no order is known, Triton before 3.9 would take the reverse."""
     _, rows, columns = grid
     stride_n, _, stride_h, stride_w = strides
     row, column = coordinates(size, V, H)
     row = per_pixel(mcus // columns % rows * (8 * V)) + row
     column = per_pixel(mcus % columns * (8 * H)) + column
     corner = x + per_pixel((mcus // (rows * columns)).to(tl.int64) * stride_n)
-    return corner + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+    where = corner + row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w
+    return tl.multiple_of(tl.max_contiguous(where, [1, 1, 2, 4]), [1, 1, 1, 1])
 
 
 @triton.jit
 def inside_image(size, V: tl.constexpr, H: tl.constexpr):
     """[K, 8, 8, M]: which pixels the image has; [1, 8, 8, M] where all MCUs are whole."""
-    if size is None:
+    if len(size) == 0:
         return tl.full([1, 8, 8, V * H], 1, tl.int1)
     else:
         row, column = coordinates(size, V, H)

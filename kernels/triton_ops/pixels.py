@@ -42,9 +42,9 @@ def as_plane(x):
 def weigh(samples, ends, bases, turn):
     """Whole blocks → their costs [K], wrong coefficients [K], and what a step of each sample, up and down, adds to the
     cost. turn: of the search, [G]."""
-    exact, found = transform(samples, bases, None)
+    exact, found = transform(samples, bases, ())
     cost, wrong = judge(found, ends[0], ends[1])
-    up, down = measure_steps(exact, found, ends[0], ends[1], bases, None, turn)
+    up, down = measure_steps(exact, found, ends[0], ends[1], bases, (), turn)
     return cost, wrong, up - expand(cost), down - expand(cost)
 
 
@@ -81,7 +81,7 @@ def search_pixels(
     """Mends the pixels of whole MCUs `going` [G] by steps of one of them; a tabu search like `samples.search`. Returns
     the pixels at the best place found, how many coefficients [G] are wrong there, and how many turns [G] it took. Ends:
     low and high."""
-    row, column = coordinates(None, V, H)
+    row, column = coordinates((), V, H)
     number = row * (8 * H) + column
     best_red, best_green, best_blue, free_from = red, green, blue, tl.zeros_like(red)
     best_cost, fewest = tl.full(going.shape, NOWHERE, tl.int32), tl.zeros(going.shape, tl.int32)
@@ -90,7 +90,7 @@ def search_pixels(
         y, cb, cr = to_triples(red, green, blue)
         luma = weigh(to_blocks(y, V, H), luma_ends, bases, turn)
         luma_cost, luma_wrong, luma_up, luma_down = luma
-        chroma = weigh(chroma_samples(pair(cb, cr), None, V, H), chroma_ends, bases, turn)
+        chroma = weigh(chroma_samples(pair(cb, cr), (), V, H), chroma_ends, bases, turn)
         chroma_cost, chroma_wrong, up, down = chroma
         cost = per_mcu(luma_cost, V * H) + per_mcu(chroma_cost, 2)
         better = going & (cost < best_cost)

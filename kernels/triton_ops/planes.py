@@ -64,7 +64,7 @@ def some(condition, TIMES: tl.constexpr):
 @triton.jit
 def bring_near(wanted, low, high, bases, slots, margin, going, SETTINGS: tl.constexpr):
     """`into_intervals` of blocks `going` [B]: once, or at edges until nothing moves."""
-    if slots is None:
+    if len(slots) == 0:
         return into_intervals(wanted, low, high, bases, slots, margin)
     else:
         moving, done = going, 0
@@ -90,20 +90,20 @@ def round_pairs(wanted, samples, sums, slots, rows):
 
 
 @triton.jit
-def settle(wanted, least, most, sums, low, high, bases, slots, rows, margin, going, SETTINGS: tl.constexpr):
+def settle(wanted, least, most, sums, low, high, bases, slots, size, margin, going, SETTINGS: tl.constexpr):
     """Wanted samples of blocks `going` [B] → integers within `least` and `most` whose coefficients lie in the
-    intervals. sums: None where there are no pairs. rows: as `round_pairs` takes them. Returns the samples, how many
-    coefficients [B] are wrong, and the turns [B] taken."""
+    intervals. size: of the blocks' MCUs, [B] each; needed only with sums. Returns the samples, how many coefficients
+    [B] are wrong, and the turns [B] taken."""
     wanted = bring_near(wanted, low, high, bases, slots, margin, going, SETTINGS)
     rounded = wanted + 8 >> 4
     samples = tl.minimum(tl.maximum(rounded, least), most)
     held = total(tl.abs(rounded - samples))
-    if sums is not None:
-        samples, sums = round_pairs(wanted, samples, sums, slots, rows)
+    if len(sums) > 0:
+        samples, sums = round_pairs(wanted, samples, sums, slots, size[0])
     searched = going & (held <= SETTINGS.max_clipping)
     samples, missed, turns = search(samples, least, most, sums, low, high, bases, slots, searched, SETTINGS)
     missed = tl.where(going, missed, 0)
-    if slots is not None:
+    if len(slots) > 0:
         line = (missed > 0) & ((tl.minimum(slots[0], slots[1]) == 1) | (slots[1] == PAIRED + 2))
         if any_of(line):
             middle = into_intervals(wanted, low, high, bases, slots, WHOLE_INTERVAL)
@@ -140,7 +140,7 @@ def settle_luma(
     least, most = to_blocks(least, V, H), to_blocks(most, V, H)
     going = tl.broadcast_to(some_slots(slots), [wanted.shape[0]])
     samples, missed, turns = settle(
-        wanted, least, most, None, ends[0], ends[1], bases, slots, None, margin, going, SETTINGS
+        wanted, least, most, (), ends[0], ends[1], bases, slots, (), margin, going, SETTINGS
     )
     constrained = some((missed > 0) & (touches(samples, least, most, slots) | luma_first), V * H) | (outside > 0)
     return from_blocks(samples, V, H), per_mcu(missed, V * H) + outside, per_mcu(turns, V * H), constrained
@@ -161,19 +161,18 @@ def settle_chroma(
     if luma_first:
         lowest, highest = bound_chroma(y, chroma, found, settled, ranges)
         least, most, least_sum, most_sum = bound_slots(lowest, highest, size, V, H)
-    sums = (least_sum, most_sum) if V * H == 4 and size is not None else None
-    rows = size[0] if size is not None else None
+    sums = (least_sum, most_sum) if V * H == 4 and len(size) > 0 else ()
     going = mine & some_slots(slots)
     if V * H == 4:  # as many blocks as of luma: so these share registers with luma's, and threads would do the same
         samples, missed, turns = settle(
             twice(wanted), twice(least), twice(most), both_twice(sums), twice(ends[0]), twice(ends[1]), bases,
-            both_twice(slots), twice(rows), margin, twice(going), SETTINGS,
+            both_twice(slots), both_twice(size), margin, twice(going), SETTINGS,
         )  # fmt: skip
         samples = tl.max(tl.reshape(samples, [wanted.shape[0], 2, 8, 8]), axis=1)
         missed, turns = once(missed), once(turns)
     else:
         samples, missed, turns = settle(
-            wanted, least, most, sums, ends[0], ends[1], bases, slots, rows, margin, going, SETTINGS
+            wanted, least, most, sums, ends[0], ends[1], bases, slots, size, margin, going, SETTINGS
         )
     lowest, highest = chroma * 0, chroma * 0
     if luma_first:  # again, not to keep them during the search
@@ -207,7 +206,7 @@ def attempt(
         tight, narrow = wrong > 0, wrong > 0
         number = tl.arange(0, theirs.shape[0]) % 2
         for stage in range(tl.where(luma_first, 3, 2)):
-            if size is not None:
+            if len(size) > 0:
                 zero = nothing(turns)
                 red, size, luma_ends = red + zero, shifted(size, zero), shifted(luma_ends, zero)
                 chroma_ends = shifted(chroma_ends, zero)

@@ -5,8 +5,8 @@ Blocks are [B, 8, 8] int32, for (block, row, column), samples less 128, wanted o
 Intervals, low and high [B, 8, 8] int32, are of 8 times the DCT. `slots` are two [B] int32: how many rows and columns of
 a block are unknowns of its own, the last of which stand for all places that repeat it (kernels.exact.edge_bases);
 columns whose last two are the halves of one sum count PAIRED more, and a block of padding has none. Where all blocks
-are whole it is None. `sums`, two [B, 8] int32, are the least and the largest sum of each row's pair; None where there
-are no pairs. Bases are [8, B, 8]: what is summed comes first, so that a thread holds all of it.
+are whole it is empty. `sums`, two [B, 8] int32, are the least and the largest sum of each row's pair; empty where
+there are no pairs. Bases are [8, B, 8]: what is summed comes first, so that a thread holds all of it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def count_of(columns):
 @triton.jit
 def whole_of(slots):
     """[B]: which blocks have no edge; [1] where all are whole."""
-    if slots is None:
+    if len(slots) == 0:
         return tl.full([1], 1, tl.int1)
     else:
         return (slots[0] == 8) & (slots[1] == 8)
@@ -65,7 +65,7 @@ def whole_of(slots):
 @triton.jit
 def some_slots(slots):
     """[B]: which blocks are no padding; [1] where all are whole."""
-    if slots is None:
+    if len(slots) == 0:
         return tl.full([1], 1, tl.int1)
     else:
         return slots[0] * slots[1] > 0
@@ -74,7 +74,7 @@ def some_slots(slots):
 @triton.jit
 def inside_slots(slots):
     """[B, 8, 8]: which places are slots; [1, 8, 8] where all are."""
-    if slots is None:
+    if len(slots) == 0:
         return tl.full([1, 8, 8], 1, tl.int1)
     else:
         at = tl.arange(0, 8)
@@ -93,7 +93,7 @@ def load_base(bases, count, BACK: tl.constexpr):
 @triton.jit
 def load_basis(bases, slots, AXIS: tl.constexpr, BACK: tl.constexpr):
     """The same for the slots along rows (AXIS 0) or columns (1); [8, 1, 8] where all blocks are whole."""
-    if slots is None:
+    if len(slots) == 0:
         return load_base(bases, tl.full([1], 8, tl.int32), BACK)
     else:
         return load_base(bases, slots[AXIS], BACK)
@@ -167,7 +167,7 @@ def measure_steps(exact, found, low, high, bases, slots, turn, COLUMNS: tl.const
     first: a thread has all those of a column. turn: [B], of a search."""
     at, some = tl.arange(0, 8), tl.arange(0, COLUMNS)
     spread = tl.permute(load_basis(bases, slots, 0, False), (2, 1, 0))[:, None, :, :, None]
-    count = tl.full([1], 8, tl.int32) if slots is None else slots[1]
+    count = tl.full([1], 8, tl.int32) if len(slots) == 0 else slots[1]
     kind: tl.constexpr = INTO * (2 * PAIRED + 1)
     weights = ((count + kind) * 64)[None, :, None] + 8 * at[None, None, :] + some[:, None, None]
     up, down = exact * 0, exact * 0
@@ -248,12 +248,12 @@ def search(samples, least, most, sums, low, high, bases, slots, going, SETTINGS:
     best, free_from = samples, tl.zeros_like(samples)
     turn, fresh = tl.zeros_like(fewest), tl.zeros_like(fewest)
     tenure = turn + SETTINGS.tenure
-    if slots is not None:
+    if len(slots) > 0:
         tenure = tl.minimum(tenure, slots[0] * count_of(slots[1]) // 4)
     while any_of(going):
         up, down = measure_steps(exact, found, low, high, bases, slots, turn)
         lowest, highest = least, most
-        if sums is not None:
+        if len(sums) > 0:
             lowest, highest = bound_pairs(samples, least, most, sums, slots)
         rank = best_step(samples, lowest, highest, up, down, free_from <= expand(turn), best_cost)
         going &= rank != NONE

@@ -156,9 +156,9 @@ def test_no_float_is_too_strange(device, seed):
 def steps_kernel(blocks, low, high, bases, up, down, B: tl.constexpr, COLUMNS: tl.constexpr):
     one = tl.arange(0, B)
     where = 64 * one[:, None, None] + samples.places()
-    rows, found = samples.transform(tl.load(blocks + where), bases, None)
+    rows, found = samples.transform(tl.load(blocks + where), bases, ())
     ends = tl.load(low + where), tl.load(high + where)
-    rise, fall = samples.measure_steps(rows, found, ends[0], ends[1], bases, None, one * 0, COLUMNS)
+    rise, fall = samples.measure_steps(rows, found, ends[0], ends[1], bases, (), one * 0, COLUMNS)
     tl.store(up + where, rise)
     tl.store(down + where, fall)
 
