@@ -24,6 +24,8 @@ class Subsampling(Enum):
     S420 = (3, 2, 2)
 
     def __init__(self, components: int, vertical: int, horizontal: int) -> None:
+        if not {vertical, horizontal} <= {1, 2}:
+            raise ValueError("the operators know sampling factors of 1 and 2: CONTRIBUTING.md says what others need")
         self.components = components
         self.factors = (vertical, horizontal)
         """(vertical, horizontal) luma samples for one chroma sample."""

@@ -185,11 +185,9 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore")
     if given.config is not None:
         tokens = _tokens(given.config, given, parser(prog, exit_on_error=False))
         given = commands.parse_args([*tokens, *(sys.argv[1:] if arguments is None else arguments)])
-    if given.output_dir is None and not given.merge:
+    chosen = given.output_dir is not None or given.merge
+    if not chosen:
         given.output_dir = DEFAULT_OUTPUT
-        if not given.quiet:
-            where = f"{Path(DEFAULT_OUTPUT).absolute()} (choose another folder with --output-dir)"
-            print(f"restore: outputs {'would ' * given.dry_run}go to {where}", file=sys.stderr)
     given.inputs = [_place("input", text) for text in given.inputs + given.input_dir]
     if not given.inputs and not given.merge:
         raise UsageError("no input is given (see --help)")
@@ -199,6 +197,9 @@ def parse(arguments: list[str] | None, prog: str = "python -m pipeline.restore")
     _check_numbers(given)
     given.share = share_of(given)
     _check_combinations(given)
+    if not (chosen or given.quiet):
+        where = f"{Path(DEFAULT_OUTPUT).absolute()} (choose another folder with --output-dir)"
+        print(f"restore: outputs {'would ' * given.dry_run}go to {where}", file=sys.stderr)
     return given
 
 

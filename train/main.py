@@ -35,8 +35,11 @@ examples:
   the sampler                        ... --config train/configs/posterior.yaml
   on eight GPUs                      torchrun --nproc-per-node 8 -m train.main ... run.device=cuda
 
-The recipes are in {RECIPE.parent};
-train/config.py names the files that document every key."""
+The recipes are in {RECIPE.parent}.
+The keys of each section are documented where it is defined:
+  model model/generator.py · critic model/critic.py · data train/data/sources.py
+  degradation train/degradation.py · optimiser train/state.py · run train/config.py
+  regression, energy, game: train/objectives/"""
 
 
 def parser(prog: str = "python -m train.main") -> argparse.ArgumentParser:

@@ -66,7 +66,6 @@ def train(config: Config) -> Path:
 def _train(config: Config) -> Path:
     ranks = init_ranks(config.run)
     folder = Path(config.run.output)
-    folder.mkdir(parents=True, exist_ok=True)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     if ranks.is_first:
@@ -81,11 +80,13 @@ def _train(config: Config) -> Path:
         start_from(state, config.run.start)
     validates = bool(config.data.validation) and ranks.is_first
     needs_mmse = validates and not config.model.has_regression
+    source = open_source(config, ranks)
+    folder.mkdir(parents=True, exist_ok=True)  # not before: a run that cannot start leaves nothing behind
     run = TrainingRun(
         config,
         ranks,
         folder,
-        source=open_source(config, ranks),
+        source=source,
         objective=open_objective(config, ranks.device),
         guard=Guard(ranks),
         logger=Logger(config, ranks, folder, state.step),

@@ -1,4 +1,5 @@
-"""Chroma subsampling by averaging and upsampling by repetition, with the transposes that gradients need.
+"""Upsampling of chroma by repetition, and the transposes of repetition and averaging that gradients need. Averaging
+itself is part of the matrices in dct.py.
 
 Shapes: N images, H x W pixels, h x w chroma samples; of tiles [rows, columns] MCUs with P pixels each.
 """
