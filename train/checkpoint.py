@@ -2,7 +2,7 @@
 configuration of what is learnt.
 
 All random numbers of a step are a function of (seed, step), so a checkpoint needs no state of random generators.
-Schedules are functions of the step and the anchor (train/state.py).
+Schedules are functions of the step and the anchor (train/schedule.py).
 
 On a CPU a resumed run reaches bit for bit the weights of an uninterrupted one, unless `run.seconds` limits the time. On
 CUDA some backward passes add in no fixed order: there the weights agree up to rounding, with `run.deterministic` bit
@@ -21,7 +21,8 @@ from model.atomic import write_atomically
 from model.weights import save
 from train.config import OBJECTIVES, Config, as_tree
 from train.data.sources import CropSource
-from train.state import ScheduleAnchor, State, TrainingError
+from train.schedule import ScheduleAnchor
+from train.state import State, TrainingError
 from train.update import Guard
 
 CHECKPOINT = "checkpoint.pt"

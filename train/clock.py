@@ -6,7 +6,8 @@ from time import monotonic
 
 from train.config import Config
 from train.distributed import Ranks
-from train.state import START, ScheduleAnchor, State, progress
+from train.schedule import START, ScheduleAnchor, progress
+from train.state import State
 
 PERIOD = 1.0
 """Seconds, about, between two readings of the clock if there are several ranks, which have to agree on the time."""

@@ -78,7 +78,7 @@ def _deterministic() -> Iterator[None]:
     - convolutions and the backward pass of indexing by tensors become deterministic, at a cost;
     - the backward pass of bilinear interpolation (of the noise head's amplitudes) is computed by indexing and products;
     - the backward passes of adaptive average pooling and reflection padding would raise: the critic and
-      train/objectives/scores.py use slices instead.
+      train/objectives/energy_score.py use slices instead.
 
     Not used: replication padding with a gradient, float cumsum, scattered sums. The Triton kernels that training runs
     have no atomic additions, and one launch configuration. Sums over ranks are NCCL's: the same only on the same

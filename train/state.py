@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import cos, pi
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from model.generator import Generator, initialise_from
 from model.weights import WeightsError, load
 from train.checks import ConfigError, expect, expect_not_negative, expect_positive
 from train.distributed import Network, Ranks, wrap_ddp
+from train.schedule import START, ScheduleAnchor
 
 if TYPE_CHECKING:
     from train.config import Config
@@ -69,27 +69,6 @@ class Learner(Generic[Network]):
         accumulated gradients over ranks; the others save that communication."""
         for number, batch in enumerate(micro_batches, 1):
             yield batch, self.ddp if number == len(micro_batches) else self.network
-
-
-@dataclass(frozen=True)
-class ScheduleAnchor:
-    """A point from which the progress of all schedules, 0..1, rises linearly with the steps, to 1 at `optimiser.steps`.
-
-    The default anchor makes the progress a function of the step alone; `run.seconds` moves the anchor with the clock
-    (train/clock.py)."""
-
-    step: int = 0
-    progress: float = 0.0  # at `step`
-    seconds: float = 0.0  # of training until then, in this process and earlier ones
-
-    def progress_at(self, step: int, first: int, last: int) -> float:
-        """The progress after `step` steps of a schedule that begins after `first` and ends after `last` steps."""
-        begin = max(first, self.step)
-        share = (step - begin) / max(1, last - begin)
-        return self.progress + (1 - self.progress) * min(1.0, max(0.0, share))
-
-
-START = ScheduleAnchor()
 
 
 @dataclass
@@ -147,21 +126,6 @@ def start_from(state: State, weights: str) -> None:
             initialise_from(network, trained)
     except (WeightsError, ValueError) as error:
         raise ConfigError(f"run.start: {error}") from error
-
-
-def progress(config: Config, step: int, anchor: ScheduleAnchor = START) -> float:
-    """The progress of the learning rate's decay, 0..1: 0 until the end of the warm-up."""
-    return anchor.progress_at(step, config.optimiser.warmup, config.optimiser.steps)
-
-
-def learning_rate(config: Config, step: int, anchor: ScheduleAnchor = START) -> float:
-    """Linear warm-up by the step, then cosine decay by the progress."""
-    optimiser = config.optimiser
-    span = optimiser.learning_rate - optimiser.final_learning_rate
-    rate = optimiser.final_learning_rate + span * (1 + cos(pi * progress(config, step, anchor))) / 2
-    if step < optimiser.warmup:
-        return min(rate, optimiser.learning_rate * (step + 1) / optimiser.warmup)
-    return rate
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ from train.objectives.forward import Objective, Terms
 from train.objectives.frozen import load_regression
 from train.objectives.game import Game
 from train.objectives.regression import Regression
-from train.state import State, learning_rate, new_state, progress, start_from, update_average
+from train.schedule import learning_rate, progress
+from train.state import State, new_state, start_from, update_average
 from train.update import Guard
 from train.validate import picture, validate
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from train.distributed import Ranks
-from train.state import Learner, State, learning_rate
+from train.schedule import learning_rate
+from train.state import Learner, State
 
 if TYPE_CHECKING:
     from train.config import Config

@@ -29,7 +29,7 @@ from pipeline.engine.transfers import TileTask
 from pipeline.engine.worker import WorkerLauncher
 from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.source import Item, read
-from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.record import Record
 from pipeline.outputs.shard_sink import ShardSink
 from pipeline.outputs.sink import ManifestWriter, OutputNames, Sink

@@ -7,7 +7,7 @@
 A line is written after the files that it names, so an input with a line is finished. `manifest.run.json` beside it has
 the run's identity: weights, mode, seed, …
 
-Lines are kept in parts: on a disk (local_lines.py) one per rank, which a run of one process merges; in an object store
+Lines are kept in parts: on a disk (manifest_file.py) one per rank, which a run of one process merges; in an object store
 (object_store.py) one for every few lines. Each rank writes to its own parts only. Every run reads all parts; a run of
 one process, which has exclusive access, also removes the lines that no longer count."""
 
@@ -22,7 +22,7 @@ from typing import Protocol, Self
 from pipeline.inputs.names import digest
 from pipeline.inputs.remote import Address, Remote, RemoteError
 from pipeline.outputs.history import clear_history
-from pipeline.outputs.local_lines import LocalLines, manifest_name, parts_of, read_part
+from pipeline.outputs.manifest_file import ManifestFile, manifest_name, parts_of, read_part
 from pipeline.outputs.object_store import PARTS, RemoteLines
 from pipeline.outputs.object_store import read_part as read_remote_part
 from pipeline.outputs.record import (
@@ -124,7 +124,7 @@ class Manifest:
 
         An object store has no locks. Raises SinkError if the folder cannot be written, is in use by another run, or has
         the lines of another run."""
-        lines: Lines = RemoteLines(output, part) if isinstance(output, Remote) else LocalLines(output, part)
+        lines: Lines = RemoteLines(output, part) if isinstance(output, Remote) else ManifestFile(output, part)
         try:
             if run is not None:
                 _settle_identity(lines, str(output), run, overwrite)

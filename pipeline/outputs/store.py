@@ -1,6 +1,6 @@
 """Where outputs are put: a folder on a disk. object_store.RemoteStore is the same for an object store.
 
-Partial outputs of a killed run are in `scratch`, and are removed when the manifest is opened (local_lines.py)."""
+Partial outputs of a killed run are in `scratch`, and are removed when the manifest is opened (manifest_file.py)."""
 
 import contextlib
 import errno

@@ -28,7 +28,7 @@ from model.generator import Generator, GeneratorConfig
 from model.weights import save
 from pipeline import restore
 from pipeline.outputs.history import HISTORY
-from pipeline.outputs.local_lines import LOCK, MANIFEST
+from pipeline.outputs.manifest_file import LOCK, MANIFEST
 
 Line = dict[str, Any]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

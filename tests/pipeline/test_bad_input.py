@@ -20,7 +20,7 @@ from runs import command, fill, images, in_a_child, lines, outputs, run, tiny_we
 from pipeline import restore
 from pipeline.engine.restorer import Restorer
 from pipeline.jpeg.errors import JpegError
-from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.manifest_file import MANIFEST
 
 GOOD = encode(photograph(48, 40))
 LARGER = encode(photograph(160, 120))

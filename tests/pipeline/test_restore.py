@@ -31,7 +31,7 @@ from runs import (
 from shards import write_tar
 
 from pipeline import restore
-from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.store import PARTIAL
 
 

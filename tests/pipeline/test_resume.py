@@ -13,7 +13,7 @@ from runs import command, fill, in_a_child, lines, outputs, run, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
-from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.store import PARTIAL
 
 Identity = dict[str, tuple[int, int]]

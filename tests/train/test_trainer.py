@@ -26,7 +26,8 @@ from train.config import RECIPE
 from train.data.crops import load_images
 from train.logger import METRICS
 from train.main import main
-from train.state import TrainingError, learning_rate
+from train.schedule import learning_rate
+from train.state import TrainingError
 from train.trainer import train
 from train.validate import validate
 

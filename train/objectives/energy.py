@@ -2,7 +2,7 @@
 
     loss = wp · E_pixels + wf · E_features + ws · E_spectra + wm · FM + wc · commitment + wr · log_mse
 
-E is the energy score (scores.py), which is minimal exactly where samples follow the posterior; FM is equation 5 of
+E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; FM is equation 5 of
 arXiv 2211.11827; log_mse is the loss of the regression output. With `projected` all scores are of samples projected
 onto their file's intervals (equation 11), as users get them. The projection has a straight-through gradient (the
 identity), and the commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from train.checks import expect, expect_not_negative
 from train.degradation import Batch
+from train.objectives.energy_score import feature_energy, pixel_energy, spectral_energy
 from train.objectives.forward import Terms, autocast, check_regression_weight, draw, projected
 from train.objectives.frozen import LITE0, load_features
 from train.objectives.losses import first_moment, log_mse
-from train.objectives.scores import feature_energy, pixel_energy, spectral_energy
 from train.state import State
 from train.update import Guard, update
 

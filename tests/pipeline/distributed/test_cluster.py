@@ -25,7 +25,7 @@ from pipeline import restore
 from pipeline.distributed.cluster import worker_slots
 from pipeline.inputs.remote import Remote
 from pipeline.outputs.history import HISTORY, read_history
-from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.store import PARTIAL
 
 SHARDS = 12

@@ -21,8 +21,8 @@ from pipeline.inputs.listing import list_sources
 from pipeline.inputs.rank_share import SINGLE_RANK, Share
 from pipeline.inputs.remote import Remote
 from pipeline.outputs.history import HISTORY
-from pipeline.outputs.local_lines import LOCK, MANIFEST, manifest_name
 from pipeline.outputs.manifest import Manifest
+from pipeline.outputs.manifest_file import LOCK, MANIFEST, manifest_name
 from pipeline.outputs.record import IDENTITY, RunIdentity, SinkError
 from pipeline.outputs.store import PARTIAL
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from disks import small_disk
 
-from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.manifest import Manifest
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError
 from pipeline.outputs.store import PARTIAL
 

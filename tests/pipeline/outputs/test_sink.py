@@ -21,8 +21,8 @@ from shards import write_tar
 from pipeline.inputs.listing import Root, Sources, list_sources
 from pipeline.inputs.remote import Address
 from pipeline.inputs.source import Item, SideMember, read
-from pipeline.outputs.local_lines import MANIFEST
 from pipeline.outputs.manifest import Manifest
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.record import Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
 from pipeline.outputs.sink import FolderSink, OutputNames, Sink

@@ -11,7 +11,7 @@ import pytest
 from jpegs import encode, photograph
 from runs import fill, run
 
-from pipeline.outputs.local_lines import MANIFEST
+from pipeline.outputs.manifest_file import MANIFEST
 from pipeline.outputs.record import Record
 from pipeline.report.page import REPORT, write_report
 

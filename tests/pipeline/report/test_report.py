@@ -19,7 +19,7 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.outputs.formats import decode_image
 from pipeline.outputs.history import HISTORY, read_history
-from pipeline.outputs.local_lines import MANIFEST, manifest_name
+from pipeline.outputs.manifest_file import MANIFEST, manifest_name
 from pipeline.outputs.record import IDENTITY, Record
 from pipeline.report.__main__ import main
 from pipeline.report.page import REPORT

@@ -11,9 +11,9 @@ from train.data.crops import load_images, random_crops, step_generator
 from train.degradation import degrade
 from train.distributed import Ranks
 from train.objectives.energy import Energy
+from train.objectives.energy_score import feature_energy, pixel_energy, spectral_energy
 from train.objectives.forward import projected
 from train.objectives.losses import first_moment, log_mse
-from train.objectives.scores import feature_energy, pixel_energy, spectral_energy
 from train.state import new_state
 from train.trainer import train
 from train.update import Guard

@@ -44,7 +44,7 @@ def read_part(folder: Path, part: str) -> Iterator[bytes]:
         yield from lines
 
 
-class LocalLines:
+class ManifestFile:
     """See manifest.Lines. part: of this rank; empty for a run of one process."""
 
     def __init__(self, folder: Path, part: str) -> None:
@@ -193,7 +193,7 @@ class LocalLines:
         return True
 
 
-def _release_in_children(lines: LocalLines) -> None:
+def _release_in_children(lines: ManifestFile) -> None:
     # A lock belongs to the open file, not to the process: a forked worker that outlives a killed run would keep it.
     weak = weakref.ref(lines)
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from model.features import EfficientNetLite0
-from train.objectives.scores import BANDS, band_passes, energy_score, feature_energy, pixel_energy, spectral_energy
+from train.objectives.energy_score import (
+    BANDS,
+    band_passes,
+    energy_score,
+    feature_energy,
+    pixel_energy,
+    spectral_energy,
+)
 
 
 def rand(*shape, seed=0):
