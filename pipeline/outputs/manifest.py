@@ -7,9 +7,9 @@
 A line is written after the files that it names, so an input with a line is finished. `manifest.run.json` beside it has
 the run's identity: weights, mode, seed, …
 
-Lines are kept in parts: on a disk (manifest_file.py) one per rank, which a run of one process merges; in an object store
-(object_store.py) one for every few lines. Each rank writes to its own parts only. Every run reads all parts; a run of
-one process, which has exclusive access, also removes the lines that no longer count."""
+Lines are kept in parts: on a disk (manifest_file.py) one per rank, which a run of one process merges; in an object
+store (object_store.py) one for every few lines. Each rank writes to its own parts only. Every run reads all parts; a
+run of one process, which has exclusive access, also removes the lines that no longer count."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     loss = wp · E_pixels + wf · E_features + ws · E_spectra + wm · FM + wc · commitment + wr · log_mse
 
-E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; FM is equation 5 of
-arXiv 2211.11827; log_mse is the loss of the regression output. With `projected` all scores are of samples projected
+E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; FM is equation 5
+of arXiv 2211.11827; log_mse is the loss of the regression output. With `projected` all scores are of samples projected
 onto their file's intervals (equation 11), as users get them. The projection has a straight-through gradient (the
 identity), and the commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to
 their projection.
