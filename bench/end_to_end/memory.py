@@ -24,12 +24,13 @@ MEASURE = f"of all processes together, shared pages counted once, sampled every 
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R, int]:
     """(the function's result, the peak memory of its process and descendants in bytes). Raises what the function
     raises. Function, arguments and result must be picklable."""
-    peak = 0
+    peak, done = 0, False
     with ProcessPoolExecutor(1, multiprocessing.get_context(START_METHOD)) as executor:
         root = executor.submit(os.getpid).result()
         future = executor.submit(function, *args, **kwargs)
-        while not wait([future], INTERVAL).done:
+        while not done:
             peak = max(peak, taken_by_tree(root))
+            done = bool(wait([future], INTERVAL).done)
         return future.result(), peak
 
 
