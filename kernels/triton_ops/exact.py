@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -268,7 +269,7 @@ def _project_exact(
     margins: Sequence[int],
     limits: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    image8, mismatches = _empty_results(x, planes, tables, sampling, height, width, margins, limits)
+    image8, mismatches = _empty_results(x)
     kind, size = Subsampling.from_label(sampling), (height, width)
     (rows, columns), (tall, wide) = kind.mcu_grid(size), kind.mcu
     whole = height // tall * (width // wide)
@@ -288,16 +289,7 @@ def _project_exact(
 
 
 @_project_exact.register_fake
-def _empty_results(
-    x: Tensor,
-    planes: list[Tensor],
-    tables: Tensor,
-    sampling: str,
-    height: int,
-    width: int,
-    margins: Sequence[int],
-    limits: Sequence[int],
-) -> tuple[Tensor, Tensor]:
+def _empty_results(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(len(x), dtype=torch.int32)
 
 
