@@ -75,17 +75,12 @@ def examine(
         cb, cr = unpair(chroma)
         red, green, blue, missed = to_pixels(y, cb, cr, wanted, inside_image(size, V, H))
         other = sum_pixels(missed) > 0
-        if RECOUNT:
+        if any_of(missed) | RECOUNT:
             y, cb, cr = to_triples(red, green, blue)
             luma, others = recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V, H)
             counted = per_mcu(luma, V * H) + per_mcu(others, 2)
             tight |= other | (counted != wrong)
             wrong = counted
-        elif any_of(missed):
-            y, cb, cr = to_triples(red, green, blue)
-            luma, others = recount(y, cb, cr, size, luma_ends, chroma_ends, bases, V, H)
-            wrong = tl.where(other, per_mcu(luma, V * H) + per_mcu(others, 2), wrong)
-            tight |= other
         return red, green, blue, wrong, tight
 
 
