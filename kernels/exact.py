@@ -30,12 +30,12 @@ from kernels.tables import constant
 class SearchSettings:
     """How long the exact projection searches, and where. Other settings give other pixels, as certified as these."""
 
-    margins: tuple[int, ...] = (256, 64, 128, 96, 192, 384, 64, 256, 128, 192, 96, 512)
+    margins: tuple[int, ...] = (256, 64, 96, 64, 64, 64, 128, 96, 192, 32, 256, 48, 384, 64, 112, 80)
     """Of each attempt on an MCU: how far the ends of the intervals are drawn in, in 128ths of the DCT's unit. The first
     attempt, after which nearly all MCUs are right, has a large one: nearer to the middle samples have less error, and
     are no less sharp."""
 
-    alternations: int = 20
+    alternations: int = 8
     """Projections onto the gamut and the intervals before each further attempt."""
 
     early_alternations: int = 3
@@ -46,8 +46,10 @@ class SearchSettings:
     max_gamut_distance: int = 16
     """Sixteenths of a gray level, on average. No image has intervals that are farther from the gamut."""
 
-    max_turns_per_block: int = 384
-    """Turns for each block of an MCU, all together, after which it is given no further attempt."""
+    turns_per_step: int = 48
+    """Turns for each block of an MCU, all together, after which it is given no further attempt, for each unit of its
+    mean quantisation step, of which those above WIDE_STEP count as that: narrow intervals have few solutions, and what
+    is not found there soon is hardly ever found."""
 
     edge_projections: int = 16
     """Onto the intervals of a block at an edge, whose repeated places one projection does not bring to the nearest
@@ -57,25 +59,25 @@ class SearchSettings:
     """Gray levels, all samples together, by which luma's limits may clip the rounded samples of a block that is
     searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
 
-    max_turns: int = 80
+    max_turns: int = 64
     """Of the tabu search over a block's samples (Glover, "Tabu search", ORSA J. Computing 1989)."""
 
-    max_stale_turns: int = 32
+    max_stale_turns: int = 20
     """Turns without progress after which that search ends."""
 
     tenure: int = 8
     """Turns for which a sample that has moved stays, at most a quarter of the slots, unless moving it gives a new
     minimum."""
 
-    max_pixel_turns: int = 100
+    max_pixel_turns: int = 64
     """Of the tabu search over an MCU's pixels."""
 
-    max_stale_pixel_turns: int = 40
+    max_stale_pixel_turns: int = 24
 
     pixel_tenure: int = 20
 
-    first_pixel_attempt: int = 6
-    """The first attempt, from 0, after which pixels are searched."""
+    first_pixel_attempt: int = 5
+    """The first attempt, from 0, after which pixels are searched. In the two before it, luma comes first."""
 
     turns_per_pixel_turn: int = 4
     """What a turn over pixels counts for."""
@@ -88,6 +90,9 @@ class SearchSettings:
 
 
 DEFAULT_SETTINGS = SearchSettings()
+
+WIDE_STEP = 8
+"""Quantisation steps that leave so many solutions that wider ones need no longer search."""
 
 WHOLE_INTERVAL = 1 << 20
 """A margin that leaves no interval any width: its middle."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.coefficients import Subsampling
+from kernels.tables import quality_to_tables
 from model.noise import gaussian
 from model.noise_head import NoiseHead
 from model.rrdb import RRDB, Upsampler
@@ -29,6 +30,9 @@ ALIGNMENT = 16
 
 
 TRUNKS = ("residual", "rrdb")
+
+SAMPLINGS = list(Subsampling)
+"""In the order of the conditioning: the generator's argument `sampling` has positions in it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class GeneratorConfig:
     noise: bool = False  # whether it draws samples
     trunk: str = "residual"  # or rrdb
     growth: int = 32  # rrdb: channels that a convolution of a dense block adds
+    finest_quality: int = 97  # finer tables condition it as those of this quality: about the finest in training
 
     def __post_init__(self) -> None:
         for name in ("features", "inner_features", "embedding", "growth"):
@@ -52,6 +57,8 @@ class GeneratorConfig:
         for name in ("blocks", "inner_blocks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 1 <= self.finest_quality <= 100:
+            raise ValueError(f"finest_quality: expected 1 to 100, got {self.finest_quality}")
         if self.trunk not in TRUNKS:
             raise ValueError(f"trunk {self.trunk!r}: expected {' or '.join(TRUNKS)}")
         if self.trunk == "rrdb" and self.inner_blocks:
@@ -132,10 +139,21 @@ def three_tables(tables: Tensor) -> Tensor:
 
 
 class Conditioning(nn.Module):
-    """Embeds the logarithms of all table entries and the one-hot sampling."""
+    """Embeds the tables of a libjpeg quality for luma and for chroma, and the one-hot sampling.
 
-    def __init__(self, embedding: int) -> None:
+    The quality is the one, up to `finest_quality`, whose mean step is nearest the file's, so that libjpeg's files are
+    conditioned on their own tables. With the tables of other encoders, of which training has seen few, networks did
+    worse than the plain decode (MozJPEG's by up to 3 dB), and so they did beyond the qualities of training."""
+
+    annex_k: Tensor  # [2, Q, 8, 8] int32: luma's and chroma's tables at the qualities 1 to Q
+    limits: Tensor  # [2, Q - 1] float32: sums of steps between those of two qualities; above the first, it is quality 1
+
+    def __init__(self, embedding: int, finest_quality: int) -> None:
         super().__init__()
+        tables = torch.stack([quality_to_tables(quality, 2) for quality in range(1, finest_quality + 1)], dim=1)
+        sums = tables.sum((2, 3)).double()
+        self.register_buffer("annex_k", tables, persistent=False)
+        self.register_buffer("limits", (sums[:, 1:] * sums[:, :-1]).sqrt().float(), persistent=False)
         self.layers = nn.Sequential(
             nn.Linear(3 * 64 + len(Subsampling), embedding),
             nn.SiLU(),
@@ -144,10 +162,18 @@ class Conditioning(nn.Module):
         )
 
     def forward(self, tables: Tensor, sampling: Tensor) -> Tensor:
-        """tables: [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`. Returns [N, embedding]."""
-        logs = three_tables(tables).float().log2().flatten(1) / 4 - 1
+        """tables: [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in SAMPLINGS. Returns [N, embedding]."""
+        luma, *chroma = three_tables(tables).unbind(1)
+        gray = (sampling == SAMPLINGS.index(Subsampling.GRAY))[:, None, None]  # whose chroma tables are ones
+        nearest = [self.nearest(luma, 0), *(torch.where(gray, table, self.nearest(table, 1)) for table in chroma)]
+        logs = torch.stack(nearest, 1).float().log2().flatten(1) / 4 - 1
         embedded: Tensor = self.layers(torch.cat((logs, F.one_hot(sampling, len(Subsampling)).float()), dim=1))
         return embedded
+
+    def nearest(self, tables: Tensor, chroma: int) -> Tensor:
+        """Tables [N, 8, 8] → those of the quality whose mean step is nearest, by its logarithm. chroma: 0 or 1."""
+        steps = tables.sum((1, 2)).float()[:, None]
+        return self.annex_k[chroma, (steps < self.limits[chroma]).sum(1)]
 
 
 class ResidualBlock(nn.Module):
@@ -178,7 +204,7 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.conditioning = Conditioning(config.embedding)
+        self.conditioning = Conditioning(config.embedding, config.finest_quality)
         self.head = nn.Conv2d(3 * SCALE**2, config.features, 3, padding=1)
         self.place = nn.Parameter(torch.zeros(1, config.features, ALIGNMENT // SCALE, ALIGNMENT // SCALE))
         if config.trunk == "rrdb":
@@ -237,7 +263,7 @@ class Generator(nn.Module):
         self, decoded: Tensor, tables: Tensor, sampling: Tensor, noise: Noise | None = None
     ) -> Tensor | Sampled:
         """decoded: [N, 3, H, W] float, 0..1, H and W multiples of 16, with its corner on the MCU grid. tables:
-        [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in `Subsampling`.
+        [N, 1 or 3, 8, 8] int32. sampling: [N] int64, positions in SAMPLINGS.
 
         Returns the regression output [N, 3, H, W] in the dtype of `decoded`, not clamped, or with noise a Sampled. The
         trunk `residual` runs once for all samples, `rrdb` once for each.

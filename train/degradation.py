@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from kernels import Coefficients, Subsampling, decode, encode, quality_to_tables
-from model.generator import three_tables
+from model.generator import SAMPLINGS, three_tables
 from train.checks import expect
 from train.distributed import Ranks, to_device
-
-SAMPLINGS = list(Subsampling)
 
 
 @dataclass(frozen=True)
@@ -115,21 +113,30 @@ def random_qualities(config: DegradationConfig, uniform: Tensor) -> Tensor:
     return (bottom + uniform[:, 1] * span).exp().round().long().clamp(*config.quality)
 
 
+PERTURBATIONS = 4 + 3 * 64
+"""Random numbers that `perturb` takes for an image."""
+
+
 def perturb(tables: Tensor, normal: Tensor) -> Tensor:
-    """Varies tables [n, 3, 8, 8] int32 as other encoders do: a tilt over frequencies, coarser or finer chroma, and
-    independent noise on each entry. normal: [n, 3 + 3 · 64] standard normal numbers."""
-    down, across, chroma = (normal[:, :3] * to_device(torch.tensor([0.5, 0.5, 0.3]), normal.device)).unbind(1)
+    """Varies tables [n, 3, 8, 8] int32 as other encoders do: the range between fine and coarse steps (flat tables have
+    none, ImageMagick's and MozJPEG's a larger one), a tilt over frequencies, coarser or finer chroma, and independent
+    noise on each entry. normal: [n, PERTURBATIONS] standard normal numbers."""
+    scales = to_device(torch.tensor([0.4, 0.5, 0.5, 0.3]), normal.device)
+    spread, down, across, chroma = (normal[:, :4] * scales)[:, :, None, None].unbind(1)
     frequency = torch.linspace(-0.5, 0.5, 8, device=tables.device)
-    tilt = down[:, None, None] * frequency[:, None] + across[:, None, None] * frequency
-    coarser = torch.stack((torch.zeros_like(chroma), chroma, chroma), 1)[:, :, None, None]
-    factor = tilt[:, None] + coarser + 0.05 * normal[:, 3:].reshape(-1, 3, 8, 8)
-    return (tables * factor.exp()).round().clamp(1, 255).int()
+    tilt = down * frequency[:, None] + across * frequency
+    coarser = torch.stack((torch.zeros_like(chroma), chroma, chroma), 1)
+    logs = tables.float().log()
+    level = logs.mean((2, 3), keepdim=True)
+    spread_logs = level + (1 + spread).clamp(0, 2)[:, None] * (logs - level)
+    noise = 0.05 * normal[:, 4:].reshape(-1, 3, 8, 8)
+    return (spread_logs + tilt[:, None] + coarser + noise).exp().round().clamp(1, 255).int()
 
 
 def random_tables(config: DegradationConfig, count: int, random: torch.Generator) -> Tensor:
     """Tables [count, 3, 8, 8] int32, on the device of `random`."""
     uniform = torch.rand(count, 3, generator=random, device=random.device, dtype=torch.float64)
-    normal = torch.randn(count, 3 + 3 * 64, generator=random, device=random.device)
+    normal = torch.randn(count, PERTURBATIONS, generator=random, device=random.device)
     tables = _annex_k(random.device)[random_qualities(config, uniform) - 1]
     others = uniform[:, 2] < config.perturbed
     return torch.where(others[:, None, None, None], perturb(tables, normal), tables)

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.coefficients import Coefficients, check_images
-from kernels.exact import CHROMA_FIRST, DEFAULT_SETTINGS, INTO_ROWS, SearchSettings, edge_bases, ranges_of
+from kernels.exact import (
+    BLUE_SECOND,
+    CHROMA_FIRST,
+    DEFAULT_SETTINGS,
+    INTO_ROWS,
+    WIDE_STEP,
+    SearchSettings,
+    edge_bases,
+    ranges_of,
+)
 from kernels.numba_ops.chroma import move_chroma
 from kernels.numba_ops.compiler import compiling, inlined, jit, kernel
 from kernels.numba_ops.gamut import convert, convert_back, recount, to_pixels, to_triples
@@ -67,6 +76,16 @@ def alternate(
     return beyond
 
 
+@jit
+def turn_limit(low: Ints, high: Ints, turns_per_step: int) -> int:
+    """The turns after which an MCU is given no further attempt. low, high: [blocks, 64]."""
+    widths = 0
+    for n in range(low.shape[0]):
+        for i in range(64):
+            widths += min(high[n, i] - low[n, i] + 1, 8 * WIDE_STEP)
+    return turns_per_step * widths // (8 * 64)
+
+
 @inlined
 def project_mcu(
     wanted: Ints,
@@ -83,7 +102,7 @@ def project_mcu(
     vertical, horizontal, rows, columns = geometry
     settings, margins, bases = constants.settings, constants.settings.margins, constants.bases
     whole = rows == 8 * vertical and columns == 8 * horizontal
-    components, pixels, blocks = wanted.shape[0], wanted.shape[1], low.shape[0]
+    components, pixels = wanted.shape
     ycc, found, candidate = space[0], space[1], space[2]
     if components == 3:
         convert(wanted, ycc)
@@ -92,13 +111,17 @@ def project_mcu(
             ycc[0, p] = wanted[0, p] - 2048
     apart, first_late = settings.max_gamut_distance * components * pixels, settings.first_pixel_attempt
     fewest, turns, tight = 1 << 20, 0, True
+    limit = turn_limit(low, high, settings.turns_per_step)
     for n in range(len(margins)):
-        if fewest == 0 or not tight or turns > settings.max_turns_per_block * blocks:
+        if fewest == 0 or not tight or turns > limit:
             break
         if n and alternate(wanted, ycc, low, high, geometry, margins[n], constants, works[0]) > apart:
             break
-        in_turns = components == 3 and (first_late < n <= first_late + 2 or not whole)
-        order = n % 3 if in_turns else CHROMA_FIRST
+        order = CHROMA_FIRST
+        if components == 3 and not whole:
+            order = n % 3
+        elif components == 3 and first_late - 2 <= n < first_late:
+            order = BLUE_SECOND + n - (first_late - 2)
         wrong, took, tight = attempt(ycc, low, high, geometry, margins[n], order, constants, found, candidate, works[0])
         turns += took
         if components == 1:

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import exact as constants
 from kernels.coefficients import Coefficients, Subsampling, check_images
 from kernels.exact import DEFAULT_SETTINGS, SearchSettings, edge_bases, gamut_ranges
 from kernels.triton_ops.chroma import average, move_chroma
@@ -54,8 +55,10 @@ from kernels.triton_ops.mcus import (
     whole_mcus,
 )
 from kernels.triton_ops.pixels import search_pixels
-from kernels.triton_ops.planes import CHROMA_FIRST, attempt, sum_pixels
+from kernels.triton_ops.planes import BLUE_SECOND, CHROMA_FIRST, attempt, sum_pixels
 from kernels.triton_ops.samples import any_of, into_intervals
+
+WIDE_STEP = tl.constexpr(constants.WIDE_STEP)
 
 UNKNOWN = tl.constexpr(1 << 20)
 """Wrong coefficients before the first attempt."""
@@ -117,6 +120,22 @@ def alternate(
 
 
 @triton.jit
+def turn_limit(luma_ends, chroma_ends, SETTINGS: tl.constexpr, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr):
+    """The turns after which MCUs are given no further attempt: [G]."""
+    widths = per_mcu(total_width(luma_ends), V * H)
+    if C == 3:
+        widths += per_mcu(total_width(chroma_ends), 2)
+    return SETTINGS.turns_per_step * widths // (8 * 64)
+
+
+@triton.jit
+def total_width(ends):
+    """Intervals' low and high [B, 8, 8] → [B]."""
+    widths = tl.minimum(ends[1] - ends[0] + 1, 8 * WIDE_STEP)
+    return tl.sum(tl.reshape(widths, [widths.shape[0], 64]), axis=1)
+
+
+@triton.jit
 def load_file(file, mcus, grid, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr):
     """Low and high of MCUs' luma blocks [G V H, 8, 8] and chroma blocks [2 G, 8, 8]; of gray files luma's twice. file:
     the three planes and the tables."""
@@ -150,7 +169,8 @@ def exact_kernel(
     )
     red, green, blue, wrong, tight = examine(y, chroma, wanted, wrong, tight, (), luma, others, bases, False, C, V, H)
     store_pixels(image8, red, green, blue, there, mcu, (), grid, shape, C, V, H)
-    again = there & (wrong > 0) & tight & (tl.zeros_like(turns) + attempts > 1)
+    limit = turn_limit(luma, others, SETTINGS, C, V, H)
+    again = there & (wrong > 0) & tight & (turns <= limit) & (tl.zeros_like(turns) + attempts > 1)
     tl.atomic_add(mismatches + mcu // (rows * columns), wrong, mask=there & (wrong > 0) & (again == 0))
     place = 1 + 3 * tl.atomic_add(listed + tl.zeros_like(mcu), 1, mask=again)
     tl.store(listed + place, mcu, mask=again)
@@ -166,13 +186,13 @@ def make_attempts(
     """Attempts from the `first` on at MCUs that are `there` [G], of which so far image8 has the best pixels, `fewest`
     [G] coefficients are wrong and `turns` [G] were taken."""
     red, green, blue = load_pixels(x, mcu, size, grid, strides, C, V, H)
-    blocks: tl.constexpr = V * H + C - 1
     late: tl.constexpr = SETTINGS.first_pixel_attempt
     n, going = first, there
     while any_of(going) & (n < attempts):
         margin, zero = tl.load(margins + n), nothing(turns)
         mcu, size = mcu + zero, shifted(size, zero)
         luma, others = load_file(file, mcu, grid, C, V, H)
+        limit = turn_limit(luma, others, SETTINGS, C, V, H)
         if n > 0:
             red, green, blue, going = alternate(
                 red, green, blue, size, luma, others, margin, bases, going, SETTINGS, C, V, H
@@ -181,7 +201,7 @@ def make_attempts(
         if C == 3:
             order = n % 3
             if len(size) == 0:
-                order = tl.where((n > late) & (n <= late + 2), order, CHROMA_FIRST)
+                order = tl.where((n >= late - 2) & (n < late), BLUE_SECOND + n - (late - 2), CHROMA_FIRST)
         wanted = red, green, blue
         y, chroma, wrong, took, tight = attempt(
             wanted, size, luma, others, margin, order, bases, ranges, SETTINGS, C, V, H
@@ -197,7 +217,7 @@ def make_attempts(
         better = going & (wrong < fewest)
         store_pixels(image8, r, g, b, better, mcu, size, grid, shifted(shape, zero), C, V, H)
         fewest = tl.where(better, wrong, fewest)
-        going &= (fewest > 0) & tight & (turns <= SETTINGS.max_turns_per_block * blocks)
+        going &= (fewest > 0) & tight & (turns <= limit)
         n += 1
     tl.atomic_add(mismatches + mcu // (grid[1] * grid[2]), fewest, mask=there & (fewest > 0))
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import Coefficients, Subsampling, decode, project_exact
-from model.generator import Generator, Noise, three_tables
+from kernels import Coefficients, decode, project_exact
+from model.generator import SAMPLINGS, Generator, Noise, three_tables
 from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline.engine import tiling
@@ -32,7 +32,6 @@ from pipeline.jpeg.dali_frontend import DaliFrontend, bitstream_or_raise
 from pipeline.jpeg.errors import JpegError
 
 T = TypeVar("T")
-SAMPLINGS = list(Subsampling)
 
 MAX_BATCH = 64
 """Tiles per batch, at most."""

@@ -109,11 +109,11 @@ def test_further_attempts_are_the_cpus(sampling, device):
 
 
 def test_all_kinds_of_attempts_are_the_cpus(device):
-    """A picture of one MCU whose pixels are searched, and which is right after luma has come first, not before. Short
-    searches: the interpreter would take half a minute over the default's."""
-    x, c = blurred(Subsampling.S444, (8, 8), 98, 729)
+    """A picture of one MCU that comes nearer by each attempt: chroma first, luma first with each order of chroma, and
+    a search over its pixels. Short searches: the interpreter would take half a minute over the default's."""
+    x, c = blurred(Subsampling.S444, (8, 8), 98, 687)
     settings = SearchSettings(
-        margins=DEFAULT_SETTINGS.margins[:6],
+        margins=DEFAULT_SETTINGS.margins[:4],
         first_pixel_attempt=3,
         alternations=4,
         max_turns=8,
@@ -122,8 +122,18 @@ def test_all_kinds_of_attempts_are_the_cpus(device):
         max_stale_pixel_turns=4,
     )
     assert check(x, c, device, settings).tolist() == [0]
-    left = [numba_ops.project_exact(x, c, replace(settings, margins=settings.margins[:n]))[1].item() for n in (3, 4)]
-    assert left[0] > left[1] > 0  # before pixels are searched, and after
+    fewer = [replace(settings, margins=settings.margins[:n]) for n in (1, 2, 3)]
+    first, second, third = [numba_ops.project_exact(x, c, each)[1].item() for each in fewer]
+    assert first > second > third > 0
+
+
+def test_a_stubborn_mcu_is_given_up_after_its_turns(device):
+    """A budget of no turns: the first attempt is the last, in whole MCUs and over the edge."""
+    x, c = blurred(Subsampling.S420, (17, 16), 98, 3)
+    none, single = replace(limited(3), turns_per_step=0), limited(1)
+    assert check(x, c, device, none).item() > 0
+    assert torch.equal(numba_ops.project_exact(x, c, none)[0], numba_ops.project_exact(x, c, single)[0])
+    assert not torch.equal(numba_ops.project_exact(x, c, none)[0], numba_ops.project_exact(x, c, limited(3))[0])
 
 
 @pytest.mark.parametrize("sampling", [Subsampling.GRAY, Subsampling.S420], ids=lambda sampling: sampling.label)

@@ -140,6 +140,40 @@ def test_one_gray_table_counts_as_itself_and_two_of_ones():
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-3)
 
 
+@pytest.mark.parametrize("sampling", [S420, GRAY])
+def test_finer_tables_count_as_those_of_the_finest_quality(sampling):
+    generator, image = generator_of(replace(PLAIN, finest_quality=95)), picture(16, 32)
+    components = 1 if torch.equal(sampling, GRAY) else 3
+    with torch.no_grad():
+        outputs = [generator(image, tables_of(quality, components), sampling) for quality in (94, 95, 96, 100)]
+    assert torch.equal(outputs[1], outputs[2])
+    assert torch.equal(outputs[1], outputs[3])
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-4)
+
+
+def test_tables_of_libjpeg_are_their_own_nearest():
+    conditioning = generator_of(PLAIN).conditioning
+    qualities = range(1, PLAIN.finest_quality + 1)
+    tables = torch.cat([tables_of(quality) for quality in qualities])
+    for component, chroma in ((0, 0), (1, 1), (2, 1)):
+        assert torch.equal(conditioning.nearest(tables[:, component], chroma), tables[:, component])
+
+
+def test_other_tables_count_as_libjpegs_with_about_their_mean_step():
+    """Luma and chroma each by itself; gray's chroma tables, which are ones, stay."""
+    generator, image = generator_of(PLAIN), picture(16, 32)
+    luma, chroma = quality_to_tables(70, 1)[0], quality_to_tables(85, 3)[1]
+    shuffled = [table.flatten()[torch.randperm(64)].reshape(8, 8) for table in (luma, chroma, chroma)]
+    gray = [luma, torch.ones_like(luma), torch.ones_like(luma)]
+    with torch.no_grad():
+        for sampling, one, other in (
+            (S420, shuffled, [luma, chroma, chroma]),
+            (GRAY, [shuffled[0] + torch.eye(8, dtype=torch.int32), *gray[1:]], [luma]),
+        ):
+            found, expected = (generator(image, torch.stack(tables)[None], sampling) for tables in (one, other))
+            assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("config", [DEEP, RRDB])
 def test_images_of_a_batch_do_not_touch_each_other(config):
     generator, images = generator_of(config), picture(32, 48, images=3)

@@ -12,10 +12,19 @@ from jpegs import photograph
 from PIL import Image, ImageFilter
 
 from kernels import Subsampling, quality_to_tables
+from model.generator import SAMPLINGS
 from pipeline.jpeg.bitstream import read_bitstream
 from train.config import DegradationConfig
 from train.data.crops import step_generator
-from train.degradation import SAMPLINGS, as_batch, compress, degrade, perturb, random_qualities, random_tables
+from train.degradation import (
+    PERTURBATIONS,
+    as_batch,
+    compress,
+    degrade,
+    perturb,
+    random_qualities,
+    random_tables,
+)
 from train.distributed import Ranks
 
 DRAWN = DegradationConfig(quality=(5, 95), quality_mean=30.0)
@@ -54,7 +63,12 @@ def test_the_given_share_of_tables_is_perturbed_around_annex_k():
     changed = sum(not any(torch.equal(tables, one) for one in annex_k) for tables in drawn)
     assert abs(changed - 100) < 5 * (400 * 0.25 * 0.75) ** 0.5
     base = quality_to_tables(50, 3)
-    normal = torch.randn(400, 3 + 3 * 64, generator=step_generator(0, 3))
+    normal = torch.randn(400, PERTURBATIONS, generator=step_generator(0, 3))
+    perturbed = perturb(base.expand(400, -1, -1, -1), normal)
+    ranges = perturbed[:, 0].float().log().std((1, 2)) / base[0].float().log().std()
+    assert ranges.min() < 0.5  # nearly flat
+    assert ranges.max() > 1.5
+    normal[:, 0] = 0  # but for the range
     ratios = (perturb(base.expand(400, -1, -1, -1), normal) / base).log()
     assert abs(float(ratios.mean())) < 0.05
     assert 0.1 < float(ratios.std()) < 0.6

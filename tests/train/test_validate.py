@@ -12,12 +12,13 @@ from training import config_of, game_of, lines, write_photos
 
 from model.weights import load
 from train.checks import ConfigError
-from train.config import Config
+from train.config import Config, RunConfig
 from train.texture import FlatTexture
 from train.trainer import train
 from train.validate import QUALITIES, SAMPLES, compressed, outputs, validate
 
 CPU = torch.device("cpu")
+FLOAT32 = Config(run=RunConfig(bfloat16=False))  # figures compared are of one arithmetic on any CPU
 NAMES = [f"{name}_{quality}" for quality in QUALITIES for name in ("lattice", "lattice_worst", "flat_deviation")]
 
 
@@ -37,11 +38,11 @@ def networks(tmp_path_factory):
 def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks, own):
     sampler, mmse = networks
     images = [grainy(0), grainy(1)]
-    figures = validate(sampler, images, Config(), CPU, None if own else mmse)
+    figures = validate(sampler, images, FLOAT32, CPU, None if own else mmse)
     for quality in QUALITIES:
         batch, texture = compressed(torch.stack(images), quality, CPU), FlatTexture()
-        made = outputs(sampler, batch, Config(), SAMPLES)
-        expected = made.expected if own else outputs(mmse, batch, Config(), 1).expected
+        made = outputs(sampler, batch, FLOAT32, SAMPLES)
+        expected = made.expected if own else outputs(mmse, batch, FLOAT32, 1).expected
         for sample, restored in zip(255 * made.samples[:, 0], 255 * expected, strict=True):
             texture.add(sample, restored)
         assert texture.windows == 2 * 9 * 9
@@ -49,12 +50,12 @@ def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks
         assert figures[f"lattice_worst_{quality}"] == pytest.approx(texture.lattice_worst, abs=1e-3)
         assert figures[f"flat_deviation_{quality}"] == pytest.approx(texture.deviation, abs=1e-3)
         assert texture.deviation > 0
-    assert not set(NAMES) & set(validate(mmse, images, Config(), CPU))
+    assert not set(NAMES) & set(validate(mmse, images, FLOAT32, CPU))
 
 
 def test_images_without_flat_areas_have_no_texture_and_all_other_figures(networks):
     busy = tensor_of(photograph(160, 160, 0))[0].int() + 20 * (torch.arange(160) // 4 % 2)
-    figures = validate(networks[0], [busy.clamp(0, 255).to(torch.uint8)], Config(), CPU, networks[1])
+    figures = validate(networks[0], [busy.clamp(0, 255).to(torch.uint8)], FLOAT32, CPU, networks[1])
     assert not set(NAMES) & set(figures)
     assert all(math.isfinite(value) for value in figures.values())
 
@@ -63,7 +64,7 @@ def test_both_outputs_of_a_sampler_are_watched(networks):
     """The gain of the regression is that of the same output alone."""
     sampler, _ = networks
     images = [grainy(0), tensor_of(photograph(160, 160, 0))[0].to(torch.uint8)]
-    figures = validate(sampler, images, Config(), CPU)
+    figures = validate(sampler, images, FLOAT32, CPU)
     for quality in QUALITIES:
         batch = compressed(torch.stack(images), quality, CPU)
         with torch.no_grad():

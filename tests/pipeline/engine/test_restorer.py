@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.engine.memory import Buffers, SharedMemory, bytes_needed
 from pipeline.engine.options import ModeError
 from pipeline.engine.results import Failure
 from pipeline.jpeg.errors import BitstreamError, UnsupportedJpeg
+
+SAMPLE = Path(__file__).parents[3] / "pipeline/sample/sample.tar"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,22 @@ def test_shipped_weights_by_default():
     assert mismatches(data, as_png(restored)) == 0
     assert restored.bitstream.quality == 20
     assert restored.coefficients == restored.bitstream.coefficients.count
+
+
+@pytest.mark.parametrize("weights", ["posterior", "mmse"])
+@pytest.mark.parametrize(
+    "tables", [{"quality": 100}, {"qtables": [[6] * 64] * 2}], ids=["finer than any in training", "flat"]
+)
+def test_with_other_tables_than_those_of_training_files_come_out_better_than_their_plain_decode(weights, tables):
+    with tarfile.open(SAMPLE) as shard:
+        file = shard.extractfile("coffee-q30-420-icc.jpg")
+        assert file
+        original = np.asarray(Image.open(file).reduce(2))[:96, :96]
+    data = encode(original, "4:2:0", **tables)
+    restored = Restorer.from_pretrained(weights).restore(data).pixels()
+    plain = np.asarray(Image.open(io.BytesIO(data)))
+    errors = [np.square(image - original.astype(float)).mean() for image in (restored, plain)]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_samples_differ_and_come_again(noisy):
