@@ -143,7 +143,7 @@ class Conditioning(nn.Module):
 
     The quality is the one, up to `finest_quality`, whose mean step is nearest the file's, so that libjpeg's files are
     conditioned on their own tables. With the tables of other encoders, of which training has seen few, networks did
-    worse than the plain decode (MozJPEG's by up to 3 dB), and so they did beyond the qualities of training."""
+    worse than the plain decode (by 1 dB with MozJPEG at quality 90), and so they did beyond the qualities of training."""
 
     annex_k: Tensor  # [2, Q, 8, 8] int32: luma's and chroma's tables at the qualities 1 to Q
     limits: Tensor  # [2, Q - 1] float32: sums of steps between those of two qualities; above the first, it is quality 1
