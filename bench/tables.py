@@ -4,7 +4,7 @@ python -m bench.tables --data val.tar --limit 20
 python -m bench.tables --data val.tar --weights runs/mine/generator.safetensors
 
 The tables: libjpeg's at high qualities; MozJPEG's default (N. Robidoux's, from ImageMagick) at three qualities; flat
-ones, as some cameras and all codecs made for measuring have. Mode mmse, 4:2:0.
+ones. Mode mmse, 4:2:0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROBIDOUX = (
 
 
 def scaled(base: tuple[int, ...], quality: int) -> list[int]:
-    """A table of quality 50 at another one from 50 on, as libjpeg scales it."""
+    """Scales a table of quality 50 to `quality`, 50 to 100, as libjpeg does."""
     return [min(max((step * (200 - 2 * quality) + 50) // 100, 1), 255) for step in base]
 
 

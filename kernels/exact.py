@@ -4,8 +4,8 @@ The problem is solved block by block, in single planes. In each MCU the chroma b
 moved to the nearest point of the file's intervals, rounded, and mended one by one until libjpeg's own DCT agrees. Then
 chroma at full resolution, with the averages that result; then luma, each sample within what an RGB pixel of that chroma
 can have; and the pixels. Where the gamut leaves luma no solution, the wanted MCU is brought into the gamut and the
-intervals by alternating projections, and all is tried again with a larger margin; in the end the pixels themselves are
-searched. The certificate counts what libjpeg's integers make of the pixels.
+intervals by alternating projections, and all is tried again with another margin; then with luma first, which bounds
+chroma; in the end the pixels themselves are searched. The certificate counts what libjpeg's integers make of them.
 
 Blocks over the image's edge repeat its last true row and column: they have fewer unknowns, and often a single solution.
 There attempts alternate in whether chroma or luma comes first and bounds the other, and where the unknowns are one row
@@ -25,6 +25,9 @@ from torch import Tensor
 from kernels.libjpeg import integer_basis
 from kernels.tables import constant
 
+MAX_TURNS_PER_STEP = 1 << 16
+"""Of SearchSettings; times the widths of an MCU's intervals it still fits 32 bits."""
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -35,7 +38,7 @@ class SearchSettings:
     attempt, after which nearly all MCUs are right, has a large one: nearer to the middle samples have less error, and
     are no less sharp."""
 
-    alternations: int = 8
+    alternations: int = 12
     """Projections onto the gamut and the intervals before each further attempt."""
 
     early_alternations: int = 3
@@ -46,10 +49,10 @@ class SearchSettings:
     max_gamut_distance: int = 16
     """Sixteenths of a gray level, on average. No image has intervals that are farther from the gamut."""
 
-    turns_per_step: int = 48
-    """Turns for each block of an MCU, all together, after which it is given no further attempt, for each unit of its
-    mean quantisation step, of which those above WIDE_STEP count as that: narrow intervals have few solutions, and what
-    is not found there soon is hardly ever found."""
+    turns_per_step: int = 64
+    """Limit of the turns on an MCU, after which it is given no further attempt: so many for each block and each unit of
+    its intervals' mean width in quantisation steps, where each counts up to WIDE_STEP. In narrow intervals what is not
+    found soon is hardly ever found."""
 
     edge_projections: int = 16
     """Onto the intervals of a block at an edge, whose repeated places one projection does not bring to the nearest
@@ -59,10 +62,10 @@ class SearchSettings:
     """Gray levels, all samples together, by which luma's limits may clip the rounded samples of a block that is
     searched: beyond it, the wanted MCU has to come nearer to the gamut first."""
 
-    max_turns: int = 64
+    max_turns: int = 80
     """Of the tabu search over a block's samples (Glover, "Tabu search", ORSA J. Computing 1989)."""
 
-    max_stale_turns: int = 20
+    max_stale_turns: int = 32
     """Turns without progress after which that search ends."""
 
     tenure: int = 8
@@ -77,7 +80,8 @@ class SearchSettings:
     pixel_tenure: int = 20
 
     first_pixel_attempt: int = 5
-    """The first attempt, from 0, after which pixels are searched. In the two before it, luma comes first."""
+    """The first attempt, from 0, after which pixels are searched. In the two further ones before it, luma comes first
+    in whole MCUs."""
 
     turns_per_pixel_turn: int = 4
     """What a turn over pixels counts for."""
@@ -88,11 +92,17 @@ class SearchSettings:
     nodes_per_turn: int = 64
     """How many of them count for a turn."""
 
+    def __post_init__(self) -> None:
+        if self.first_pixel_attempt < 1:
+            raise ValueError(f"first_pixel_attempt: expected 1 or more, got {self.first_pixel_attempt}")
+        if not 0 <= self.turns_per_step <= MAX_TURNS_PER_STEP:
+            raise ValueError(f"turns_per_step: expected 0 to {MAX_TURNS_PER_STEP}, got {self.turns_per_step}")
+
 
 DEFAULT_SETTINGS = SearchSettings()
 
 WIDE_STEP = 8
-"""Quantisation steps that leave so many solutions that wider ones need no longer search."""
+"""Width of an interval above which the limit of turns no longer grows."""
 
 WHOLE_INTERVAL = 1 << 20
 """A margin that leaves no interval any width: its middle."""

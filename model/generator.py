@@ -48,7 +48,7 @@ class GeneratorConfig:
     noise: bool = False  # whether it draws samples
     trunk: str = "residual"  # or rrdb
     growth: int = 32  # rrdb: channels that a convolution of a dense block adds
-    finest_quality: int = 97  # finer tables condition it as those of this quality: about the finest in training
+    finest_quality: int = 97  # finer tables condition it as those of this quality: at least the best in training
 
     def __post_init__(self) -> None:
         for name in ("features", "inner_features", "embedding", "growth"):
@@ -139,11 +139,11 @@ def three_tables(tables: Tensor) -> Tensor:
 
 
 class Conditioning(nn.Module):
-    """Embeds the tables of a libjpeg quality for luma and for chroma, and the one-hot sampling.
+    """Embeds libjpeg's tables of a quality for luma and of one for chroma, and the one-hot sampling.
 
-    The quality is the one, up to `finest_quality`, whose mean step is nearest the file's, so that libjpeg's files are
-    conditioned on their own tables. With the tables of other encoders, of which training has seen few, networks did
-    worse than the plain decode (by 1 dB with MozJPEG at quality 90), and so they did beyond the qualities of training."""
+    The qualities are those, up to `finest_quality`, whose mean steps are nearest the file's, so that libjpeg's files
+    are conditioned on their own tables. Conditioned on tables unlike those of training, networks did worse than the
+    plain decode: by 1 dB with MozJPEG's at quality 90, and 0.5 with libjpeg's at 100."""
 
     annex_k: Tensor  # [2, Q, 8, 8] int32: luma's and chroma's tables at the qualities 1 to Q
     limits: Tensor  # [2, Q - 1] float32: sums of steps between those of two qualities; above the first, it is quality 1
@@ -349,6 +349,7 @@ def initialise_from(generator: Generator, trained: Generator) -> None:
     ours, theirs = generator.config, trained.config
     deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
     grown = replace(theirs, noise=theirs.noise or ours.noise, blocks=ours.blocks if deeper else theirs.blocks)
+    grown = replace(grown, finest_quality=ours.finest_quality)
     if grown != ours:
         raise ValueError(f"a generator of {ours} cannot be initialised with weights of {trained.config}")
     tensors = {_renumbered(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}

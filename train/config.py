@@ -78,6 +78,14 @@ class Config:
     critic: CriticConfig = field(default_factory=CriticConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        best, finest = self.degradation.quality[1], self.model.finest_quality
+        if best > finest:
+            raise ConfigError(
+                f"degradation.quality goes up to {best}, but the network takes tables finer than those of "
+                f"model.finest_quality ({finest}) for these: set model.finest_quality={best}"
+            )
+
 
 def load_config(path: str | Path, overrides: list[str]) -> Config:
     """Reads a YAML file and applies `section.key=value` overrides, whose values are YAML. Raises ConfigError for

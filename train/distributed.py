@@ -97,8 +97,9 @@ def close_ranks(ranks: Ranks) -> None:
 
 def wrap_ddp(network: nn.Module, ranks: Ranks) -> nn.Module:
     """The network, in DistributedDataParallel if there are several ranks. A backward pass through the wrapper averages
-    the gradients over ranks, those accumulated by earlier passes through the plain network included."""
-    return network if ranks.size == 1 else DistributedDataParallel(network)
+    the gradients over ranks, those accumulated by earlier passes through the plain network included. Buffers are
+    constants."""
+    return network if ranks.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

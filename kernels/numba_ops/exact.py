@@ -120,7 +120,7 @@ def project_mcu(
         order = CHROMA_FIRST
         if components == 3 and not whole:
             order = n % 3
-        elif components == 3 and first_late - 2 <= n < first_late:
+        elif components == 3 and max(first_late - 2, 1) <= n < first_late:
             order = BLUE_SECOND + n - (first_late - 2)
         wrong, took, tight = attempt(ycc, low, high, geometry, margins[n], order, constants, found, candidate, works[0])
         turns += took
@@ -133,7 +133,7 @@ def project_mcu(
                 to_triples(candidate, found)
                 counted, wrong = wrong, recount(found, low, high, geometry, bases, works[0, SAMPLES], works[0])
                 tight = tight or missed > 0 or wrong != counted
-        if n >= first_late and order == CHROMA_FIRST and wrong > 0 and tight and components == 3 and whole:
+        if n >= first_late and wrong > 0 and tight and components == 3 and whole:
             wrong, took = search_pixels(
                 candidate, low, high, vertical, horizontal, bases, constants.spreads[8], settings, works
             )

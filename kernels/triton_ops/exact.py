@@ -210,7 +210,7 @@ def make_attempts(
         r, g, b, wrong, tight = examine(y, chroma, wanted, wrong, tight, size, luma, others, bases, True, C, V, H)
         if C == 3 and len(size) == 0:
             joint = going & (wrong > 0) & tight
-            if (n >= late) & (order == CHROMA_FIRST) & any_of(joint):
+            if (n >= late) & any_of(joint):
                 r, g, b, left, took = search_pixels(r, g, b, luma, others, bases, joint, SETTINGS, V, H)
                 wrong = tl.where(joint, left, wrong)
                 turns += SETTINGS.turns_per_pixel_turn * tl.where(joint, took, 0)
@@ -291,8 +291,8 @@ def _project_exact(
     listed = x.new_empty(1 + 3 * len(x) * whole, dtype=torch.int32)
     listed[:1].zero_()
     mismatches.zero_()
-    constants = edge_bases(x.device), gamut_ranges(x.device), _margins(tuple(margins), x.device), len(margins)
-    file = *three(aligned(planes)), tables, *constants, *x.stride()
+    fixed = edge_bases(x.device), gamut_ranges(x.device), _margins(tuple(margins), x.device), len(margins)
+    file = *three(aligned(planes)), tables, *fixed, *x.stride()
     edges, settings = rows * columns - whole, SearchSettings((), *limits)
     if whole:
         for kernel in (exact_kernel, mend_kernel):

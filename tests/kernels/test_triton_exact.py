@@ -127,13 +127,28 @@ def test_all_kinds_of_attempts_are_the_cpus(device):
     assert first > second > third > 0
 
 
-def test_a_stubborn_mcu_is_given_up_after_its_turns(device):
-    """A budget of no turns: the first attempt is the last, in whole MCUs and over the edge."""
-    x, c = blurred(Subsampling.S420, (17, 16), 98, 3)
-    none, single = replace(limited(3), turns_per_step=0), limited(1)
+@pytest.mark.parametrize(("size", "seed"), [((8, 8), 687), ((8, 5), 17)], ids=["whole", "edge"])
+def test_a_stubborn_mcu_is_given_up_after_its_turns(size, seed, device):
+    """With a limit of no turns the first attempt is the last."""
+    x, c = blurred(Subsampling.S444, size, 98, seed)
+    short = replace(limited(3), max_turns=8, max_stale_turns=4, alternations=4)
+    none, single = replace(short, turns_per_step=0), replace(short, margins=short.margins[:1])
     assert check(x, c, device, none).item() > 0
     assert torch.equal(numba_ops.project_exact(x, c, none)[0], numba_ops.project_exact(x, c, single)[0])
-    assert not torch.equal(numba_ops.project_exact(x, c, none)[0], numba_ops.project_exact(x, c, limited(3))[0])
+    assert numba_ops.project_exact(x, c, none)[1] > numba_ops.project_exact(x, c, short)[1]
+
+
+def test_pixels_searched_from_the_second_attempt_on_leave_none_with_luma_first(device):
+    x, c = blurred(Subsampling.S444, (8, 8), 98, 687)
+    settings = replace(limited(2), first_pixel_attempt=1, alternations=4, max_pixel_turns=8, max_stale_pixel_turns=4)
+    first, both = (replace(settings, margins=settings.margins[:n]) for n in (1, 2))
+    assert check(x, c, device, first).item() > check(x, c, device, both).item()
+
+
+@pytest.mark.parametrize("wrong", [{"first_pixel_attempt": 0}, {"turns_per_step": -1}, {"turns_per_step": 1 << 20}])
+def test_settings_that_devices_would_take_differently_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(DEFAULT_SETTINGS, **wrong)
 
 
 @pytest.mark.parametrize("sampling", [Subsampling.GRAY, Subsampling.S420], ids=lambda sampling: sampling.label)

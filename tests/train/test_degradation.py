@@ -66,8 +66,8 @@ def test_the_given_share_of_tables_is_perturbed_around_annex_k():
     normal = torch.randn(400, PERTURBATIONS, generator=step_generator(0, 3))
     perturbed = perturb(base.expand(400, -1, -1, -1), normal)
     ranges = perturbed[:, 0].float().log().std((1, 2)) / base[0].float().log().std()
-    assert ranges.min() < 0.5  # nearly flat
-    assert ranges.max() > 1.5
+    assert ranges.min() < 0.3  # nearly flat
+    assert ranges.max() > 1.9
     normal[:, 0] = 0  # but for the range
     ratios = (perturb(base.expand(400, -1, -1, -1), normal) / base).log()
     assert abs(float(ratios.mean())) < 0.05
