@@ -185,6 +185,13 @@ def test_a_game_may_be_played_without_noise_or_with_one_sample(written):
     assert written(game, "game.samples=1", "game.unbiased=false").game.samples == 1
 
 
+def test_qualities_beyond_the_finest_that_the_network_tells_apart_are_refused(written):
+    beyond = ["degradation.quality=[5, 100]"]
+    with pytest.raises(ConfigError, match=r"model\.finest_quality=100"):
+        written(MINIMAL, *beyond)
+    assert written(MINIMAL, *beyond, "model.finest_quality=100").degradation.quality == (5, 100)
+
+
 @pytest.mark.parametrize("override", ["steps=5", "optimiser.steps", "optimiser=5", "run.output=[a", "data.nothing=1"])
 def test_overrides_that_cannot_be_used_are_quoted(written, override):
     with pytest.raises(ConfigError, match=override.partition("=")[0].replace(".", r"\.")):
