@@ -10,13 +10,17 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 import gc
 import secrets
+import threading
 
 import pytest
 import torch
+from tqdm import tqdm
 
 # What tests leave to the garbage collector is destroyed in the process that made it, not in one that forked: DALI's
 # pipelines have threads, and those do not survive it either.
 os.register_at_fork(after_in_child=gc.freeze)
+# tqdm's lock is one semaphore for all processes: a child that a test kills while it writes would keep it for ever.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
