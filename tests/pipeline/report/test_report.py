@@ -288,10 +288,10 @@ def test_in_a_store(tmp_path, weights, memory):
 def test_times_of_runs(tmp_path, weights, capfd):
     source, out = fill(tmp_path / "in", {"a.jpg": encode(photograph(32, 48))}), tmp_path / "out"
     for expected in (1, 1):  # the second finds nothing to do
-        run(source, out, "--weights", weights[0])
+        run(source, out, "--weights", weights[0], "--dtype", "float32")
         assert len(read_history(out)) == expected
     fill(source, {"b.jpg": encode(photograph(32, 48, 1))})
-    run(source, out, "--weights", weights[0])
+    run(source, out, "--weights", weights[0], "--dtype", "float32")
     first, second = read_history(out)
     assert (first.inputs, second.inputs) == (1, 1)
     assert first.megapixels == second.megapixels == pytest.approx(32 * 48 / 1e6)
