@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,12 @@ def to_jpeg(pixels: NDArray[np.uint8], quality: int, sampling: str) -> bytes:
     return encode_jpeg(image.convert("L") if sampling == "gray" else image, quality, sampling)
 
 
-def encode_jpeg(image: Image.Image, quality: int, sampling: str) -> bytes:
-    """The same of an RGB image, or of a gray one when `sampling` is `gray`."""
+def encode_jpeg(image: Image.Image, quality: int, sampling: str, **options: Any) -> bytes:
+    """The same of an RGB image, or of a gray one when `sampling` is `gray`. options: Pillow's; it takes `qtables`
+    for those of quality 50, and scales them."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality, **({} if sampling == "gray" else {"subsampling": sampling}))
+    options |= {} if sampling == "gray" else {"subsampling": sampling}
+    image.save(stream, "JPEG", quality=quality, **options)
     return stream.getvalue()
 
 

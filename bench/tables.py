@@ -9,7 +9,6 @@ ones. Mode mmse, 4:2:0.
 
 from __future__ import annotations
 
-import io
 import sys
 
 import numpy as np
@@ -18,8 +17,9 @@ from PIL import Image
 
 from bench.markdown import header, line
 from bench.photographs import Pixels, command_line, load
-from bench.pillow import decode
+from bench.pillow import decode, encode_jpeg
 from kernels import quality_to_tables
+from kernels.tables import scale_tables
 from pipeline import Options, Restorer
 from pipeline.engine.options import REGRESSION
 from pipeline.inputs.listing import SourceError
@@ -39,8 +39,9 @@ ROBIDOUX = (
 
 
 def scaled(base: tuple[int, ...], quality: int) -> list[int]:
-    """Scales a table of quality 50 to `quality`, 50 to 100, as libjpeg does."""
-    return [min(max((step * (200 - 2 * quality) + 50) // 100, 1), 255) for step in base]
+    """`scale_tables` of 64 steps."""
+    scaled_steps: list[int] = scale_tables(torch.tensor(base), quality).tolist()
+    return scaled_steps
 
 
 def all_tables() -> dict[str, list[list[int]]]:
@@ -50,17 +51,11 @@ def all_tables() -> dict[str, list[list[int]]]:
     return libjpeg | mozjpeg | {f"flat {step}": [[step] * 64] * 2 for step in (4, 8, 16, 32)}
 
 
-def to_jpeg(pixels: Pixels, tables: list[list[int]]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", qtables=tables, subsampling="4:2:0")
-    return stream.getvalue()
-
-
 def measure(images: list[Pixels], tables: list[list[int]], restorer: Restorer) -> list[object]:
     """Mean PSNR of the plain decodes, mean and least gain of the restorations, and their mismatches."""
     plain, gains, mismatches = [], [], 0
     for pixels in images:
-        data = to_jpeg(pixels, tables)
+        data = encode_jpeg(Image.fromarray(pixels), 50, "4:2:0", qtables=tables)  # 50: as they are
         restored = restorer.restore(data)
         mismatches += restored.mismatches or 0
         original = torch.tensor(pixels)

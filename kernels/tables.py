@@ -59,9 +59,13 @@ def quality_to_tables(quality: int, components: int) -> Tensor:
     Raises ValueError for another quality."""
     if not 1 <= quality <= 100:
         raise ValueError(f"quality {quality} is not in 1..100")
+    return scale_tables(torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1)), quality)
+
+
+def scale_tables(tables: Tensor, quality: int) -> Tensor:
+    """int32 tables of quality 50, of any shape, at libjpeg's `quality`, 1..100, limited to 1..255."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    base = torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1))
-    return ((base * scale + 50) // 100).clamp(1, 255)
+    return ((tables * scale + 50) // 100).clamp(1, 255)
 
 
 @constant

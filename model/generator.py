@@ -348,8 +348,12 @@ def initialise_from(generator: Generator, trained: Generator) -> None:
     ValueError for other differences."""
     ours, theirs = generator.config, trained.config
     deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
-    grown = replace(theirs, noise=theirs.noise or ours.noise, blocks=ours.blocks if deeper else theirs.blocks)
-    grown = replace(grown, finest_quality=ours.finest_quality)
+    grown = replace(
+        theirs,
+        noise=theirs.noise or ours.noise,
+        blocks=ours.blocks if deeper else theirs.blocks,
+        finest_quality=ours.finest_quality,
+    )
     if grown != ours:
         raise ValueError(f"a generator of {ours} cannot be initialised with weights of {trained.config}")
     tensors = {_renumbered(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
