@@ -38,7 +38,7 @@ from typing import Any
 import torch
 
 from bench.end_to_end.chart import can_draw, draw_scaling, draw_stages
-from bench.end_to_end.host import Host, measure_alone, stand_in, table
+from bench.end_to_end.host import Host, measure_alone, on_cores, stand_in, table
 from bench.end_to_end.measure import BenchError, Factory, Run, Setup, measure_others, restore_shards
 from bench.end_to_end.memory import in_fresh_process
 from bench.end_to_end.report import Outcome, ScalingPoint, markdown, scaling_table
@@ -82,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--stand-in-device",
         action="store_true",
-        help="a device that only copies pixels: the host's throughput, with one worker and with --workers",
+        help="a device that only copies pixels: the host's throughput, of one worker on one core and of --workers "
+        "on as many",
     )
     add("--quality", type=int, default=10, help="[%(default)s]")
     add("--sampling", choices=("4:2:0", "4:2:2", "4:4:4", "gray"), default="4:2:0", help="[%(default)s]")
@@ -166,11 +167,12 @@ class Bench:
         return Outcome(workload, run, self.setup.workers, CORES, others, peak)
 
     def hosts(self, workload: Workload | AsIs, shards: Path) -> list[Host]:
-        """With one worker, and with all."""
-        alone, _ = in_fresh_process(measure_alone, self.setup, shards)
+        """With one worker on one core, and with all."""
         found = []
         for workers in sorted({1, self.setup.workers}):
-            run, _ = self.restore(workload.files, shards, WARM_UP, workers, stand_in)
+            with on_cores(workers):
+                alone, _ = in_fresh_process(measure_alone, self.setup, shards)
+                run, _ = self.restore(workload.files, shards, WARM_UP, workers, stand_in)
             found.append(Host(workload, run, workers, CORES, alone))
         return found
 

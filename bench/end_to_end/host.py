@@ -3,8 +3,10 @@ entropy decoding and image encoding of the same files alone."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,17 @@ def mosaic(images: Sequence[Tensor], side: int) -> Tensor:
             x = torch.cat((x, x.flip(2)), 2)
         rows.append(x[:, :, :side])
     return torch.cat(rows, 1)[:, :side].permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Limits this process, and those that it starts meanwhile, to so many of its cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from functools import partial
 
 from torch import Tensor
 
+from pipeline.engine.byte_limit import ByteLimit
 from pipeline.engine.failures import TooLargeError, fail
 from pipeline.engine.job import Job
 from pipeline.engine.memory import SharedMemory, bytes_needed
+from pipeline.engine.restorer import Restorer
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.source import SideMember
 from pipeline.jpeg.bitstream import Layout
@@ -20,36 +22,29 @@ class Admission:
     """Admits files while their estimated sizes add up to at most `limit` bytes and shared memory is free."""
 
     def __init__(self, job: Job, limit: int, memory: SharedMemory | None) -> None:
-        self._job, self._limit, self._memory, self._weight = job, limit, memory, 0
+        self._job, self._memory = job, memory
+        self._within_limit = ByteLimit(limit, partial(estimate_bytes, job.restorer))
 
     def __call__(self, step: Step, alone: bool) -> tuple[Step, Callable[[], None]] | None:
         """See scheduler.Admit."""
-        weight = self._estimate_bytes(step)
-        if not alone and self._weight + weight > self._limit:
-            return None
-        piece = None
+        admitted = self._within_limit(step, alone)
         layout = step.file.layout if isinstance(step, Task) and step.file is not None else None
-        if isinstance(layout, Layout) and self._memory is not None and not is_small(self._job, step):
-            restorer = self._job.restorer
-            size = bytes_needed(layout.sampling, layout.header.size, restorer.images, restorer.options.pixel)
-            piece = self._memory.allocate(size)
-            if piece is None and not alone:
-                return None
-            step = with_memory(step, piece) if piece is not None else fail(step, TooLargeError(size, self._memory.size))
-        self._weight += weight
-        return step, partial(self._release, weight, piece)
+        if admitted is None or self._memory is None or not isinstance(layout, Layout) or is_small(self._job, step):
+            return admitted
+        restorer, release = self._job.restorer, admitted[1]
+        size = bytes_needed(layout.sampling, layout.size, restorer.images, restorer.options.pixel)
+        piece = self._memory.allocate(size)
+        if piece is not None:
+            return with_memory(step, piece), partial(self._release, release, piece)
+        if alone:
+            return fail(step, TooLargeError(size, self._memory.size)), release
+        release()
+        return None
 
-    def _estimate_bytes(self, step: Step) -> int:
-        if isinstance(step, SideMember):
-            return len(step.data)
-        if step.file is None:
-            return sum(map(len, step.images))
-        return len(step.file.data) + estimate_bytes(self._job, step.file.size or (0, 0))
-
-    def _release(self, weight: int, piece: Tensor | None) -> None:
-        self._weight -= weight
-        if self._memory is not None and piece is not None:
-            self._memory.free(piece)
+    def _release(self, release: Callable[[], None], piece: Tensor) -> None:
+        release()
+        assert self._memory is not None
+        self._memory.free(piece)
 
 
 def with_memory(step: Step, piece: Tensor) -> Step:
@@ -67,6 +62,10 @@ def is_small(job: Job, step: Step) -> bool:
     return not (restorer.batched or restorer.dali) and (size is None or len(restorer.tiles(size)) == 1)
 
 
-def estimate_bytes(job: Job, size: tuple[int, int]) -> int:
-    """Estimated bytes of a file's coefficients, images and image files. size: (height, width) in pixels."""
-    return size[0] * size[1] * (6 + 6 * job.restorer.images * job.restorer.options.pixel.itemsize)
+def estimate_bytes(restorer: Restorer, step: Step) -> int:
+    """Estimated bytes of what a step holds, and of what it will hold."""
+    if isinstance(step, SideMember):
+        return len(step.data)
+    if step.file is None:
+        return sum(map(len, step.images))
+    return restorer.estimate_bytes(step.file.size, step.file.data)

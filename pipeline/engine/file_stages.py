@@ -21,7 +21,6 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from pipeline.engine.admission import estimate_bytes
 from pipeline.engine.failures import CertificateError
 from pipeline.engine.job import Job
 from pipeline.engine.memory import Buffers
@@ -38,7 +37,7 @@ from pipeline.outputs.formats import Metadata, encode_image
 from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.verify import count_mismatches
 
-MAX_MESSAGE_BYTES, MAX_MESSAGE_FILES = 1 << 20, 16
+MAX_MESSAGE_BYTES, MAX_MESSAGE_FILES = 16 << 20, 16
 """Estimated bytes and number of the files in one message to a worker: for small files the cost of a message
 dominates."""
 
@@ -50,7 +49,7 @@ def stages(job: Job) -> list[Stage[Step]]:
         split=files_of,
         do=lambda files: lambda: [entropy_decode(job, file) for file in files],
         merge=partial(merge_decoded, job),
-        kind=lambda file: files_together(job, file.size or (0, 0)),
+        kind=lambda file: files_together(job, file.size),
         max_batch=lambda kind: kind,
     )
     writing: Stage[Step] = Stage(
@@ -78,9 +77,9 @@ def without_shared_memory(step: Step) -> bool:
     return isinstance(step, Task) and step.file is not None and step.file.memory is None
 
 
-def files_together(job: Job, size: tuple[int, int]) -> int:
+def files_together(job: Job, size: tuple[int, int] | None) -> int:
     """How many files of a size, (height, width) in pixels, are sent in one message."""
-    return max(1, min(MAX_MESSAGE_FILES, MAX_MESSAGE_BYTES // (1 + estimate_bytes(job, size))))
+    return max(1, min(MAX_MESSAGE_FILES, MAX_MESSAGE_BYTES // (1 + job.restorer.estimate_bytes(size))))
 
 
 def files_of(step: Step) -> list[RawFile]:
@@ -186,8 +185,8 @@ def results_of(step: Step) -> list[tuple[Restored, Tensor | None]]:
 
 def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequence[bytes | Tensor]:
     """Encodes the images; with --verify checks their certificates, and raises CertificateError if one is wrong. The
-    files are written to `memory` if they fit, over the coefficients and images, which are no longer needed. Raises
-    EncodeError."""
+    files are written to `memory`, over the coefficients, if those are not needed and leave room: if this process dies,
+    another one does the same again. Raises EncodeError."""
     source, watch = restored.bitstream, job.restorer.stopwatch
     with watch("encode"):
         images = [
@@ -202,7 +201,7 @@ def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequen
                 f"libjpeg-turbo finds {found} mismatches, but the certificate says {restored.sample_mismatches}"
             )
     lengths = [len(image) for image in images]
-    if memory is None or sum(lengths) > len(memory):
+    if memory is None or job.verify or sum(lengths) > restored.images.data_ptr() - memory.data_ptr():
         return images
     places: Sequence[Tensor] = memory[: sum(lengths)].split(lengths)
     for place, image in zip(places, images, strict=True):

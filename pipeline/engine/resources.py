@@ -12,6 +12,7 @@ import torch
 
 from kernels import Subsampling
 from pipeline.engine.admission import Admission
+from pipeline.engine.byte_limit import max_bytes
 from pipeline.engine.failures import fail
 from pipeline.engine.file_stages import stages
 from pipeline.engine.job import Job
@@ -21,21 +22,16 @@ from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage
 from pipeline.engine.task import Step
 from pipeline.engine.worker import WorkerLauncher
-
-MAX_BYTES, MAX_BYTES_PER_WORKER = 256 << 20, 64 << 20
-"""Bytes of files in the scheduler, and more per worker. Outputs are written in order, so small files accumulate behind
-a large one."""
+from pipeline.jpeg.header import MAX_DIMENSION
 
 MAX_FILES, MAX_FILES_PER_WORKER = 4 * MAX_BATCH, 64
 """Number of files in the scheduler, and more per worker."""
 
-MAX_SIDE = 65_535
-"""Pixels of the longer side of a JPEG file, at most."""
-
 
 @dataclass(frozen=True)
 class RunResources:
-    """Made by `open_resources`. memory, processes: None with one worker, which does everything in sequence."""
+    """Made by `open_resources`. memory, processes: None with one worker on a CPU, which does everything in
+    sequence."""
 
     job: Job
     stages: list[Stage[Step]]
@@ -52,21 +48,15 @@ class RunResources:
             admit=Admission(self.job, max_bytes(self.workers), self.memory),
             max_items=MAX_FILES + MAX_FILES_PER_WORKER * self.workers,
             prepare=partial(torch.set_num_threads, 1),
-            stopwatch=self.job.restorer.stopwatch,
             processes=self.processes,
         )
-
-
-def max_bytes(workers: int) -> int:
-    """Bytes of files in the scheduler; a single file may be larger."""
-    return MAX_BYTES + MAX_BYTES_PER_WORKER * workers
 
 
 def max_file_bytes(restorer: Restorer) -> int:
     """Bytes of shared memory that the largest permitted file needs."""
     pixels = restorer.options.max_pixels
-    square = min(MAX_SIDE, int(pixels**0.5) + 1)
-    frame = 16 * 2 * MAX_SIDE  # padding to whole MCUs, at most
+    square = min(MAX_DIMENSION, int(pixels**0.5) + 1)
+    frame = 16 * 2 * MAX_DIMENSION  # padding to whole MCUs, at most
     size = (square, -(-(pixels + frame) // square))
     return bytes_needed(Subsampling.S444, size, restorer.images, restorer.options.pixel)
 
@@ -86,7 +76,7 @@ def open_resources(job: Job) -> Iterator[RunResources]:
     every, prepare = stages(job), partial(torch.set_num_threads, 1)
     memory = processes = None
     with ExitStack() as stack:
-        if workers > 1:
+        if workers > 1 or any(stage.place == "device" for stage in every):
             memory = SharedMemory(max_bytes(workers) + max_file_bytes(restorer))
             do = [stage.do for stage in every]
             processes = stack.enter_context(WorkerLauncher(do, memory, prepare, restorer.stopwatch))

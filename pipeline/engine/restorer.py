@@ -17,8 +17,9 @@ from model.generator import SAMPLINGS, Generator, Noise, three_tables
 from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline.engine import tiling
+from pipeline.engine.byte_limit import ByteLimit, max_bytes
 from pipeline.engine.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
-from pipeline.engine.memory import empty_images
+from pipeline.engine.memory import empty_images, estimate_bytes
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
 from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
 from pipeline.engine.scheduler import Scheduler
@@ -135,20 +136,22 @@ class Restorer:
         """(key, file) → (key, result), in order; a file that cannot be restored gives a Failure. Several files are
         restored at once, so `files` is read ahead.
 
-        workers: number of threads; 0: as many as PyTorch uses. On a GPU one more restores the tiles, in batches from
-            several files."""
+        workers: number of threads; 0: as many as PyTorch uses. On a GPU one more restores tiles, in batches."""
         threads = torch.get_num_threads()
+        count = workers or threads
         scheduler = Scheduler(
             self._stages(seed),
             PendingFile.on_error,
-            workers=workers or max(threads, 1 + self.batched),
+            workers=count,
+            admit=ByteLimit[PendingFile](
+                max_bytes(count), lambda file: self.estimate_bytes(file.layout.size, file.data)
+            ),
             max_items=2 * MAX_BATCH if self.batched else 0,
             prepare=partial(torch.set_num_threads, 1),
-            stopwatch=self.stopwatch,
         )
         try:
             with scheduler:
-                for file in scheduler.run(PendingFile.opened(key, source) for key, source in files):
+                for file in scheduler.run(PendingFile.opened(key, source, self.parse) for key, source in files):
                     yield file.key, file.result()
         finally:
             torch.set_num_threads(threads)
@@ -158,14 +161,14 @@ class Restorer:
         reading: Stage[PendingFile] = Stage(
             split=lambda file: (file,),
             do=lambda files: lambda: self._read_files(files, seed),
-            merge=lambda file, unit, work: PendingFile(file.key, b"", work),
+            merge=lambda file, unit, work: file.read(work),
             place="device" if dali else "worker",
             max_batch=lambda kind: DALI_BATCH if dali else 1,
         )
         return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, FileRestoration) else None)]
 
     def _read_files(self, files: Sequence[PendingFile], seed: int) -> list[FileRestoration | JpegError]:
-        data, layouts = [file.data for file in files], [self.parse(file.data) for file in files]
+        data, layouts = [file.data for file in files], [file.layout for file in files]
         found = list(map(self.read, data, layouts)) if self.dali is None else self.read_many(data, layouts)
         pairs = zip(files, found, strict=True)
         return [x if isinstance(x, JpegError) else self.begin(x, seed, file.key) for file, x in pairs]
@@ -227,14 +230,14 @@ class Restorer:
         """Images per file."""
         return 1 if self.mode == "mean" else self.options.samples
 
+    def estimate_bytes(self, size: tuple[int, int] | None, data: bytes = b"") -> int:
+        """Estimated bytes of a JPEG file (its data), its coefficients, images and image files. size: if known."""
+        return len(data) + (estimate_bytes(size, self.images, self.options.pixel) if size else 0)
+
     def shape(self, task: TileTask) -> tuple[int, int]:
         """(height, width) in pixels of the network's input for a tile. It depends on the tile alone, so that a result
         does not depend on what else is in the batch."""
-        height, width = map(tiling.aligned, task.size)
-        if not self.batched:
-            return height, width
-        sides = [side for side in tiling.BATCH_SIDES if side < self.options.tile] + [self.options.tile]
-        return min(s for s in sides if s >= height), min(s for s in sides if s >= width)
+        return tiling.input_size(task.size, self.options.tile if self.batched else None)
 
     def max_batch(self, shape: tuple[int, int]) -> int:
         """Tiles per batch. shape: as `shape` returns it."""

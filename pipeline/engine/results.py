@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.engine.transfers import Deviations, TileTask
-from pipeline.jpeg.bitstream import Bitstream
+from pipeline.jpeg.bitstream import Bitstream, Layout
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.outputs.formats import Format, Metadata, encode_image
 
@@ -126,25 +127,31 @@ class Failure:
 
 @dataclass(frozen=True)
 class PendingFile:
-    """A file in `Restorer.restore_many`: its data until it has been read, then its restoration or the error."""
+    """A file in `Restorer.restore_many`: its data until it has been decoded, then its restoration or the error."""
 
     key: str
     data: bytes
+    layout: Layout | JpegError
     work: FileRestoration | JpegError | None = None
 
     @classmethod
-    def opened(cls, key: str, source: Source) -> Self:
-        """Reads a source; an OSError becomes the file's error."""
+    def opened(cls, key: str, source: Source, parse: Callable[[bytes], Layout | JpegError]) -> Self:
+        """Reads and parses a source; an OSError becomes the file's error."""
         try:
-            return cls(key, data_of(source))
+            data = data_of(source)
         except OSError as error:
             return cls(key, b"", BitstreamError(f"cannot be read: {error.strerror or error}"))
+        return cls(key, data, parse(data))
 
     def on_error(self, error: Exception) -> PendingFile:
         """See Scheduler: a JpegError is this file's result; other errors are raised."""
         if not isinstance(error, JpegError):
             raise error
-        return PendingFile(self.key, b"", error)
+        return self.read(error)
+
+    def read(self, work: FileRestoration | JpegError) -> PendingFile:
+        """The file without its data, with its restoration or the error."""
+        return replace(self, data=b"", work=work)
 
     def result(self) -> Restored | Failure:
         """The result, once the file has passed all stages."""

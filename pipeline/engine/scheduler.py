@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, start_batch
-from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.work_queue import ScheduledItem, WorkQueue, WorkUnit
 from pipeline.engine.worker import WorkerLauncher
 from pipeline.engine.worker_pool import WorkerPool
@@ -45,8 +44,8 @@ class Scheduler(Generic[T]):
     """Runs items through stages; see the module. A context manager; `run` may be called once.
 
     failed: (item, Exception of a stage) → the item's result; it skips the remaining stages.
-    workers: threads or processes for all stages but a device's. With 1, the caller's thread does everything in
-        sequence.
+    workers: threads or processes for all stages but a device's. With 1 and no device, the caller's thread does
+        everything in sequence.
     admit, max_items: limit the items in the scheduler; max_items 0: four per worker.
     prepare: called first in every thread.
     processes: starts worker processes, which know the stages by their indices; None: workers are threads."""
@@ -60,12 +59,11 @@ class Scheduler(Generic[T]):
         admit: Admit[T] = admit_all,
         max_items: int = 0,
         prepare: Callable[[], None] = lambda: None,
-        stopwatch: Stopwatch | None = None,
         processes: WorkerLauncher | None = None,
     ) -> None:
         self._stages, self._failed, self.workers = stages, failed, workers
         self._admit, self._max_items = admit, max_items or 4 * workers
-        self._prepare, self._stopwatch, self._processes = prepare, stopwatch or Stopwatch(), processes
+        self._prepare, self._processes = prepare, processes
         self._lock = threading.Lock()
         self._oldest_done, self._room = threading.Condition(self._lock), threading.Condition(self._lock)
         self._for_workers, self._for_device = threading.Condition(self._lock), threading.Condition(self._lock)
@@ -76,6 +74,7 @@ class Scheduler(Generic[T]):
         self._threads: list[threading.Thread] = []
         self._worker_pool: WorkerPool[T] | None = None
         self._busy = 0.0
+        self._uses_device = any(stage.place == "device" for stage in stages)
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +97,7 @@ class Scheduler(Generic[T]):
     def run(self, items: Iterable[T]) -> Iterator[T]:
         """Yields the items, in order, after all stages. Raises what `items` raises, and exceptions of stages that are
         not an Exception."""
-        if self.workers == 1:
+        if self.workers == 1 and not self._uses_device:
             yield from (self._run_sequentially(item) for item in items)
             return
         self._start(items)
@@ -116,7 +115,7 @@ class Scheduler(Generic[T]):
         else:
             self._worker_pool = WorkerPool(self._processes.start, self.workers)
             tasks.append(partial(self._run_processes, self._worker_pool))
-        if any(stage.place == "device" for stage in self._stages):
+        if self._uses_device:
             tasks.append(self._run_device)
         for task in tasks:
             thread = threading.Thread(target=self._run_thread, args=(task,), daemon=True)
@@ -126,9 +125,8 @@ class Scheduler(Generic[T]):
     def _run_thread(self, task: Callable[[], None]) -> None:
         """Runs a thread's task. An exception stops the whole run, so that nothing waits for a thread that has ended."""
         try:
-            with self._stopwatch.worker():
-                self._prepare()
-                task()
+            self._prepare()
+            task()
         except BaseException as error:
             with self._lock:
                 self._error = self._error or error

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class Times:
-    """Seconds. Wall times of stages in several threads overlap; CPU times add up to the process's."""
+    """Seconds, summed over threads and processes."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -25,25 +25,21 @@ class Times:
 
 @dataclass
 class Stopwatch:
-    """`with stopwatch("decode"): ...` adds to that stage, from any thread. Stages do not nest.
-
-    In a worker thread (inside `with stopwatch.worker()`) a stage is charged with that thread's CPU time; elsewhere with
-    the whole process's, PyTorch's threads included, without the worker threads'. `merge` adds what other processes
+    """`with stopwatch("decode"): ...` adds to that stage, from any thread. A stage is charged with the CPU time of the
+    thread that runs it, not with that of threads which PyTorch starts for it. `merge` adds what other processes
     measured."""
 
     stages: dict[str, Times] = field(default_factory=lambda: defaultdict(Times))
-    _clocks: dict[int, int] = field(default_factory=dict)
-    _ended: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _launched: deque[tuple[str, torch.cuda.Event, torch.cuda.Event, float]] = field(default_factory=deque)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), self._cpu()
+        wall, cpu = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - wall, self._cpu() - cpu)
+            self.add(stage, time.perf_counter() - wall, time.thread_time() - cpu)
 
     @contextmanager
     def on_gpu(self, stage: str, device: torch.device) -> Iterator[None]:
@@ -52,14 +48,14 @@ class Stopwatch:
         it."""
         stream = torch.cuda.current_stream(device)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        cpu = self._cpu()
+        cpu = time.thread_time()
         start.record(stream)
         try:
             yield
         finally:
             end.record(stream)
             with self._lock:
-                self._launched.append((stage, start, end, self._cpu_locked() - cpu))
+                self._launched.append((stage, start, end, time.thread_time() - cpu))
 
     def settle(self) -> None:
         """Adds those measurements of `on_gpu` that the device has finished. Does not wait for the device."""
@@ -91,30 +87,6 @@ class Stopwatch:
             if following is None:
                 return
             yield following
-
-    @contextmanager
-    def worker(self) -> Iterator[None]:
-        """Marks the calling thread as a worker inside the block."""
-        thread, begun = threading.get_ident(), time.thread_time()
-        with self._lock:
-            self._clocks[thread] = time.pthread_getcpuclockid(thread)
-            self._ended -= begun
-        try:
-            yield
-        finally:
-            with self._lock:
-                del self._clocks[thread]
-                self._ended += time.thread_time()
-
-    def _cpu(self) -> float:
-        with self._lock:
-            return self._cpu_locked()
-
-    def _cpu_locked(self) -> float:
-        if threading.get_ident() in self._clocks:
-            return time.thread_time()
-        workers = self._ended + sum(time.clock_gettime(clock) for clock in self._clocks.values())
-        return time.process_time() - workers
 
     def table(self, megapixels: float, seconds: float = 0.0, workers: Mapping[str, int] | None = None) -> str:
         """One line per stage: wall and CPU seconds, CPU milliseconds per megapixel and, if `seconds` (the run's length)

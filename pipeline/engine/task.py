@@ -31,28 +31,23 @@ class RawFile:
     dali_result: Callable[[], Bitstream] | None = None
 
     @property
-    def readable_layout(self) -> Layout | None:
-        """The layout, also of a file that filters leave out; None if the header cannot be read."""
-        layout = self.layout.layout if isinstance(self.layout, FilteredOut) else self.layout
-        return layout if isinstance(layout, Layout) else None
-
-    @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) in pixels; None if the header cannot be read."""
-        return self.readable_layout.header.size if self.readable_layout is not None else None
+        return self.layout.size
 
     def describe(self, record: Record) -> Record:
-        """The record with size, sampling and quality added, if the header can be read."""
-        layout = self.readable_layout
-        if layout is None:
+        """The record with size, sampling and quality added, as far as they are known."""
+        layout = self.layout.layout if isinstance(self.layout, FilteredOut) else self.layout
+        record = replace(record, size=self.size or record.size)
+        if not isinstance(layout, Layout):
             return record
-        return replace(record, size=layout.header.size, sampling=layout.sampling.label, quality=layout.quality)
+        return replace(record, sampling=layout.sampling.label, quality=layout.quality)
 
     def buffers(self, restorer: Restorer) -> Buffers | None:
         """Buffers for its coefficients and images in shared memory; None without shared memory."""
         if self.memory is None or not isinstance(self.layout, Layout):
             return None
-        sampling, size = self.layout.sampling, self.layout.header.size
+        sampling, size = self.layout.sampling, self.layout.size
         return Buffers.from_memory(self.memory, sampling, size, restorer.images, restorer.options.pixel)
 
 

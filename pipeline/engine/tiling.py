@@ -124,6 +124,16 @@ def aligned(length: int) -> int:
     return -(-length // ALIGNMENT) * ALIGNMENT
 
 
+def input_size(size: tuple[int, int], tile: int | None) -> tuple[int, int]:
+    """(height, width) in pixels of the network's input for a tile of `size`: the next multiples of 16, or, where tiles
+    form batches, the next of few sides. tile: the largest tile's side in batches; None: no batches."""
+    height, width = map(aligned, size)
+    if tile is None:
+        return height, width
+    sides = [side for side in BATCH_SIDES if side < tile] + [tile]
+    return min(s for s in sides if s >= height), min(s for s in sides if s >= width)
+
+
 def pad(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """[N, C, H, W] → [N, C, *size], by repeating the last row and column. size: (height, width); None: the next
     multiples of 16, which the network needs."""

@@ -21,11 +21,12 @@ PASSED_THROUGH: tuple[str, ...] = get_args(PassedThrough)
 
 
 class FilteredOut(UnsupportedJpeg):
-    """A file that the filters leave out; the message is the reason. layout: its header, if that could be read."""
+    """A file that the filters leave out; the message is the reason. layout: its header, or what is wrong with it."""
 
-    def __init__(self, reason: str, layout: Layout | None = None) -> None:
+    def __init__(self, reason: str, layout: Layout | JpegError) -> None:
         super().__init__(reason, layout)
         self.layout = layout
+        self.size = layout.size
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -63,7 +64,7 @@ class Filters:
             reason = self._by_header(layout)
         if reason is None:
             return layout
-        return FilteredOut(reason, layout if isinstance(layout, Layout) else None)
+        return FilteredOut(reason, layout)
 
     def by_name(self, source: str) -> str | None:
         """Why a file is left out by its path below its input; None if it is not."""
@@ -74,7 +75,7 @@ class Filters:
         return None
 
     def _by_header(self, layout: Layout) -> str | None:
-        quality, side = layout.quality, min(layout.header.size)
+        quality, side = layout.quality, min(layout.size)
         if self.min_quality is not None and quality < self.min_quality:
             return f"quality {quality} is below --min-quality {self.min_quality}"
         if self.max_quality is not None and quality > self.max_quality:

@@ -86,6 +86,11 @@ class Layout:
     tables: list[tuple[int, ...]]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.header.size
+
+    @property
     def quality(self) -> int:
         """The libjpeg quality, 1..100, with the nearest luma table."""
         return _quality(self.tables[0])
@@ -107,11 +112,10 @@ class Layout:
             planes=tuple(planes),
             tables=torch.tensor(self.tables, dtype=torch.int32).reshape(1, -1, 8, 8),
             sampling=self.sampling,
-            size=self.header.size,
+            size=self.size,
         )
-        header = self.header
-        progressive = header.process == "progressive"
-        return Bitstream(coefficients, header.icc, header.exif, progressive, self.quality, recovered)
+        progressive = self.header.process == "progressive"
+        return Bitstream(coefficients, self.header.icc, self.header.exif, progressive, self.quality, recovered)
 
 
 def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:
@@ -135,7 +139,7 @@ def read_scans(layout: Layout, data: bytes, planes: Sequence[Tensor] | None = No
     planes: buffers for them, shaped as in `Coefficients`, N = 1, int16, uninitialised; None: they are allocated.
 
     Raises as `read_bitstream` does."""
-    sampling, size = layout.sampling, layout.header.size
+    sampling, size = layout.sampling, layout.size
     if planes is None:
         blocks = [sampling.plane_blocks(component, size) for component in range(sampling.components)]
         planes = [torch.empty((1, *shape, 8, 8), dtype=torch.int16) for shape in blocks]
@@ -147,10 +151,14 @@ def read_layout(data: bytes, max_pixels: int | None = None) -> Layout:
     """Parses a file's header and the segments between its scans, without decoding entropy-coded data or allocating
     memory for the image. Raises as `read_bitstream` does."""
     header = read_header(data)
-    _check_size(header, MAX_PIXELS if max_pixels is None else max_pixels)
-    sampling = _sampling(header)
-    _check_scans(header, data)
-    return Layout(header, sampling, _component_tables(header, data))
+    try:
+        _check_size(header, MAX_PIXELS if max_pixels is None else max_pixels)
+        sampling = _sampling(header)
+        _check_scans(header, data)
+        return Layout(header, sampling, _component_tables(header, data))
+    except UnsupportedJpeg as error:
+        error.size = header.size
+        raise
 
 
 def parse(data: bytes, max_pixels: int | None = None) -> Layout | JpegError:

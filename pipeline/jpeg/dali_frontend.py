@@ -96,7 +96,7 @@ class DaliFrontend:
     def _recover(self, layout: Layout, decoded: DecodedPixels) -> Bitstream:
         luma, rgb = decoded
         tables = torch.tensor(layout.tables, dtype=torch.int32, device=luma.device).unflatten(1, (8, 8))
-        planes = recover(luma, rgb, tables, layout.sampling, layout.header.size)
+        planes = recover(luma, rgb, tables, layout.sampling, layout.size)
         return layout.bitstream((plane.cpu() for plane in planes), recovered=True)
 
     def _decode(self, files: Sequence[bytes], gray: bool) -> Sequence[DecodedPixels | JpegError]:
@@ -156,7 +156,7 @@ def _batches(layouts: dict[int, Layout]) -> Iterator[list[int]]:
         for number, layout in layouts.items():
             if (layout.sampling is Subsampling.GRAY) != gray:
                 continue
-            height, width = layout.header.size
+            height, width = layout.size
             if batch and (len(batch) == MAX_BATCH or pixels + height * width > MAX_BATCH_PIXELS):
                 yield batch
                 batch, pixels = [], 0

@@ -2,7 +2,9 @@
 
 
 class JpegError(ValueError):
-    """A file that cannot be restored; the message is the reason."""
+    """A file that cannot be restored; the message is the reason. size: (height, width) in pixels, if known."""
+
+    size: tuple[int, int] | None = None
 
 
 class BitstreamError(JpegError):

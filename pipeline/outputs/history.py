@@ -83,7 +83,8 @@ def clear_history(output: Address) -> None:
 
 def _places(output: Address) -> Iterator[Address]:
     if isinstance(output, Remote):
-        yield from (output / HISTORY / name for name in sorted((output / HISTORY).listing()[0]))
+        names = (name for name in (output / HISTORY).listing()[0] if name.endswith(".jsonl"))
+        yield from (output / HISTORY / name for name in sorted(names))
     else:
         yield from sorted(output.glob(f"{HISTORY}*.jsonl"))
 

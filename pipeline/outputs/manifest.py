@@ -8,8 +8,8 @@ A line is written after the files that it names, so an input with a line is fini
 the run's identity: weights, mode, seed, …
 
 Lines are kept in parts: on a disk (manifest_file.py) one per rank, which a run of one process merges; in an object
-store (object_store.py) one for every few lines. Each rank writes to its own parts only. Every run reads all parts; a
-run of one process, which has exclusive access, also removes the lines that no longer count."""
+store (manifest_objects.py) one for every few lines. Each rank writes to its own parts only. Every run reads all
+parts; a run of one process, which has exclusive access, also removes the lines that no longer count."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from typing import Protocol, Self
 
 from pipeline.inputs.names import digest
 from pipeline.inputs.remote import Address, Remote, RemoteError
+from pipeline.outputs import manifest_file, manifest_objects
 from pipeline.outputs.history import clear_history
-from pipeline.outputs.manifest_file import ManifestFile, manifest_name, parts_of, read_part
-from pipeline.outputs.object_store import PARTS, RemoteLines
-from pipeline.outputs.object_store import read_part as read_remote_part
+from pipeline.outputs.manifest_file import ManifestFile, manifest_name
+from pipeline.outputs.manifest_objects import PARTS, RemoteLines
 from pipeline.outputs.record import (
     IDENTITY,
     FinishedInputs,
@@ -178,11 +178,17 @@ def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record
     """Yields the lines of all parts that count; of several lines of a source the first. Nothing is locked or changed,
     and outputs are not checked. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
     done = FinishedInputs()
-    parts = sorted((output / PARTS).listing()[0]) if isinstance(output, Remote) else parts_of(output)
-    for part in parts:
-        lines = read_remote_part(output, part) if isinstance(output, Remote) else read_part(output, part)
+    for lines in _parts_in(output):
         for _, _, records in valid_blocks(lines, done, lambda outputs: True, retry_failed):
             yield from records
+
+
+def _parts_in(output: Address) -> Iterator[Iterable[bytes]]:
+    """The lines of each part."""
+    if isinstance(output, Remote):
+        yield from (manifest_objects.read_part(output, part) for part in sorted(manifest_objects.parts_of(output)))
+    else:
+        yield from (manifest_file.read_part(output, part) for part in manifest_file.parts_of(output))
 
 
 def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool) -> None:

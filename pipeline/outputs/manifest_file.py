@@ -53,11 +53,13 @@ class ManifestFile:
         self.path = folder / manifest_name(part)
         self.store = LocalStore(folder, part)
         self._locks: list[int] = []
+        self._owns_scratch = False
         self._file: int | None = None
         self._end = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock()
+            self._owns_scratch = True
             shutil.rmtree(self.store.scratch, ignore_errors=True)
             _make(self.store.scratch)
         except BaseException as error:
@@ -148,7 +150,8 @@ class ManifestFile:
 
     def abandon(self) -> None:
         """See Lines."""
-        if self._locks:
+        if self._owns_scratch:
+            self._owns_scratch = False
             with contextlib.suppress(OSError):
                 self.store.scratch.rmdir()
                 if self.part:

@@ -5,8 +5,8 @@ that equal runs give equal bytes."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from xml.sax.saxutils import quoteattr
 
@@ -68,10 +68,10 @@ class Provenance:
         """The program and its version."""
         return f"{PROGRAM} {program_version()}"
 
-    @property
+    @cached_property
     def parameters(self) -> str:
         """The fields that apply, as `name=value`, separated by blanks."""
-        values = ((name, value) for name, value in asdict(self).items() if value is not None)
+        values = ((name, value) for name, value in vars(self).items() if value is not None)
         return " ".join(
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values
         )

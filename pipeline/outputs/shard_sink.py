@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from pipeline.inputs.listing import Sources
-from pipeline.inputs.remote import RemoteError, same_place
+from pipeline.inputs.remote import RemoteError
 from pipeline.inputs.source import Item, SideMember
 from pipeline.outputs.record import Record, SinkError
 from pipeline.outputs.sink import DEFAULT_NAMES, ManifestWriter, OutputNames
@@ -54,12 +54,6 @@ class ShardSink:
     copies_members = True
 
     def __init__(self, manifest: ManifestWriter, sources: Sources, names: OutputNames = DEFAULT_NAMES) -> None:
-        """Raises SinkError if the output folder is an input's: each shard would replace its input."""
-        for root in sources.roots:
-            if same_place(manifest.store.address, root.folder):
-                raise SinkError(
-                    f"{root.folder}: output shards would replace input shards; choose another output folder"
-                )
         self._manifest = manifest
         self._sources = sources
         self._names = names

@@ -19,7 +19,7 @@ from shards import write_tar
 from pipeline.inputs.listing import list_sources
 from pipeline.inputs.remote import Address, Remote
 from pipeline.inputs.source import Item, SideMember, read
-from pipeline.outputs.object_store import PARTS
+from pipeline.outputs.manifest_objects import PARTS
 
 
 def photographs(folder: Path) -> Path:

@@ -137,14 +137,15 @@ def test_ranks_of_another_run_are_refused(tmp_path, capfd):
 
 def test_who_may_have_the_folder_together(tmp_path):
     identity = RunIdentity("weights", "mmse")
-    with Manifest.open(tmp_path, identity, part="0-of-2"):
+    with Manifest.open(tmp_path, identity, part="0-of-2") as manifest:
         Manifest.open(tmp_path, identity, part="1-of-2").close()
         for part in ("", "0-of-2", "0-of-3"):
             with pytest.raises(SinkError, match="another run is writing"):
                 Manifest.open(tmp_path, identity, part=part)
+            manifest.store.put("a.png", b"it can still be used")
     with Manifest.open(tmp_path, identity), pytest.raises(SinkError, match="another run is writing"):
         Manifest.open(tmp_path, identity, part="0-of-2")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, MANIFEST, IDENTITY]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK, "a.png", MANIFEST, IDENTITY]
 
 
 def test_ranks_in_a_store(tmp_path):

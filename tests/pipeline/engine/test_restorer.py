@@ -18,7 +18,7 @@ from model.generator import Generator, GeneratorConfig
 from model.noise import derive_seed
 from model.weights import load, save
 from pipeline import Options, Restored, Restorer
-from pipeline.engine import tiling
+from pipeline.engine import byte_limit, tiling
 from pipeline.engine.device import choose_dtype, compile_network, one_thread
 from pipeline.engine.memory import Buffers, SharedMemory, bytes_needed
 from pipeline.engine.options import ModeError
@@ -228,6 +228,31 @@ def test_restore_many_is_restore_of_each_in_order(noisy, batched, workers):
         assert restored.sample_mismatches == own.sample_mismatches
         assert torch.equal(restored.images, own.images)
     assert (max(batches) > 1) == batched
+
+
+def test_restore_many_reads_no_further_ahead_than_memory_permits(weights, monkeypatch):
+    monkeypatch.setattr(byte_limit, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(byte_limit, "MAX_BYTES_PER_WORKER", 0)
+    taken, data = [], encode(photograph(64, 96))
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for number in range(12):
+            taken.append(number)
+            yield str(number), data
+
+    each = len(data) + 64 * 96 * 12
+    for number, (key, _) in enumerate(Restorer.from_pretrained(weights).restore_many(files(), workers=2)):
+        assert key == str(number)
+        assert len(taken) <= number + 2  # one that is restored, and one that waits for it to be taken
+    assert 2 * each > 100_000
+    assert len(taken) == 12
+
+
+def test_restore_many_says_why_a_file_cannot_be_read(weights, tmp_path):
+    ((key, failure),) = Restorer.from_pretrained(weights).restore_many([("gone", tmp_path / "gone.jpg")])
+    assert key == "gone"
+    assert isinstance(failure, Failure)
+    assert str(failure.error) == "cannot be read: No such file or directory"
 
 
 def test_restore_many_can_be_left_and_says_what_is_not_the_files(weights):

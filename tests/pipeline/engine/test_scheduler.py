@@ -41,7 +41,11 @@ def fail(job: CountedItem, error: Exception) -> CountedItem:
 
 @contextmanager
 def line(
-    kind: str, function: Callable[[int], object], together: int = 1, **options: object
+    kind: str,
+    function: Callable[[int], object],
+    together: int = 1,
+    stopwatch: Stopwatch | None = None,
+    **options: object,
 ) -> Iterator[Scheduler[CountedItem]]:
     """Each item's units are (number, index), of which `function` is done, then one more stage says that it is over."""
     stage: Stage[CountedItem] = Stage(
@@ -54,7 +58,7 @@ def line(
     with ExitStack() as stack:
         processes = None
         if kind == "processes":
-            do, stopwatch = [stage.do for stage in stages], options.get("stopwatch")
+            do = [stage.do for stage in stages]
             processes = stack.enter_context(WorkerLauncher(do, SharedMemory(1), stopwatch=stopwatch))
         yield stack.enter_context(Scheduler(stages, fail, processes=processes, **(KINDS[kind] | options)))
 
@@ -360,7 +364,6 @@ def test_a_device_gets_units_of_several_items_in_batches_of_one_kind(workers):
         else:
             assert job.trace == [job.number + 1] * (1 + job.number % 3) + ["over"]
     assert all(len({unit % 2 for unit in batch}) == 1 for batch in device.batches)
-    assert max(map(len, device.batches)) == (3 if workers == 1 else 4)
-    if workers > 1:
-        assert sum(len(batch) == 4 for batch in device.batches) > len(device.batches) / 2
-        assert device.most_pending >= 2
+    assert max(map(len, device.batches)) == 4
+    assert sum(len(batch) == 4 for batch in device.batches) > len(device.batches) / 2
+    assert device.most_pending >= 2

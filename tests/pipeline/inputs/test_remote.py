@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from contextlib import nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from pipeline import restore
 from pipeline.inputs.listing import Root, SourceError, Sources, list_sources
 from pipeline.inputs.remote import Address, AddressError, Remote, address, same_place
 from pipeline.inputs.source import Item, ReadPosition, SideMember, read
-from pipeline.outputs import object_store
-from pipeline.outputs.manifest import Manifest, manifest_address
-from pipeline.outputs.object_store import PARTS
+from pipeline.outputs import manifest_objects
+from pipeline.outputs.history import append_run, clear_history, read_history
+from pipeline.outputs.manifest import Manifest, manifest_address, read_records
+from pipeline.outputs.manifest_objects import PARTS
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError
 from pipeline.outputs.shard_sink import ShardSink
 from pipeline.outputs.sink import FolderSink, OutputNames
@@ -248,7 +250,7 @@ def test_files_then_lines(memory):
 
 
 def test_parts_are_written_as_the_run_goes(memory, monkeypatch):
-    monkeypatch.setattr(object_store, "PART_LINES", 10)
+    monkeypatch.setattr(manifest_objects, "PART_LINES", 10)
     with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
         for number in range(25):
             sink.write(*restored(f"{number:02}"), [b"image"])
@@ -256,7 +258,7 @@ def test_parts_are_written_as_the_run_goes(memory, monkeypatch):
             assert len(lines(memory)) == (number + 1) // 10 * 10
             assert {name for line in lines(memory) for name in line["outputs"]} <= present.keys()
     assert len(lines(memory)) == 25
-    monkeypatch.setattr(object_store, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(manifest_objects, "PART_SECONDS", 0.0)
     with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
         sink.write(*restored("late"), [b"image"])
         assert len(lines(memory)) == 26
@@ -277,13 +279,26 @@ def test_shards_appear_with_their_lines(memory):
         assert tar.getnames() == ["a.json", "a.png"]
     with Manifest.open(memory, RUN) as manifest:
         assert [manifest.shard_finished(name) for name in ("x/s.tar", "x/t.tar", "x/u.tar")] == [True, True, False]
-        with pytest.raises(SinkError, match="replace input shards"):
-            ShardSink(manifest, Sources((Root(memory, 0, 0),)))
     assert not manifest.store.scratch.exists()
 
 
+def test_outputs_of_a_folder_named_as_the_manifest_are_kept(memory):
+    item = replace(restored("manifest/a")[0], source="manifest/a.jpg")
+    for _ in range(2):
+        with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
+            if not manifest.finished(item.source):
+                sink.write(item, restored("manifest/a")[1], [b"image"])
+        append_run(memory, "", seconds=1, inputs=1, megapixels=1, device="cpu", dtype="float32", workers=1)
+        memory.fs.pipe_file((memory / "manifest.history/b.png").address, b"image")
+        assert [record.source for record in read_records(memory)] == [item.source]
+    clear_history(memory)
+    found = contents(memory)
+    assert found["manifest/a.png"] == found["manifest.history/b.png"] == b"image"
+    assert not read_history(memory)
+
+
 def test_output_that_is_gone_or_empty_is_done_again(memory, monkeypatch):
-    monkeypatch.setattr(object_store, "PART_LINES", 3)
+    monkeypatch.setattr(manifest_objects, "PART_LINES", 3)
     with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
         for number in range(9):
             sink.write(*restored(f"f/{number}"), [b"image"])
