@@ -199,6 +199,14 @@ def test_shard_whose_name_cannot_be_fails_alone(tmp_path):
     assert not (tmp_path / PARTIAL).exists()
 
 
+def test_files_of_a_folder_do_not_replace_its_own_shard(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "files.tar").write_bytes(b"a shard of this name")
+    with Manifest.open(tmp_path / "out", RUN) as manifest, ShardSink(manifest, inputs(source)) as sink:
+        assert "the input has a shard" in sink.write(*restored("a"), [b"1"]).reason
+
+
 def test_file_that_joins_a_finished_shard_does_not_replace_it(tmp_path):
     for names in (("a", "b"), ("c",)):
         with Manifest.open(tmp_path, RUN) as manifest, ShardSink(manifest, inputs(tmp_path / "in")) as sink:
