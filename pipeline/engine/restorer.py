@@ -139,13 +139,12 @@ class Restorer:
         workers: number of threads; 0: as many as PyTorch uses. On a GPU one more restores tiles, in batches."""
         threads = torch.get_num_threads()
         count = workers or threads
+        limit = ByteLimit[PendingFile](max_bytes(count), lambda file: self.estimate_bytes(file.layout.size, file.data))
         scheduler = Scheduler(
             self._stages(seed),
             PendingFile.on_error,
             workers=count,
-            admit=ByteLimit[PendingFile](
-                max_bytes(count), lambda file: self.estimate_bytes(file.layout.size, file.data)
-            ),
+            admit=limit,
             max_items=2 * MAX_BATCH if self.batched else 0,
             prepare=partial(torch.set_num_threads, 1),
         )
@@ -309,8 +308,7 @@ class Restorer:
         x = torch.cat([tile.expand(-1, 3, -1, -1) for tile in decoded])
         tables = torch.cat([three_tables(task.image.c.tables) for task in tasks])
         own = seeds if self.mode != "mmse" else [()] * len(tasks)
-        pairs = zip(tasks, own, strict=True)
-        rows = [(SAMPLINGS.index(task.sampling), *task.tile.origin, *some) for task, some in pairs]
+        rows = [(SAMPLINGS.index(task.sampling), *task.tile.origin, *s) for task, s in zip(tasks, own, strict=True)]
         if missing:
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, missing))
             tables = torch.cat([tables, tables[:1].expand(missing, -1, -1, -1)])
