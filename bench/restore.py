@@ -167,7 +167,8 @@ class Bench:
         return Outcome(workload, run, self.setup.workers, CORES, others, peak)
 
     def hosts(self, workload: Workload | AsIs, shards: Path) -> list[Host]:
-        """With one worker on one core, and with all."""
+        """With one worker on one core, and with all. Before each, what decoding and encoding cost alone: the machine's
+        speed varies."""
         found = []
         for workers in sorted({1, self.setup.workers}):
             with on_cores(workers):

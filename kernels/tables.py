@@ -69,12 +69,18 @@ def scale_tables(tables: Tensor, quality: int) -> Tensor:
 
 
 @constant
-def _luma_by_quality() -> Tensor:
-    return torch.stack([quality_to_tables(quality, 1)[0] for quality in range(1, 101)]).double().log()
+def tables_by_quality() -> Tensor:
+    """[100, 2, 8, 8] int32: luma's and chroma's tables at libjpeg's qualities 1 to 100."""
+    return torch.stack([quality_to_tables(quality, 2) for quality in range(1, 101)])
+
+
+@constant
+def _luma_logs() -> Tensor:
+    return tables_by_quality()[:, 0].double().log()
 
 
 def nearest_quality(tables: Tensor) -> int:
     """The libjpeg quality, 1..100, whose luma table is nearest to `tables[0]` ([components, 8, 8]) in mean squared
     difference of logarithms; exact for libjpeg's own tables."""
-    distance = (_luma_by_quality() - tables[0].cpu().double().log()).square().mean(dim=(1, 2))
+    distance = (_luma_logs() - tables[0].cpu().double().log()).square().mean(dim=(1, 2))
     return int(distance.flip(0).argmin().neg().add(100))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.coefficients import Subsampling
-from kernels.tables import quality_to_tables
+from kernels.tables import tables_by_quality
 from model.noise import gaussian
 from model.noise_head import NoiseHead
 from model.rrdb import RRDB, Upsampler
@@ -150,7 +150,7 @@ class Conditioning(nn.Module):
 
     def __init__(self, embedding: int, finest_quality: int) -> None:
         super().__init__()
-        tables = torch.stack([quality_to_tables(quality, 2) for quality in range(1, finest_quality + 1)], dim=1)
+        tables = tables_by_quality()[:finest_quality].transpose(0, 1).contiguous()
         sums = tables.sum((2, 3)).double()
         self.register_buffer("annex_k", tables, persistent=False)
         self.register_buffer("limits", (sums[:, 1:] * sums[:, :-1]).sqrt().float(), persistent=False)

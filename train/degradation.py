@@ -14,7 +14,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from kernels import Coefficients, Subsampling, decode, encode, quality_to_tables
+from kernels import Coefficients, Subsampling, decode, encode
+from kernels.tables import tables_by_quality
 from model.generator import SAMPLINGS, three_tables
 from train.checks import expect
 from train.distributed import Ranks, to_device
@@ -145,7 +146,7 @@ def random_tables(config: DegradationConfig, count: int, random: torch.Generator
 @cache
 def _annex_k(device: torch.device) -> Tensor:
     """Annex K's tables (T.81) at the qualities 1 to 100: [100, 3, 8, 8] int32."""
-    return torch.stack([quality_to_tables(quality, 3) for quality in range(1, 101)]).to(device)
+    return tables_by_quality()[:, [0, 1, 1]].to(device)
 
 
 def compress(clean: Tensor, tables: Tensor, sampling: Subsampling) -> CompressedCrops:

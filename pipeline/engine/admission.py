@@ -23,7 +23,7 @@ class Admission:
 
     def __init__(self, job: Job, limit: int, memory: SharedMemory | None) -> None:
         self._job, self._memory = job, memory
-        self._within_limit = ByteLimit(limit, partial(estimate_bytes, job.restorer))
+        self._within_limit = ByteLimit(limit, partial(bytes_of, job.restorer))
 
     def __call__(self, step: Step, alone: bool) -> tuple[Step, Callable[[], None]] | None:
         """See scheduler.Admit."""
@@ -62,7 +62,7 @@ def is_small(job: Job, step: Step) -> bool:
     return not (restorer.batched or restorer.dali) and (size is None or len(restorer.tiles(size)) == 1)
 
 
-def estimate_bytes(restorer: Restorer, step: Step) -> int:
+def bytes_of(restorer: Restorer, step: Step) -> int:
     """Estimated bytes of what a step holds, and of what it will hold."""
     if isinstance(step, SideMember):
         return len(step.data)

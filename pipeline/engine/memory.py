@@ -171,11 +171,6 @@ def bytes_needed(sampling: Subsampling, size: tuple[int, int], images: int, pixe
     return sum(_aligned(_bytes_of(*array)) for array in _arrays(sampling, size, images, pixel))
 
 
-def estimate_bytes(size: tuple[int, int], images: int, pixel: torch.dtype) -> int:
-    """Estimated bytes of a file's coefficients, images and image files. Arguments as in `bytes_needed`."""
-    return size[0] * size[1] * (6 + 6 * images * pixel.itemsize)
-
-
 def _arrays(
     sampling: Subsampling, size: tuple[int, int], images: int, pixel: torch.dtype
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:

@@ -19,7 +19,7 @@ from pipeline.engine.job import Job
 from pipeline.engine.memory import SharedMemory, bytes_needed
 from pipeline.engine.restorer import MAX_BATCH, Restorer
 from pipeline.engine.scheduler import Scheduler
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import Stage, uses_device
 from pipeline.engine.task import Step
 from pipeline.engine.worker import WorkerLauncher
 from pipeline.jpeg.header import MAX_DIMENSION
@@ -76,7 +76,7 @@ def open_resources(job: Job) -> Iterator[RunResources]:
     every, prepare = stages(job), partial(torch.set_num_threads, 1)
     memory = processes = None
     with ExitStack() as stack:
-        if workers > 1 or any(stage.place == "device" for stage in every):
+        if workers > 1 or uses_device(every):
             memory = SharedMemory(max_bytes(workers) + max_file_bytes(restorer))
             do = [stage.do for stage in every]
             processes = stack.enter_context(WorkerLauncher(do, memory, prepare, restorer.stopwatch))

@@ -19,7 +19,7 @@ from model.weights import load
 from pipeline.engine import tiling
 from pipeline.engine.byte_limit import ByteLimit, max_bytes
 from pipeline.engine.device import choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
-from pipeline.engine.memory import empty_images, estimate_bytes
+from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
 from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
 from pipeline.engine.scheduler import Scheduler
@@ -231,7 +231,7 @@ class Restorer:
 
     def estimate_bytes(self, size: tuple[int, int] | None, data: bytes = b"") -> int:
         """Estimated bytes of a JPEG file (its data), its coefficients, images and image files. size: if known."""
-        return len(data) + (estimate_bytes(size, self.images, self.options.pixel) if size else 0)
+        return len(data) + (size[0] * size[1] if size else 0) * (6 + 6 * self.images * self.options.pixel.itemsize)
 
     def shape(self, task: TileTask) -> tuple[int, int]:
         """(height, width) in pixels of the network's input for a tile. It depends on the tile alone, so that a result

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, start_batch
+from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, start_batch, uses_device
 from pipeline.engine.work_queue import ScheduledItem, WorkQueue, WorkUnit
 from pipeline.engine.worker import WorkerLauncher
 from pipeline.engine.worker_pool import WorkerPool
@@ -74,7 +74,7 @@ class Scheduler(Generic[T]):
         self._threads: list[threading.Thread] = []
         self._worker_pool: WorkerPool[T] | None = None
         self._busy = 0.0
-        self._uses_device = any(stage.place == "device" for stage in stages)
+        self._uses_device = uses_device(stages)
 
     def __enter__(self) -> Self:
         return self

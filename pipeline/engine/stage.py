@@ -44,6 +44,11 @@ def item_stage(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage
     )
 
 
+def uses_device(stages: Iterable[Stage[T]]) -> bool:
+    """Whether a device runs one of the stages."""
+    return any(stage.place == "device" for stage in stages)
+
+
 def group_by_key(units: Sequence[U], key: Callable[[U], Hashable]) -> dict[Hashable, list[int]]:
     """key(unit) → the indices of the units that have this key."""
     groups: dict[Hashable, list[int]] = {}

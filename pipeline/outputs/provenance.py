@@ -5,7 +5,7 @@ that equal runs give equal bytes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
 from xml.sax.saxutils import quoteattr
@@ -71,7 +71,8 @@ class Provenance:
     @cached_property
     def parameters(self) -> str:
         """The fields that apply, as `name=value`, separated by blanks."""
-        values = ((name, value) for name, value in vars(self).items() if value is not None)
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        values = ((name, value) for name, value in named if value is not None)
         return " ".join(
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values
         )

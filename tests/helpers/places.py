@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,20 @@ def photographs(folder: Path) -> Path:
     fill(folder, {f"{number}.jpg": data[number] for number in range(4)})
     for shard in range(2):
         write_tar(folder / f"s{shard}.tar", {f"{shard}-{n}.jpg": data[4 + 6 * shard + n] for n in range(6)})
+    return folder
+
+
+def make_input(folder: Path) -> Path:
+    """Loose files, also in a folder of a name with a space, and shards with other members, one of them compressed."""
+    rng = random.Random(3)
+    fill(folder, {f"{n:02}.jpg": rng.randbytes(rng.randrange(1, 9000)) for n in range(5)})
+    fill(folder, {f"a b/c+{n}.jpeg": rng.randbytes(400) for n in range(3)} | {"a b/notes.txt": b"no"})
+    for name in ("s.tar", "a b/t.tar.gz", "z/u.tar"):
+        first = Path(name).name[0]
+        members = {
+            f"{first}{n // 2}{'.json' if n % 2 else '.jpg'}": rng.randbytes(rng.randrange(1, 30_000)) for n in range(12)
+        }
+        write_tar(folder / name, members, "w:gz" if name.endswith("gz") else "w")
     return folder
 
 

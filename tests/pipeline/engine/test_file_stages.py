@@ -9,14 +9,13 @@ from PIL import Image
 from runs import command, tiny_weights
 
 from pipeline.command_line import parse
-from pipeline.engine.admission import estimate_bytes
-from pipeline.engine.file_stages import encode_images, entropy_decode
+from pipeline.engine.admission import bytes_of, with_memory
+from pipeline.engine.file_stages import encode_images, entropy_decode, merge_decoded, merge_images, results_of
 from pipeline.engine.job import Job
 from pipeline.engine.memory import SharedMemory, bytes_needed
 from pipeline.engine.run import make_tasks
-from pipeline.engine.task import DecodedFile, RawFile, Task
+from pipeline.engine.task import Task
 from pipeline.inputs.source import Item
-from pipeline.jpeg.bitstream import Layout
 from pipeline.restore import make_job
 
 
@@ -25,33 +24,34 @@ def make(folder: Path, *options: str) -> Job:
     return make_job(parse(command(folder, folder / "out", "--weights", weights, *options)))
 
 
+def read_task(job: Job, data: bytes) -> Task:
+    (task,) = make_tasks(job, [Item("a", "a.jpg", data)])
+    assert isinstance(task, Task)
+    return task
+
+
 @pytest.mark.parametrize("samples", [1, 4])
 @pytest.mark.parametrize("verify", [False, True])
 def test_images_can_be_encoded_again(tmp_path, samples, verify):
     """As when the process that encodes them dies: they are still there, and so is what --verify reads."""
     job = make(tmp_path, "--samples", str(samples), *(["--verify"] if verify else []))
-    restorer, data = job.restorer, encode(photograph(64, 80), quality=50)
-    layout = restorer.parse(data)
-    assert isinstance(layout, Layout)
+    task = read_task(job, encode(photograph(64, 80), quality=50))
+    layout = task.file.layout
     piece = SharedMemory(1 << 20).allocate(bytes_needed(layout.sampling, layout.size, samples))
-    found = entropy_decode(job, RawFile(data, layout, piece))
-    assert isinstance(found, DecodedFile)
-    work = restorer.begin(found.bitstream, images=found.images)
-    work.deviations.extend(restorer.restore_tiles(work.tasks)())
-    restored = work.restored()
-    assert restored.images.data_ptr() == found.images.data_ptr()
-    first, again = (
-        [bytes(x.numpy()) if hasattr(x, "numpy") else x for x in encode_images(job, restored, piece)] for _ in "12"
-    )
+    file = with_memory(task, piece).file
+    task = merge_decoded(job, task, file, entropy_decode(job, file))
+    task.work.deviations.extend(job.restorer.restore_tiles(task.work.tasks)())
+    (result,) = results_of(task)
+    first, again = (merge_images(task, result, encode_images(job, *result)).images for _ in range(2))
     assert first == again
     assert [Image.open(io.BytesIO(image)).size for image in first] == [(80, 64)] * samples
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "RGB"])
-def test_files_that_are_passed_through_are_admitted_by_their_size_too(tmp_path, mode):
+def test_files_are_admitted_by_their_size_in_pixels_modelled_or_not(tmp_path, mode):
     plain = io.BytesIO()
     Image.new(mode, (1200, 1000)).save(plain, "JPEG")
-    (task,) = make_tasks(make(tmp_path), [Item("a", "a.jpg", plain.getvalue())])
-    assert isinstance(task, Task)
+    job = make(tmp_path)
+    task = read_task(job, plain.getvalue())
     assert task.file.size == (1000, 1200)
-    assert estimate_bytes(make(tmp_path).restorer, task) > 3 * 1200 * 1000
+    assert bytes_of(job.restorer, task) > 3 * 1200 * 1000

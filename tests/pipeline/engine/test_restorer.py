@@ -6,11 +6,12 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from struct import pack
 
 import numpy as np
 import pytest
 import torch
-from jpegs import SAMPLINGS, encode, photograph
+from jpegs import SAMPLINGS, edit, encode, photograph
 from PIL import Image
 from runs import mismatches, tiny_weights
 
@@ -18,7 +19,8 @@ from model.generator import Generator, GeneratorConfig
 from model.noise import derive_seed
 from model.weights import load, save
 from pipeline import Options, Restored, Restorer
-from pipeline.engine import byte_limit, tiling
+from pipeline.engine import tiling
+from pipeline.engine.byte_limit import max_bytes
 from pipeline.engine.device import choose_dtype, compile_network, one_thread
 from pipeline.engine.memory import Buffers, SharedMemory, bytes_needed
 from pipeline.engine.options import ModeError
@@ -230,22 +232,24 @@ def test_restore_many_is_restore_of_each_in_order(noisy, batched, workers):
     assert (max(batches) > 1) == batched
 
 
-def test_restore_many_reads_no_further_ahead_than_memory_permits(weights, monkeypatch):
-    monkeypatch.setattr(byte_limit, "MAX_BYTES", 100_000)
-    monkeypatch.setattr(byte_limit, "MAX_BYTES_PER_WORKER", 0)
-    taken, data = [], encode(photograph(64, 96))
+def test_restore_many_reads_no_further_ahead_than_memory_permits(weights):
+    """Files that say that they are so large that there is room for one, and turn out to be truncated."""
+    restorer, size, taken = Restorer.from_pretrained(weights), (4200, 4000), []
+    data = edit(encode(photograph(64, 96)), 0xC0, lambda frame: frame.__setitem__(slice(1, 5), pack(">HH", *size)))
+    data = data[:-200]
+    limit, each = max_bytes(2), restorer.estimate_bytes(size, data)
+    assert each < limit < 2 * each
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for number in range(12):
+        for number in range(6):
             taken.append(number)
             yield str(number), data
 
-    each = len(data) + 64 * 96 * 12
-    for number, (key, _) in enumerate(Restorer.from_pretrained(weights).restore_many(files(), workers=2)):
+    for number, (key, failure) in enumerate(restorer.restore_many(files(), workers=2)):
         assert key == str(number)
+        assert isinstance(failure, Failure)
         assert len(taken) <= number + 2  # one that is restored, and one that waits for it to be taken
-    assert 2 * each > 100_000
-    assert len(taken) == 12
+    assert len(taken) == 6
 
 
 def test_restore_many_says_why_a_file_cannot_be_read(weights, tmp_path):
