@@ -98,6 +98,7 @@ def test_outputs_of_a_folder_named_as_the_manifest_are_kept(memory):
 
 
 def test_output_that_is_gone_or_empty_is_done_again(memory, monkeypatch):
+    """With parts of three lines, of which one loses a line, one all, and one none."""
     monkeypatch.setattr(manifest_objects, "PART_LINES", 3)
     with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
         for number in range(9):
