@@ -25,7 +25,8 @@ from bench.photographs import command_line
 from kernels import Subsampling
 from model.atomic import write_atomically
 from train.config import load_config
-from train.evaluate import EvaluationSettings, Photographs, load_networks, measure_originals, measure_quality
+from train.data.photographs import Photographs
+from train.evaluate import EvaluationSettings, load_networks, measure_originals, measure_quality
 from train.frechet import load_extractors
 from train.table import Originals
 from train.trainer import train

@@ -25,8 +25,10 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from tqdm import tqdm
 
 from bench.markdown import header, line
-from bench.photographs import command_line, load
+from bench.photographs import command_line, listed, load
 from bench.pillow import to_jpeg
+
+QUALITIES = (5, 10, 20, 30, 50, 75, 90, 95)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def measure(folder: Path, output: Path, arguments: list[str]) -> Counts:
 
 def main() -> int:
     parser = command_line(__doc__)
-    parser.add_argument("--quality", type=int, nargs="+", default=[5, 10, 20, 30, 50, 75, 90, 95], help="[%(default)s]")
-    parser.add_argument("--sampling", nargs="+", default=["4:2:0", "4:4:4"], help="[%(default)s]")
+    parser.add_argument("--quality", type=int, nargs="+", default=QUALITIES, help=listed(QUALITIES))
+    parser.add_argument("--sampling", nargs="+", default=["4:2:0", "4:4:4"], help="[4:2:0 4:4:4]")
     options, arguments = parser.parse_known_args()
     images = load(options.data, options.limit)
     columns = ["files", "restored", "mismatches", "the manifest's", "files in dispute", "coefficients"]

@@ -16,7 +16,8 @@ from bench.photographs import command_line
 from model.features import FeaturesError
 from pipeline.engine.options import SAMPLER
 from pipeline.inputs.listing import SourceError
-from train.evaluate import EvaluationError, EvaluationSettings, Photographs, evaluate, load_networks
+from train.data.photographs import Photographs
+from train.evaluate import EvaluationError, EvaluationSettings, evaluate, load_networks
 from train.frechet import CROP, load_extractors
 from train.table import Column, TableRow, heading, line
 

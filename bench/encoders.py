@@ -159,7 +159,7 @@ def table(costs: dict[str, EncoderCost], megapixels: float) -> str:
 
 def main() -> int:
     parser = command_line(__doc__, limit=8)
-    parser.add_argument("--quality", type=int, nargs="+", default=[10, 75], help="[%(default)s]")
+    parser.add_argument("--quality", type=int, nargs="+", default=[10, 75], help="[10 75]")
     parser.add_argument("--weights", default=SAMPLER, help="[%(default)s]")
     parser.add_argument("--repeat", type=int, default=7, help="rounds [%(default)s]")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.markdown import header, line
-from bench.photographs import Pixels, command_line, load
+from bench.photographs import Pixels, command_line, listed, load
 from bench.pillow import decode, encode_png, to_jpeg
 from kernels import Coefficients, Subsampling, project_exact
 from kernels.libjpeg import compress
@@ -103,7 +103,7 @@ def measure(images: list[Pixels], quality: int, sampling: str, restorer: Restore
 def main(arguments: list[str] | None = None) -> int:
     parser = command_line(__doc__)
     labels = [sampling.label for sampling in Subsampling if sampling is not Subsampling.S440]  # Pillow writes no 4:4:0
-    parser.add_argument("--quality", type=int, nargs="+", default=QUALITIES, help="[%(default)s]")
+    parser.add_argument("--quality", type=int, nargs="+", default=QUALITIES, help=listed(QUALITIES))
     parser.add_argument("--sampling", nargs="+", choices=labels, default=["4:2:0", "4:4:4"], help="[4:2:0 4:4:4]")
     parser.add_argument("--weights", nargs="+", default=[SAMPLER, REGRESSION], help=f"[{SAMPLER} {REGRESSION}]")
     options = parser.parse_args(arguments)

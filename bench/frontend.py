@@ -104,8 +104,8 @@ def measure(front_end: DaliFrontend, files: Sequence[bytes], recovery: Recovery,
 def parse() -> argparse.Namespace:
     parser = command_line(__doc__)
     add = parser.add_argument
-    add("--quality", type=int, nargs="+", default=[10, 30, 50, 75, 90, 95], help="[%(default)s]")
-    add("--sampling", nargs="+", default=["gray", "4:4:4", "4:2:2", "4:2:0"], help="[%(default)s]")
+    add("--quality", type=int, nargs="+", default=[10, 30, 50, 75, 90, 95], help="[10 30 50 75 90 95]")
+    add("--sampling", nargs="+", default=["gray", "4:4:4", "4:2:2", "4:2:0"], help="[gray 4:4:4 4:2:2 4:2:0]")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="where DALI decodes [%(default)s]")
     add("--repeat", type=int, default=3, help="rounds [%(default)s]")
     return parser.parse_args()

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import io
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline.inputs.listing import list_sources
-from pipeline.inputs.source import Item, read
+from train.data.photographs import Photographs
 
 Pixels = NDArray[np.uint8]
 SAMPLE = Path(__file__).parents[1] / "pipeline" / "sample" / "sample.tar"
 
 
 def load(path: Path, limit: int | None = None) -> list[Pixels]:
-    """The first `limit` JPEG files under `path` (a tar, a folder or a file), each [H, W, 3]. Raises SourceError."""
-    images: list[Pixels] = []
-    for item in read(list_sources(path)):
-        if isinstance(item, Item) and item.data is not None and (limit is None or len(images) < limit):
-            images.append(np.asarray(Image.open(io.BytesIO(item.data)).convert("RGB")))
-    return images
+    """The first `limit` photographs under `path` (a tar, a folder or a file), each [H, W, 3]. Raises SourceError."""
+    return [np.ascontiguousarray(image.permute(1, 2, 0)) for _, image in Photographs(path, limit)]
 
 
 def command_line(description: str | None, limit: int | None = None) -> argparse.ArgumentParser:
     """A parser with --data and --limit. description: the module's docstring, printed unchanged. limit: the default."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="clean photographs: a tar, a folder or a JPEG file")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench.{Path(sys.argv[0]).stem}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = "clean photographs, JPEG or PNG: a tar, a folder or a file"
+    parser.add_argument("--data", type=Path, required=True, help=data)
     parser.add_argument("--limit", type=int, default=limit, help=f"only the first N images [{limit or 'all'}]")
     return parser
+
+
+def listed(values: Iterable[object]) -> str:
+    """Default values as they are typed, for the help of an option."""
+    return f"[{' '.join(map(str, values))}]"

@@ -23,13 +23,12 @@ from kernels import Subsampling
 from pipeline.engine.options import SAMPLER
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.listing import SourceError
+from train.data.photographs import Photograph, Photographs
 from train.evaluate import (
     MMSE_HELP,
     EvaluationError,
     EvaluationSettings,
     GridCollector,
-    Photograph,
-    Photographs,
     load_networks,
     modes_of,
 )

@@ -27,11 +27,11 @@ from kernels import Subsampling
 from model.features import FeaturesError
 from pipeline.engine.options import SAMPLER
 from pipeline.inputs.listing import SourceError
+from train.data.photographs import Photographs
 from train.evaluate import (
     MMSE_HELP,
     EvaluationError,
     EvaluationSettings,
-    Photographs,
     evaluate,
     load_networks,
     modes_of,

@@ -199,8 +199,6 @@ class Bench:
 def prepare(options: argparse.Namespace) -> Bench:
     """Raises SourceError, BenchError, or ValueError for a device that does not exist."""
     photographs = load(options.data, 1 if options.as_is else MOST_PHOTOGRAPHS)
-    if not photographs:
-        raise BenchError(f"{options.data}: no JPEG file")
     samples = options.samples or (MEAN_SAMPLES if options.mode == "mean" else 1)
     device, workers = str(choose_device(options.device)), options.workers or CORES
     setup = Setup(options.weights, options.mode, samples, device, options.dtype, workers, 1e6 * options.throttle)

@@ -48,7 +48,7 @@ process, merges the parts into one manifest.
 
 --frontend dali decodes files by NVIDIA DALI (on a GPU by nvJPEG) and recovers their coefficients from the pixels. Use
 it with a strong GPU and few CPU cores. On photographs, with DALI's CPU decoder, 99.99 % of the recovered coefficients
-are equal to the file's up to quality 75, 99.9 % at 90, and at least 99.3 % at 95. The certificate refers to the
+are equal to the file's up to quality 75, 99.9 % at 90, and at least 99.4 % at 95. The certificate refers to the
 recovered coefficients, which the manifest marks by `coefficients_from`; --verify also reads the file's own, and adds
 how many are equal (`recovered` of `coefficients`). A file that DALI cannot decode fails.
 

@@ -120,7 +120,8 @@ def stop_if_failed(guard: Guard, state: State, source: CropSource, config: Confi
         where = f"it could not be saved ({error})"
     ranks.barrier()
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; the last checkpoint is sound")
+    sound = "the last checkpoint is sound" if (folder / CHECKPOINT).exists() else "there was no checkpoint yet"
+    raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; {sound}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ class RunConfig:
     start: str = ""  # initial weights, by name or path; empty: random
     seed: int = 0
     seconds: float = 0.0  # time limit of this process, at which the schedules end, too; 0: none
-    device: str = "cpu"  # or cuda: one GPU for each rank
+    device: str = AUTO  # a GPU for each rank, if PyTorch sees one; or cpu, cuda
     bfloat16: bool | str = AUTO  # autocast; auto: on GPUs and on CPUs with AMX or AVX512-BF16. In float32, CUDA's
     # convolutions use TF32 and its matrix products do not (train/numerics.py)
     deterministic: bool = False  # on CUDA: the same weights every time; slower, and not yet run on a GPU
@@ -171,16 +171,18 @@ def check(config: Config) -> None:
     """Checks conditions on several sections and on the machine. Raises ConfigError."""
     expect(config, "objective", config.objective in OBJECTIVES, " or ".join(OBJECTIVES))
     data, parts = config.data, config.optimiser.accumulate
-    clean = "clean images: data.train=[PATH, ...], tar shards, folders or files of JPEGs"
+    clean = "clean images: data.train=[PATH, ...], tar shards, folders or files, JPEG or PNG"
     expect(config, "data.train", bool(data.train), clean)
     expect(config, "data.batch", data.batch % parts == 0, f"a multiple of optimiser.accumulate, {parts}")
-    expect(config, "run.device", _is_usable(config.run.device), "cpu, or a GPU that PyTorch sees")
+    expect(config, "run.device", _is_usable(config.run.device), "auto, cpu, or a GPU that PyTorch sees")
     shown = not config.run.grid_every or bool(data.validation)
     expect(config, "run.grid_every", shown, "0 without data.validation")
     OBJECTIVES[config.objective](config)
 
 
 def _is_usable(device: str) -> bool:
+    if device == AUTO:
+        return True
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # the latter where PyTorch was built without CUDA

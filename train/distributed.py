@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from train.checks import ConfigError
+from train.numerics import device_of
 
 if TYPE_CHECKING:
     from train.config import RunConfig
@@ -72,11 +73,11 @@ def init_ranks(run: RunConfig) -> Ranks:
     """Initialises the process group if torchrun has started this process. Raises ConfigError for a rank without a GPU
     of its own."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device(run.device)
+    device = device_of(run)
     if device.type == "cuda":
         number = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if number >= torch.cuda.device_count() or (device.index is not None and size > 1):
-            raise ConfigError(f"run.device: expected cuda, and a GPU for each rank, got {run.device} for rank {number}")
+            raise ConfigError(f"run.device: expected cuda, and a GPU for each rank, got {device} for rank {number}")
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if size == 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,10 +25,8 @@ from model.features import FeaturesError
 from model.weights import load
 from pipeline.engine.options import REGRESSION, Options
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.listing import SourceError, list_sources
-from pipeline.inputs.source import Item, read
-from pipeline.jpeg.errors import JpegError
-from pipeline.jpeg.fallback import fallback_decode
+from pipeline.inputs.listing import SourceError
+from train.data.photographs import Photograph, Photographs
 from train.frechet import CROPS_WANTED, Extractor, SplitMoments, load_extractors
 from train.grid import FULL_DEVIATION, centre, deviation_picture, grid
 from train.measures import Compressed, compress, truth_of
@@ -36,14 +34,8 @@ from train.restorations import DRAWN, MODES, Networks, Restoration, restorations
 from train.table import Originals, Report, RowAccumulator, TableRow, columns, footnote, heading, line
 from train.texture import FlatTexture
 
-MAX_PIXELS = 1 << 28
-"""Largest image to decode, pixels."""
-
 GRID_IMAGES = 4
 """Images shown in the grid."""
-
-Photograph = tuple[str, Tensor]
-"""An image's key, which seeds its noise, and the image [3, H, W] uint8."""
 
 OnRows = Callable[[list[TableRow]], None]
 OnImage = Callable[[int, Compressed, Mapping[str, Restoration]], None]
@@ -62,37 +54,6 @@ class EvaluationSettings:
     modes: tuple[str, ...] | None = None  # of MODES; None: all that the networks support
     samples: int = 16  # K, per image; the paper's is 64
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """The clean images of a tar, a folder or a file, RGB, in a fixed order, with one at a time in memory; the first
-    `limit` of them. Each iteration reads them again, and raises SourceError for an unreadable image or an empty set."""
-
-    path: Path
-    limit: int | None = None
-
-    def __iter__(self) -> Iterator[Photograph]:
-        count = 0
-        for item in read(list_sources(self.path)):
-            if count == self.limit:
-                return
-            if isinstance(item, Item):
-                yield item.key, _decoded(item, self.path)
-                count += 1
-        if not count:
-            raise SourceError(f"{self.path}: no JPEG image in it; give a tar, a folder or a file of clean photographs")
-
-
-def _decoded(item: Item, path: Path) -> Tensor:
-    advice = "remove it from the set, or repair it"
-    if item.data is None:
-        raise SourceError(f"{item.source} (of {path}): {item.error}; {advice}")
-    try:
-        pixels = torch.from_numpy(fallback_decode(item.data, MAX_PIXELS).pixels.copy())
-    except JpegError as error:
-        raise SourceError(f"{item.source} (of {path}): {error}; {advice}") from error
-    return pixels.expand(3, -1, -1)
 
 
 MMSE_HELP = f"regression network to compare a sampler with [its own output, or {REGRESSION}]"
@@ -255,7 +216,8 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--weights", required=True, metavar="W", help="shipped name or file of a sampler or a regression network")
     add("--mmse", metavar="W", help=MMSE_HELP)
-    add("--data", type=Path, required=True, metavar="PATH", help="clean photographs: a tar, a folder or a JPEG file")
+    data = "clean photographs, JPEG or PNG: a tar, a folder or a file"
+    add("--data", type=Path, required=True, metavar="PATH", help=data)
     add(
         "--quality",
         type=int,
@@ -295,7 +257,10 @@ def run(options: argparse.Namespace) -> Report:
     modes_of(settings, networks)
     if networks.sampler is None:
         missing = ", ".join(mode for mode in MODES if mode in DRAWN)
-        warn(f"weights {options.weights!r} are of a deterministic regression network: no samples, no {missing}, no STD")
+        warn(
+            f"weights {options.weights!r} are those of a regression network, which draws no samples: the table has "
+            f"neither the modes {missing} nor the column STD"
+        )
     extractors = load_extractors(options.inception, networks.regression.device)
     chosen = columns(networks.sampler is not None, "fid" in extractors)
     print(heading(chosen), flush=True)

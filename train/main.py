@@ -17,7 +17,7 @@ from train.state import TrainingError
 from train.trainer import train
 
 DESCRIPTION = f"""\
-Train a generator on clean photographs: JPEGs in folders or tar shards.
+Train a generator on clean photographs: JPEGs or PNGs in folders or tar shards.
 
 Without --config it trains the regression network `mmse`, by the recipe
 {RECIPE}.
@@ -29,11 +29,11 @@ given again, on any number of devices."""
 EXAMPLES = f"""\
 examples:
   a demonstration of two minutes     python -m train.main
-  your own photographs               python -m train.main data.train=[photos,more.tar] run.output=runs/mine
+  your own photographs               python -m train.main 'data.train=[photos,more.tar]' run.output=runs/mine
   with validation                    ... data.validation=held_out.tar
   ten minutes, schedules included    ... run.seconds=600
   the sampler                        ... --config train/configs/posterior.yaml
-  on eight GPUs                      torchrun --nproc-per-node 8 -m train.main ... run.device=cuda
+  on eight GPUs                      torchrun --nproc-per-node 8 -m train.main ...
 
 The recipes are in {RECIPE.parent}.
 The keys of each section are documented where it is defined:

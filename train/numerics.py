@@ -1,4 +1,4 @@
-"""Numerical settings of training: bfloat16 autocast, TF32 and deterministic algorithms."""
+"""Device and numerical settings of training: bfloat16 autocast, TF32 and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from train.config import RunConfig
 
 AUTO = "auto"
-"""Value of `run.bfloat16` that uses bfloat16 where the hardware is fast at it."""
+"""Value of `run.bfloat16` that uses bfloat16 where the hardware is fast at it, and of `run.device` that uses a GPU if
+there is one."""
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """Environment variable; cuBLAS is deterministic with a fixed workspace."""
+
+
+def device_of(run: RunConfig) -> torch.device:
+    """The device of a run, without the number of the rank's GPU."""
+    if run.device == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(run.device)
 
 
 def uses_bfloat16(run: RunConfig, device: torch.device) -> bool:
@@ -47,7 +55,7 @@ def warn_of_slow_bfloat16(run: RunConfig, device: torch.device) -> None:
 def numerics(run: RunConfig) -> Iterator[None]:
     """Applies the settings of `run` and restores PyTorch's on exit. To be entered before the first CUDA operation."""
     with ExitStack() as settings:
-        if torch.device(run.device).type == "cuda":
+        if device_of(run).type == "cuda":
             settings.enter_context(_float32_on_cuda())
         if run.deterministic:
             settings.enter_context(_deterministic())

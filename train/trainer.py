@@ -18,7 +18,8 @@ from model.generator import Generator
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
 from train.clock import Clock, resume_anchor
 from train.config import Config
-from train.data.crops import load_images, step_generator
+from train.data.crops import step_generator
+from train.data.photographs import load_images
 from train.data.sources import CropSource, open_source
 from train.degradation import degrade
 from train.distributed import Ranks, close_ranks, init_ranks

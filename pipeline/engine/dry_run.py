@@ -88,10 +88,12 @@ class Survey:
 
 @dataclass(frozen=True)
 class Throughput:
-    """A measurement: seconds for so many files, megapixels and bytes of outputs."""
+    """A measurement: seconds for so many files (the same ones again, if there are few), megapixels and bytes of
+    outputs."""
 
     seconds: float
     files: int
+    distinct: int
     megapixels: float
     bytes: int
 
@@ -162,19 +164,20 @@ def measure(resources: RunResources, sample: Reservoir) -> Throughput | None:
     """Restores some files of a sample and discards the outputs. None if the sample is empty."""
     files = sample.files.copy()
     sample.random_state.shuffle(files)
-    times, written, started = [], 0, time.perf_counter()
+    times, written, sources, started = [], 0, set(), time.perf_counter()
     with resources.scheduler() as scheduler:
         for step in scheduler.run(measured_tasks(resources, files)):
             if isinstance(step, Task) and step.record.size is not None:
                 times.append((time.perf_counter() - started, step.record.size[0] * step.record.size[1]))
                 written += sum(map(len, step.images))
+                sources.add(step.record.source)
     if not times:
         return None
     pixels, done, seconds = sum(size for _, size in times), len(times), times[-1][0]
     if len(times) >= 2 * resources.workers + 2:  # exclude the first file, which includes the workers' start
         seconds, pixels, done = seconds - times[0][0], pixels - times[0][1], done - 1
         written = written * done // len(times)
-    return Throughput(seconds, done, pixels / 1e6, written)
+    return Throughput(seconds, done, len(sources), pixels / 1e6, written)
 
 
 def measured_tasks(resources: RunResources, files: list[Item]) -> Iterator[Step]:
@@ -214,11 +217,12 @@ def describe(
     if passed_through is not None:
         shares.append((passed_through, counts["passed_through"] / passed_through.files))
     if shares:
-        where = f"{job.restorer.device} with {workers} {'worker' if workers == 1 else 'workers'}"
+        seconds, size = (sum(getattr(x, unit) * share for x, share in shares) for unit in ("seconds", "bytes"))
+        duration = f"about {tqdm.format_interval(seconds)}" if seconds >= 1 else "less than a second"
+        distinct = sum(x.distinct for x, _ in shares)
         lines.append(
-            f"about {tqdm.format_interval(sum(x.seconds * share for x, share in shares))} on {where} and "
-            f"{sum(x.bytes * share for x, share in shares) / 1e6:,.1f} MB of outputs, "
-            f"estimated from {sum(x.files for x, _ in shares)} files"
+            f"{duration} on {job.restorer.device} with {workers} {'worker' if workers == 1 else 'workers'} and "
+            f"{size / 1e6:,.{1 if size > 1e6 else 2}f} MB of outputs, estimated from {distinct} of the files"
         )
     return "\n".join(lines)
 

@@ -107,6 +107,7 @@ def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None =
     """Turns unfinished items into tasks; unreadable items and duplicate keys become failed tasks. Side members are
     yielded as they are."""
     keys = keys or Keys(per_shard=job.shards)
+    advice = "rename one of them" if job.shards else "rename one, or restore them into folders (or shards) of their own"
     for item in items:
         if isinstance(item, SideMember):
             yield item
@@ -120,7 +121,7 @@ def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None =
         if item.data is None and wanted:
             yield Task(bare, record.failed(item.error or "", item.transient))
         elif owner is not None:
-            yield Task(bare, record.failed(f"duplicate key: {owner} has it already"))
+            yield Task(bare, record.failed(f"duplicate key: {owner} has it already; {advice}"))
         else:
             yield start_task(job, Task(bare, record), item.data or b"", reason)
 

@@ -1,10 +1,10 @@
-"""Lists the folders, JPEG files and tar shards of the inputs, always in the same order, without opening any file.
+"""Lists the folders, image files and tar shards of the inputs, always in the same order, without opening any file.
 
     sources = list_sources(Path("photos"), exclude=Path("photos/restored"))      # or address("s3://bucket/photos")
     for entry in sources:
         ...
 
-The order within a folder: its JPEG files, its tar shards, its sub folders, each sorted by name."""
+The order within a folder: its image files, its tar shards, its sub folders, each sorted by name."""
 
 import itertools
 import os
@@ -12,11 +12,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.inputs.names import JPEG_SUFFIXES, SHARD_SUFFIXES, is_jpeg, is_shard
+from pipeline.inputs.names import JPEG, SHARD_SUFFIXES, ImageKind, is_shard
 from pipeline.inputs.remote import Address, Remote, RemoteError
-
-_JPEGS, _TARS = " ".join(sorted(JPEG_SUFFIXES)), " ".join(SHARD_SUFFIXES)
-EXPECTED = f"expected a folder, a JPEG file ({_JPEGS}) or a tar shard ({_TARS})"
 
 
 class SourceError(Exception):
@@ -25,13 +22,14 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """A JPEG file or a tar shard.
+    """An image file or a tar shard.
 
     name: its path below the input folder.
     error: set for a folder that cannot be listed.
     assigned: to this rank. Entries of other ranks are listed for their keys only, and not read.
     size: of a tar, in bytes, if known.
-    prefix: the first part of the name, if there are several inputs."""
+    prefix: the first part of the name, if there are several inputs.
+    kind: of the image, or of the images in the shard."""
 
     path: Address
     name: str
@@ -40,6 +38,7 @@ class Entry:
     assigned: bool = True
     size: int | None = None
     prefix: str = ""
+    kind: ImageKind = JPEG
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Root:
     files, shards: their numbers.
     shard_bytes: of all tars together; None if unknown.
     single: the entry, if the input is a single file.
-    prefix: prepended to the names of the entries."""
+    prefix: prepended to the names of the entries.
+    kind: of its image files."""
 
     folder: Address
     files: int = 0
@@ -59,9 +59,10 @@ class Root:
     single: Entry | None = None
     exclude: Address | None = None
     prefix: str = ""
+    kind: ImageKind = JPEG
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter((self.single,)) if self.single is not None else _walk(self.folder, self.exclude, self.prefix)
+        return iter((self.single,)) if self.single is not None else _walk(self)
 
     def find_file(self, name: str) -> Address | None:
         """The address of the entry with this name, if this input has it. Raises RemoteError."""
@@ -97,15 +98,15 @@ class Sources:
         return itertools.chain.from_iterable(self.roots)
 
 
-def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
-    """Lists `paths`: folders, JPEG files and tars.
+def list_sources(*paths: Address, exclude: Address | None = None, kind: ImageKind = JPEG) -> Sources:
+    """Lists `paths`: folders, image files of this kind, and tars.
 
-    With several inputs, names of a folder's entries begin with the folder's name, and single JPEG files come first.
+    With several inputs, names of a folder's entries begin with the folder's name, and single image files come first.
 
     exclude: a folder below an input to leave out, such as the output folder.
 
     Raises SourceError if an input has no files to restore, or if two inputs have the same name."""
-    roots = [_count_entries(path, exclude, len(paths) > 1) for path in paths]
+    roots = [_count_entries(path, exclude, kind, len(paths) > 1) for path in paths]
     taken: dict[str, Address] = {}
     for path, root in zip(paths, roots, strict=True):
         name = root.prefix if root.single is None else root.single.name
@@ -118,10 +119,10 @@ def list_sources(*paths: Address, exclude: Address | None = None) -> Sources:
     return Sources(tuple(sorted(roots, key=lambda root: root.single is None or root.single.shard)))
 
 
-def _count_entries(path: Address, exclude: Address | None, several: bool) -> Root:
+def _count_entries(path: Address, exclude: Address | None, kind: ImageKind, several: bool) -> Root:
     """The input with its numbers of files and tars. Raises SourceError."""
     try:
-        root = _root(path, exclude, several)
+        root = _root(path, exclude, kind, several)
         files = shards = 0
         sizes: int | None = 0
         for entry in root:
@@ -130,19 +131,24 @@ def _count_entries(path: Address, exclude: Address | None, several: bool) -> Roo
             if entry.shard:
                 sizes = None if sizes is None or entry.size is None else sizes + entry.size
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; {EXPECTED}") from error
+        raise SourceError(f"{path}: {error.strerror or error}; {_expected(kind)}") from error
     except RemoteError as error:
         raise SourceError(str(error)) from error
     if not files + shards:
-        raise SourceError(f"{path}: no JPEG file or tar shard in this folder or below; {EXPECTED}")
+        raise SourceError(f"{path}: no {kind.label} file or tar shard in this folder or below; {_expected(kind)}")
     return replace(root, files=files, shards=shards, shard_bytes=sizes)
+
+
+def _expected(kind: ImageKind) -> str:
+    files, shards = " ".join(sorted(kind.suffixes)), " ".join(SHARD_SUFFIXES)
+    return f"expected a folder, a {kind.label} file ({files}) or a tar shard ({shards})"
 
 
 def find_input(paths: Sequence[Address], name: str) -> Address | None:
     """The address of the entry with this name, if one of the inputs still has it. Raises RemoteError."""
     for path in paths:
         try:
-            found = _root(path, None, len(paths) > 1).find_file(name)
+            found = _root(path, None, JPEG, len(paths) > 1).find_file(name)
         except (OSError, SourceError):
             continue
         if found is not None:
@@ -150,24 +156,24 @@ def find_input(paths: Sequence[Address], name: str) -> Address | None:
     return None
 
 
-def _root(path: Address, exclude: Address | None, several: bool) -> Root:
+def _root(path: Address, exclude: Address | None, kind: ImageKind, several: bool) -> Root:
     """The input, without listing it. Raises OSError, RemoteError and SourceError."""
-    if is_folder(path):
+    if is_folder(path, kind):
         own = path.absolute() if isinstance(path, Path) else path
         name = own.name if own.name not in ("", "..") else own.resolve().name
-        return Root(path, exclude=exclude, prefix=f"{name}/" if several else "")
+        return Root(path, exclude=exclude, prefix=f"{name}/" if several else "", kind=kind)
     shard = is_shard(path.name)
-    if not (shard or is_jpeg(path.name)) or not path.is_file():
-        raise SourceError(f"{path}: not a file that can be restored; {EXPECTED}")
+    if not (shard or kind.includes(path.name)) or not path.is_file():
+        raise SourceError(f"{path}: not a file of a kind that can be read; {_expected(kind)}")
     size = path.stat().st_size if shard and isinstance(path, Path) else None
-    return Root(path.parent, single=Entry(path, path.name, shard, size=size))
+    return Root(path.parent, single=Entry(path, path.name, shard, size=size, kind=kind))
 
 
-def is_folder(path: Address) -> bool:
+def is_folder(path: Address, kind: ImageKind = JPEG) -> bool:
     """Whether an address is a folder. Raises OSError if a local path does not exist or a local folder cannot be
     listed."""
     if isinstance(path, Remote):  # stores have names, not folders, and an HTTP page of links is a file
-        return not ((is_shard(path.name) or is_jpeg(path.name)) and path.is_file())
+        return not ((is_shard(path.name) or kind.includes(path.name)) and path.is_file())
     path.stat()
     if path.is_dir():
         os.scandir(path).close()
@@ -175,29 +181,29 @@ def is_folder(path: Address) -> bool:
     return False
 
 
-def _walk(root: Address, exclude: Address | None, prefix: str = "") -> Iterator[Entry]:
+def _walk(root: Root) -> Iterator[Entry]:
     """Yields entries depth first. Symbolic links to folders are followed, unless they lead back to a folder on the
     way."""
-    excluded = _identity(exclude) if exclude is not None else None
-    inside_root = _identity(root)
+    excluded = _identity(root.exclude) if root.exclude is not None else None
+    inside_root, prefix = _identity(root.folder), root.prefix
     if excluded == inside_root:
         excluded = None
-    stack: list[tuple[Address, str, frozenset[Hashable]]] = [(root, prefix, frozenset())]
+    stack: list[tuple[Address, str, frozenset[Hashable]]] = [(root.folder, prefix, frozenset())]
     while stack:
         folder, path, above = stack.pop()
         here = _identity(folder)
         if here is not None and (here in above or here == excluded):
             continue
         try:
-            files, shards, folders = _listing(folder)
+            files, shards, folders = _listing(folder, root.kind)
         except OSError as error:
             reason = f"folder cannot be listed: {error.strerror or error}"
             yield Entry(folder, path.rstrip("/"), error=reason, prefix=prefix)
             continue
         for name in files:
-            yield Entry(*_entry_fields(folder, path, name), prefix=prefix)
+            yield Entry(*_entry_fields(folder, path, name), prefix=prefix, kind=root.kind)
         for name, size in shards:
-            yield Entry(*_entry_fields(folder, path, name, shard=True), size=size, prefix=prefix)
+            yield Entry(*_entry_fields(folder, path, name, shard=True), size=size, prefix=prefix, kind=root.kind)
         inside = above if here is None else above | {here}
         stack.extend((folder / name, f"{path}{name}/", inside) for name in reversed(folders))
 
@@ -209,13 +215,13 @@ def _entry_fields(folder: Address, path: str, name: str, shard: bool = False) ->
     return folder / name, path + name, shard, None
 
 
-def _listing(folder: Address) -> tuple[list[str], list[tuple[str, int | None]], list[str]]:
-    """Sorted names of a folder's JPEG files, tar shards (with their sizes, if known) and sub folders."""
+def _listing(folder: Address, kind: ImageKind) -> tuple[list[str], list[tuple[str, int | None]], list[str]]:
+    """Sorted names of a folder's image files, tar shards (with their sizes, if known) and sub folders."""
     if isinstance(folder, Remote):
         names, below = folder.listing()
         below = [name for name in below if name not in (".", "..") and "/" not in name]
         return (
-            sorted(filter(is_jpeg, names)),
+            sorted(filter(kind.includes, names)),
             sorted((name, names[name]) for name in filter(is_shard, names)),
             sorted(below),
         )
@@ -230,7 +236,7 @@ def _listing(folder: Address) -> tuple[list[str], list[tuple[str, int | None]], 
                 is_folder = False
             if is_folder:
                 folders.append(entry.name)
-            elif is_jpeg(entry.name):
+            elif kind.includes(entry.name):
                 files.append(entry.name)
             elif is_shard(entry.name):
                 shards.append((entry.name, _size(entry)))

@@ -1,9 +1,9 @@
 """Names of input files: recognises JPEG files and tars, and refuses unsafe names."""
 
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePosixPath
 
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -11,9 +11,20 @@ class UnsafeNameError(ValueError):
     """A name that is absolute, contains `..`, or cannot be a file's name."""
 
 
-def is_jpeg(name: str) -> bool:
-    """Whether the extension is a JPEG file's, in any case."""
-    return PurePosixPath(name).suffix.lower() in JPEG_SUFFIXES
+@dataclass(frozen=True)
+class ImageKind:
+    """Image files of some kind, recognised by their extensions."""
+
+    label: str
+    suffixes: frozenset[str]
+
+    def includes(self, name: str) -> bool:
+        """Whether the extension is one of this kind's, in any case."""
+        return PurePosixPath(name).suffix.lower() in self.suffixes
+
+
+JPEG = ImageKind("JPEG", frozenset({".jpg", ".jpeg", ".jpe", ".jfif"}))
+JPEG_OR_PNG = ImageKind("JPEG or PNG", JPEG.suffixes | {".png"})
 
 
 def is_shard(name: str) -> bool:

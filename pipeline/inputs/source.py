@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipeline.inputs.listing import Entry, SourceError
-from pipeline.inputs.names import UnsafeNameError, digest, is_jpeg, safe_name
+from pipeline.inputs.names import UnsafeNameError, digest, safe_name
 from pipeline.inputs.remote import Address, Remote, RemoteError
 from pipeline.inputs.tar import member_data, members_of, open_tar
 
@@ -51,7 +51,7 @@ class Item:
 
 @dataclass(frozen=True)
 class SideMember:
-    """A tar member that is not a JPEG (`.json`, `.txt`, …), to be copied to the output shard."""
+    """A tar member that is not an image of the wanted kind (`.json`, `.txt`, …), to be copied to the output shard."""
 
     name: str
     source: str
@@ -88,7 +88,7 @@ def read(
 
     finished: whether a source is finished; its item has no data and no error, but its key is still known.
     shard_finished: whether a shard is finished; it is not opened.
-    side_members: also yield tar members that are not JPEG files, except finished ones.
+    side_members: also yield tar members that are not images, except finished ones.
     limit: larger files and members, in bytes, are error items and are not read.
     position: updated with the progress.
 
@@ -183,7 +183,7 @@ def _read_member(
     side_members: bool,
     limit: int,
 ) -> Item | SideMember | None:
-    image = is_jpeg(member.name)
+    image = shard.kind.includes(member.name)
     if member.isdir() or not (image or side_members):
         return None
     error = None

@@ -13,9 +13,11 @@ parts; a run of one process, which has exclusive access, also removes the lines 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -166,10 +168,16 @@ class Manifest:
 
 
 def merge(folder: Path) -> Counter[str]:
-    """Moves the lines of all parts of a folder on a disk into one file; returns its lines by status. Raises SinkError
-    if there is no manifest, or if a run is using it."""
+    """Moves the lines of all parts of a folder on a disk into one file; returns its lines by status. Says on stderr
+    which ranks have no part. Raises SinkError if there is no manifest, or if a run is using it."""
     if not (folder / IDENTITY).exists():
         raise SinkError(f"{folder}: has no {IDENTITY}, so there is no manifest to merge")
+    if absent := list(islice(manifest_file.absent_ranks(folder), 5)):
+        print(
+            f"{folder}: these ranks have stored nothing: {', '.join(absent)}. If they have not run, their inputs are "
+            "missing; the same command, with any number of ranks, restores what is missing",
+            file=sys.stderr,
+        )
     with Manifest.open(folder, None) as manifest:
         return manifest.counts
 

@@ -38,6 +38,13 @@ def parts_of(folder: Path) -> list[str]:
     return [part for part in ("", *_rank_parts(folder)) if (folder / manifest_name(part)).exists()]
 
 
+def absent_ranks(folder: Path) -> Iterator[str]:
+    """`1-of-2` where there is only `0-of-2`: ranks that have stored nothing since the parts were last merged."""
+    parts = _rank_parts(folder)
+    for size in sorted({int(part.split("-of-")[1]) for part in parts}):
+        yield from (part for rank in range(size) if (part := f"{rank}-of-{size}") not in parts)
+
+
 def read_part(folder: Path, part: str) -> Iterator[bytes]:
     """The part's lines, including line ends."""
     with (folder / manifest_name(part)).open("rb") as lines:

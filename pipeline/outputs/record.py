@@ -238,7 +238,7 @@ def check_same_run(where: str, found: dict[str, object], run: RunIdentity) -> No
     if refused := [name for name in differing if name not in NUMERICAL_FIELDS + METADATA_FIELDS]:
         raise SinkError(
             f"{where}: holds the outputs of another run: {differences(refused)}; "
-            "choose another folder, or use --overwrite"
+            "choose another folder, or use --overwrite, which starts a new manifest and leaves the old images"
         )
     if changed := [name for name in differing if name in METADATA_FIELDS]:
         print(f"{where}: continues with another {differences(changed)}: the pixels are the same", file=sys.stderr)

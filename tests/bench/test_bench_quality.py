@@ -18,7 +18,7 @@ from bench import picture, quality
 from bench.rivals import PROGRAMS, Contest, Decoded, Program, RivalError, choose
 from kernels import Subsampling
 from pipeline.engine.restorer import Restorer
-from train.evaluate import Photographs
+from train.data.photographs import Photographs
 from train.grid import GAP
 from train.measures import compress, consistency, psnr
 

@@ -57,7 +57,7 @@ def config_of(photos, output, **changes):
         data=DataConfig([str(photos / "train.tar")], crop=32, batch=4),
         degradation=DegradationConfig(quality=(5, 40), quality_mean=15.0),
         optimiser=OptimiserConfig(steps=STEPS, learning_rate=3e-3, warmup=5, ema=0.9),
-        run=RunConfig(str(output), seed=3, log_every=2, save_every=3, validate_every=8),
+        run=RunConfig(str(output), seed=3, device="cpu", log_every=2, save_every=3, validate_every=8),
     )
     return changed(config, changes)
 

@@ -9,7 +9,7 @@ from runs import python
 from training import checkpoint, lines
 
 from train.checks import ConfigError
-from train.data.crops import load_images
+from train.data.photographs import load_images
 from train.demo import SECONDS, default_config
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from jpegs import SAMPLINGS, encode, photograph
+from jpegs import SAMPLINGS
 from PIL import Image
 from runs import weights
 from scenes import image
@@ -17,11 +17,10 @@ from kernels import Subsampling
 from model.features import FeaturesError
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.listing import SourceError
+from train.data.photographs import Photographs
 from train.evaluate import (
     EvaluationError,
     EvaluationSettings,
-    Photographs,
     evaluate,
     load_networks,
     main,
@@ -224,7 +223,7 @@ def test_command_line_with_deterministic_weights(tmp_path, shard, weights, capsy
     arguments = ["--weights", weights[0], "--data", str(shard), "--quality", "20", "--limit", "1", "--sampling", "gray"]
     assert main([*arguments, "--grid", str(tmp_path / "grid.png")]) == 0
     output = capsys.readouterr()
-    assert "deterministic" in output.err
+    assert "which draws no samples" in output.err
     assert "STD" not in output.out
     assert [line.split(" | ")[1] for line in output.out.splitlines() if line.startswith("| 20")] == ["plain", "mmse"]
     assert "1 images, gray" in output.out
@@ -253,18 +252,6 @@ def test_errors_name_the_file_and_the_way_out(tmp_path, shard, weights, capsys):
         assert main([*map(str, arguments), "--quality", "10"]) == 2
         error = capsys.readouterr().err
         assert all(message in error for message in messages), error
-
-
-def test_photographs_in_order_and_no_more_than_wanted(shard, tmp_path):
-    assert [key for key, _ in Photographs(shard)] == ["0", "1", "2"]
-    assert [key for key, _ in Photographs(shard, 2)] == ["0", "1"]
-    (tmp_path / "gray.jpg").write_bytes(encode(photograph(20, 30), "gray", 95))
-    ((_, gray),) = Photographs(tmp_path)
-    assert gray.shape == (3, 20, 30)
-    cut = tmp_path / "cut.tar"
-    cut.write_bytes(shard.read_bytes()[:3000])
-    with pytest.raises(SourceError, match=r"cut\.tar.*damaged"):
-        list(Photographs(cut))
 
 
 class Inception(torch.nn.Module):

@@ -23,7 +23,7 @@ from training import (
 from model.weights import load
 from train.checkpoint import CHECKPOINT, WEIGHTS
 from train.config import RECIPE
-from train.data.crops import load_images
+from train.data.photographs import load_images
 from train.logger import METRICS
 from train.main import main
 from train.schedule import learning_rate

@@ -1,45 +1,12 @@
-"""Clean images in memory, and random crops of them: a pure function of (seed, step), so that a resumed run has the same
+"""Random crops of clean images in memory: a pure function of (seed, step), so that a resumed run has the same
 crops as an uninterrupted one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
-
-from pipeline.inputs.listing import SourceError, list_sources
-from pipeline.inputs.source import Item, read
-from pipeline.jpeg.fallback import for_pillow
-
-
-def load_images(paths: Sequence[str], smallest: int) -> list[Tensor]:
-    """Decodes all JPEGs under `paths` (tar shards, folders, files) that are at least `smallest` pixels high and wide,
-    to [3, H, W] uint8. Raises SourceError if there are none, and for a file that cannot be decoded."""
-    images = []
-    for path in paths:
-        for item in tqdm(read(list_sources(Path(path))), desc=f"loading {Path(path).name}", unit="img", leave=False):
-            if isinstance(item, Item):
-                image = _decode(item, path)
-                if min(image.shape[1:]) >= smallest:
-                    images.append(image)
-    if not images:
-        raise SourceError(f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}")
-    return images
-
-
-def _decode(item: Item, path: str) -> Tensor:
-    if item.data is None:
-        raise SourceError(f"{item.source} (of {path}): {item.error}")
-    try:
-        pixels = np.array(Image.open(for_pillow(item.data)).convert("RGB"))
-    except Exception as error:  # Pillow raises half a dozen types over damaged files
-        raise SourceError(f"{item.source} (of {path}) cannot be decoded: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
 
@@ -30,15 +30,14 @@ from tqdm import tqdm
 
 from model.atomic import write_atomically
 from pipeline.inputs.listing import SourceError
-from pipeline.inputs.names import JPEG_SUFFIXES, digest, is_shard
+from pipeline.inputs.names import JPEG_OR_PNG, digest, is_shard
 from pipeline.inputs.source import SIZE_LIMIT
 from pipeline.inputs.tar import TarHeader, members_of
 from pipeline.jpeg.bitstream import MAX_PIXELS, is_rgb
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.jpeg.header import Header, read_header
 
-IMAGE_SUFFIXES = JPEG_SUFFIXES | {".png"}
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD, _TAIL = 1 << 14, 64
 _BROKEN = "broken.jsonl"
 
@@ -126,8 +125,8 @@ def image_size(read: Reader, length: int) -> tuple[int, int]:
     if length > SIZE_LIMIT:
         raise UnsupportedJpeg(f"{length} bytes are more than the limit of {SIZE_LIMIT}")
     head = read(0, min(_HEAD, length))
-    if head.startswith(_PNG):
-        size, start, end = _png_size(head), len(_PNG), b"IEND"
+    if head.startswith(PNG_SIGNATURE):
+        size, start, end = png_size(head), len(PNG_SIGNATURE), b"IEND"
     else:
         header = _jpeg_header(head, read, length)
         size, start, end = header.size, header.scan_offset, b"\xff\xd9"
@@ -155,8 +154,9 @@ def _jpeg_header(head: bytes, read: Reader, length: int) -> Header:
     return header
 
 
-def _png_size(head: bytes) -> tuple[int, int]:
-    """From the IHDR chunk (PNG specification, 11.2.1)."""
+def png_size(head: bytes) -> tuple[int, int]:
+    """(height, width) in pixels, from the IHDR chunk (PNG specification, 11.2.1) of the file's first bytes. Raises
+    JpegError for a broken header and for 16-bit samples."""
     chunk = head[12:29]
     if head[8:16] != b"\0\0\0\x0dIHDR" or crc32(chunk) != int.from_bytes(head[29:33], "big"):
         raise BitstreamError("a PNG without a sound header")
@@ -269,7 +269,7 @@ def _files(root: Path) -> Iterator[tuple[str, list[int]]]:
         yield from _walk(root, frozenset())
         return
     root.stat()
-    if not (is_shard(root.name) or is_image(root.name)):
+    if not (is_shard(root.name) or JPEG_OR_PNG.includes(root.name)):
         raise SourceError(f"{root}: unsupported kind of file; expected a folder, a tar, a JPEG or a PNG file")
     yield str(root.absolute()), _stamp(root)
 
@@ -289,15 +289,10 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str
     for entry in entries:
         if entry.is_dir():
             folders.append(Path(entry.path))
-        elif is_shard(entry.name) or is_image(entry.name):
+        elif is_shard(entry.name) or JPEG_OR_PNG.includes(entry.name):
             yield entry.path, _stamp(entry.path)
     for inner in folders:
         yield from _walk(inner, above | {here})
-
-
-def is_image(name: str) -> bool:
-    """Whether the file name has an extension of JPEG or PNG, in any case."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _stamp(path: str | Path) -> list[int]:
@@ -335,7 +330,7 @@ def _inspect_shard(file: IO[bytes], images: list[list[Any]], skipped: dict[str, 
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=TarHeader) as tar:
             for count, member in enumerate(members_of(tar), 1):  # noqa: B007
-                if member.isdir() or not is_image(member.name):
+                if member.isdir() or not JPEG_OR_PNG.includes(member.name):
                     continue
                 times = repeats[member.name] = repeats.get(member.name, 0) + 1
                 name = member.name + (f"#{times}" if times > 1 else "")

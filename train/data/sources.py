@@ -1,4 +1,4 @@
-"""Sources of a step's clean crops: images held in memory (crops.py) or the DALI loader (loader.py)."""
+"""Sources of a step's clean crops: images held in memory (photographs.py, crops.py) or the DALI loader (loader.py)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from model.generator import ALIGNMENT
 from train.checks import expect, expect_positive
-from train.data.crops import areas_of, load_images, random_crops, step_generator
+from train.data.crops import areas_of, random_crops, step_generator
 from train.data.loader import Loader
+from train.data.photographs import load_images
 from train.data.plan import LoaderConfig
 from train.distributed import Ranks, to_device
 
@@ -29,7 +30,7 @@ class DataConfig:
     crop: int = 96  # height and width, pixels, a multiple of 16
     late_crop: int = 0  # the same for the second half of `optimiser.steps`; 0: `crop`
     batch: int = 32  # crops per step, on all ranks together
-    loader: str = "memory"  # memory: JPEGs only, all decoded at the start; dali: crops decoded as needed
+    loader: str = "memory"  # memory: all decoded at the start, and kept in RAM; dali: crops decoded as needed
     orientations: int = 8  # random orientations: 8, 2 (mirrored or not, for images with a fixed upper side) or 1
     workers: int = 4  # dali: decoding threads, and as many reading threads
 

@@ -57,6 +57,23 @@ def test_the_union_is_a_run_of_one(tmp_path, options):
     assert outputs(out) == outputs(tmp_path / "one")
 
 
+def test_merging_says_which_ranks_are_missing(tmp_path, capfd):
+    source = fill(tmp_path / "in", photographs(4))
+    options = ("--weights", tiny_weights(tmp_path), "--workers", "1")
+    for rank, expected in ((2, "0-of-3, 1-of-3"), (0, "1-of-3, 2-of-3")):
+        assert restore.main(command(source, tmp_path / "out", *options, "--rank", rank, "--world-size", 3)) == 0
+        capfd.readouterr()
+        assert restore.main(["--quiet", "--output-dir", str(tmp_path / "out"), "--merge"]) == 0
+        assert f"these ranks have stored nothing: {expected}. " in capfd.readouterr().err
+    run(source, tmp_path / "out", *options)
+    assert len(outputs(tmp_path / "out")["manifest.jsonl"].splitlines()) == 4
+    for rank in range(3):
+        assert restore.main(command(source, tmp_path / "all", *options, "--rank", rank, "--world-size", 3)) == 0
+    capfd.readouterr()
+    assert restore.main(["--quiet", "--output-dir", str(tmp_path / "all"), "--merge"]) == 0
+    assert not capfd.readouterr().err
+
+
 @pytest.mark.parametrize("shards", [False, True])
 def test_each_entry_is_one_ranks(tmp_path, shards):
     sources = list_sources(mixed(tmp_path / "in"))

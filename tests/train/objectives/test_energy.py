@@ -7,7 +7,8 @@ from training import energy_of, gradients_of, lines, write_photos
 import train.objectives.energy as energy_module
 from model.generator import Noise
 from train.checks import ConfigError
-from train.data.crops import load_images, random_crops, step_generator
+from train.data.crops import random_crops, step_generator
+from train.data.photographs import load_images
 from train.degradation import degrade
 from train.distributed import Ranks
 from train.objectives.energy import Energy

@@ -16,7 +16,8 @@ from model.generator import Generator, GeneratorConfig, Noise
 from model.weights import load, save
 from train.checkpoint import FAILURE
 from train.checks import ConfigError
-from train.data.crops import load_images, random_crops, step_generator
+from train.data.crops import random_crops, step_generator
+from train.data.photographs import load_images
 from train.degradation import degrade
 from train.distributed import Ranks
 from train.objectives.game import Game, consistency
