@@ -41,6 +41,7 @@ SAVING = 15.0
 OK, FAILED, TIMED_OUT, NO_TIME, NOT_REHEARSED = "ok", "failed", "timed out", "no time left", "not rehearsed"
 SMOKE_TESTS = [f"tests/kernels/test_{name}.py" for name in ("noise_triton", "triton_encode", "triton_decode")]
 KERNEL_TESTS = ("exact", "cuda", "project", "roundtrip", "decode", "encode")
+SAMPLINGS = ("4:2:0", "4:4:4", "4:2:2", "4:4:0", "gray")
 TRAINED = ("generator.safetensors", "checkpoint.pt", "metrics.jsonl")
 PYTHON = sys.executable
 CORES = len(os.sched_getaffinity(0))
@@ -114,10 +115,11 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
         options = ["--numprocesses", count, "--maxprocesses", count, "-p", "no:cacheprovider", "-p", "report_failures"]
         return python("-m", "pytest", *options, *arguments)
 
+    target: list[str | Path] = [PYTHON, ".ci/sanitizer_target.py", "--device", device]
+
     def sanitized(tool: str) -> Command:
-        target: list[str | Path] = [PYTHON, ".ci/sanitizer_target.py", "--device", device]
-        tool_path: list[str | Path] = [] if small else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-        return Command([*tool_path, *target], {**interpreted, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        sanitizer: list[str | Path] = [] if small else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        return Command([*sanitizer, *target], {**interpreted, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
     restore: list[str | Path] = ["--input-dir", sample, "--device", device, "--verify"]
     restore += ["--weights", "mmse"] if small else []
@@ -127,25 +129,24 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
     train += [] if small else ["run.save_every=1000", "run.validate_every=1000"]
     train += [f"data.train=[{','.join(settings.data)}]"] if settings.data else []
     return [
-        Step("environment", [python(".ci/describe.py")], 60, described, essential=True),
-        Step("compile", [python("-m", "kernels.triton_ops.warm_up", *(["--sampling", "gray"] if small else []))], 150),
+        Step("environment", [python(".ci/describe.py", device)], 120, described, essential=True),
+        Step(
+            "compile",
+            [
+                python("-m", "kernels.triton_ops.warm_up", *(["--sampling", "gray"] if small else [])),
+                python("-c", "from kernels.numba_ops import compile_kernels; compile_kernels()"),
+                *([] if small else [python(*target[1:], "--sampling", label) for label in SAMPLINGS]),
+            ],
+            180,
+        ),
         Step(
             "smoke",
-            [
-                pytest(*SMOKE_TESTS, "-k", "words or (size0 and not gray)", processes=8),
-                python(".ci/restore_twice.py", *restore),
-            ],
+            [pytest(*SMOKE_TESTS, "-k", "words or (size0 and not gray)", processes=8)],
             120,
             tested,
             essential=True,
         ),
-        Step("tests", [pytest(*(["tests/kernels/test_triton_encode.py"] if small else every_kernel))], 200, tested),
-        Step(
-            "sanitizer",
-            [sanitized("memcheck")] if small else [sanitized("memcheck"), sanitized("racecheck")],
-            150,
-            reason="compute-sanitizer needs a GPU: its target ran without it",
-        ),
+        Step("repeat", [python(".ci/restore_twice.py", *restore)], 120),
         Step(
             "kernels",
             [
@@ -170,6 +171,13 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             ],
             120,
             lambda log: restore_figures(out / "restore.json"),
+        ),
+        Step("tests", [pytest(*(["tests/kernels/test_triton_encode.py"] if small else every_kernel))], 200, tested),
+        Step(
+            "sanitizer",
+            [sanitized("memcheck")] if small else [sanitized("memcheck"), sanitized("racecheck")],
+            150,
+            reason="compute-sanitizer needs a GPU: its target ran without it",
         ),
         Step("train", [python("-m", "train.main", *train)], max(60, seconds + 60)),
     ]

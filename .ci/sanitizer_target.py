@@ -1,6 +1,6 @@
 """What compute-sanitizer looks at: every operator, forward and backward, on images of 33x37 pixels in every sampling,
 with files so fine, highlights so large and a limit of turns so high that the exact search goes on to single pixels.
-Seconds, once the kernels are compiled.
+Seconds, once the kernels are compiled: those of project_exact with this limit are others than a restoration's.
 
   compute-sanitizer --tool memcheck python .ci/sanitizer_target.py --device cuda
 """
@@ -54,11 +54,15 @@ def launch(sampling: Subsampling, device: torch.device, size: tuple[int, int], a
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    device = torch.device(parser.parse_args().device)
+    labels = [sampling.label for sampling in Subsampling]
+    parser.add_argument("--sampling", nargs="+", choices=labels, default=labels, help="on a GPU [all]")
+    options = parser.parse_args()
+    device = torch.device(options.device)
     if device.type == "cpu":  # interpreted, for minutes if nothing were cut short
         reached = [launch(Subsampling.GRAY, device, (8, 10), attempts=2)]
     else:
-        reached = [launch(sampling, device, SIZE, len(DEFAULT_SETTINGS.margins)) for sampling in Subsampling]
+        attempts, chosen = len(DEFAULT_SETTINGS.margins), map(Subsampling.from_label, options.sampling)
+        reached = [launch(sampling, device, SIZE, attempts) for sampling in chosen]
     if device.type == "cuda":
         torch.cuda.synchronize()
     return 0 if all(reached) else 1

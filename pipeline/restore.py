@@ -18,6 +18,7 @@ import torch
 from model.weights import SHIPPED
 from pipeline.command_line import MEAN_SAMPLES, UsageError, filters_of, parse
 from pipeline.distributed import cluster
+from pipeline.engine.device import DeviceLostError
 from pipeline.engine.dry_run import dry_run
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
@@ -154,6 +155,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
     except KeyboardInterrupt:
         print("restore: interrupted; run the same command again to continue", file=sys.stderr)
         return 128 + (signal.SIGTERM if arrived else signal.SIGINT)
+    except DeviceLostError as error:
+        print(f"restore: {error}; run the same command again to continue", file=sys.stderr)
+        return STOPPED
     except (UsageError, SourceError, SinkError, FrontendError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED

@@ -158,6 +158,7 @@ def project_backward_kernel(
 @torch.library.custom_op("jpeg_posterior::project", mutates_args=())
 def _project(x: Tensor, planes: list[Tensor], tables: Tensor, sampling: str, margin: float) -> Tensor:
     kind, size, out = Subsampling.from_label(sampling), (x.shape[2], x.shape[3]), empty_image(x, torch.float32)
+    (x,) = aligned([x])
     launch(project_kernel, kind, size, len(x), x, out, *three(aligned(planes)), tables, 0.5 - margin, *x.stride())
     return out
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+
+Start = Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
+"""Starts work on units of a stage (stage.py); the function that it returns waits for the results."""
+
+
+class DeviceLostError(RuntimeError):
+    """A GPU does not work any more in this process: after an error inside a kernel nothing runs on it until the process
+    ends. Not a failure of the file at hand."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -67,3 +76,31 @@ def compile_network(network: nn.Module, device: torch.device, shapes: int, backe
     limit = torch._dynamo.config.recompile_limit  # beyond this limit PyTorch silently stops compiling
     torch._dynamo.config.recompile_limit = max(limit, shapes)
     network.compile(dynamic=False, fullgraph=True, backend=backend)
+
+
+def guarded(start: Start, device: torch.device) -> Start:
+    """`start`, whose exceptions become DeviceLostError if the device does not work any more."""
+
+    def guarded_start(units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
+        with _noticing_loss(device):
+            finish = start(units)
+
+        def guarded_finish() -> Sequence[Any]:
+            with _noticing_loss(device):
+                return finish()
+
+        return guarded_finish
+
+    return guarded_start
+
+
+@contextmanager
+def _noticing_loss(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        try:
+            torch.cuda.synchronize(device)
+        except Exception:
+            raise DeviceLostError(f"{device} does not work any more: {type(error).__name__}: {error}") from error
+        raise

@@ -52,13 +52,15 @@ class SharedMemory:
         self._pinned = 0
 
     def allocate(self, size: int) -> Tensor | None:
-        """[size] uint8, uninitialised; None if no gap is large enough. Pass the same tensor to `free`, not a slice of
-        it."""
+        """[size] uint8, uninitialised; None if no gap is large enough. Either page-locked as a whole or not at all:
+        CUDA copies no piece that is so in part. Pass the same tensor to `free`, not a slice of it."""
         size = max(1, size)
         taken = -(-size // ALIGNMENT) * ALIGNMENT
-        for number, (start, stop) in enumerate(self._free):
+        for number, (first, stop) in enumerate(self._free):
+            start = self._pinned if first < self._pinned < first + taken else first
             if stop - start >= taken:
-                self._free[number : number + 1] = [(start + taken, stop)] if stop - start > taken else []
+                gaps = (first, start), (start + taken, stop)
+                self._free[number : number + 1] = [(a, b) for a, b in gaps if a < b]
                 return self._bytes[start : start + size]
         return None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
+from pipeline.engine.device import DeviceLostError
+
 T = TypeVar("T")
 U = TypeVar("U")
 V = TypeVar("V")
@@ -103,9 +105,11 @@ def _raise(error: Exception) -> NoReturn:
 
 def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
     """The results of a started batch, with an Exception in the place of a unit that failed. After an error each unit is
-    run again by itself, so that only the item that caused it fails."""
+    run again by itself, so that only the item that caused it fails. Raises DeviceLostError."""
     try:
         return begun()
+    except DeviceLostError:
+        raise
     except Exception as error:
         if len(units) == 1:
             return [error]

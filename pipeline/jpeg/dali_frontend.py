@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
@@ -57,7 +58,11 @@ class DaliFrontend:
         self._device = device
         self._threads = threads or len(os.sched_getaffinity(0))
         self._pipelines: dict[bool, Any] = {}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream | None:
+        """Made with the first file, because it starts CUDA, which is to be done after forking."""
+        return torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def check(self) -> None:
         """Raises FrontendError if DALI cannot decode a valid image. Must be called after forking: DALI starts

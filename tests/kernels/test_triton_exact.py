@@ -171,6 +171,14 @@ def test_dtypes_and_layouts(dtype, layout, device, seed):
     check(x.clamp(0, 255).to(dtype).contiguous(memory_format=layout), c, device, limited(1))
 
 
+def test_a_view_may_start_anywhere(device, seed):
+    """As each sample of a file's is one, of all its samples."""
+    x, c = restored(Subsampling.GRAY, (9, 9), [5])
+    several = torch.cat([torch.zeros_like(x), x]).to(device)
+    assert several[1:].data_ptr() % 16 != 0
+    assert torch.equal(project_exact(several[1:], c.to(device))[0].cpu(), numba_ops.project_exact(x, c)[0])
+
+
 def test_no_float_is_too_strange(device, seed):
     x, c = restored(Subsampling.S444, (8, 8), [10])
     x[0, 0, ::3], x[0, 1, ::5], x[0, 2, ::7], x[0, :, 1] = float("nan"), float("inf"), -float("inf"), 3e38

@@ -45,6 +45,25 @@ def test_low_addresses_first_so_that_little_is_touched():
         memory.free(piece)
 
 
+def test_no_piece_is_page_locked_in_part():
+    chance, memory, pieces, limit = random.Random(2), SharedMemory(1 << 16), [], 20_000 // ALIGNMENT * ALIGNMENT
+    memory._pinned = limit  # as `pin` sets it, which needs a GPU
+    crossed = 0
+    for _ in range(2000):
+        if pieces and chance.random() < 0.48:
+            memory.free(pieces.pop(chance.randrange(len(pieces))))
+        elif (piece := memory.allocate(chance.randrange(1, 6000))) is not None:
+            start = piece.storage_offset()
+            assert start >= limit or start + piece.numel() <= limit
+            crossed += start == limit
+            pieces.append(piece)
+    assert crossed > 5
+    for piece in pieces:
+        memory.free(piece)
+    assert memory.allocate(limit).storage_offset() == 0
+    assert memory.allocate((1 << 16) - limit).storage_offset() == limit
+
+
 def test_large_pieces_are_given_back_to_the_system():
     memory = SharedMemory(64 << 20)
     low, piece = memory.allocate(100), memory.allocate(32 << 20)
