@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 
-OTHERS = ("torch", "triton", "numpy", "numba", "PIL", "yaml", "tqdm", "safetensors", "fsspec", "isal", "jpeglib")
-OTHERS += ("simplejpeg",)
+NUMERICAL = ("torch", "triton", "numpy", "numba")
+OTHERS = ("PIL", "yaml", "tqdm", "safetensors", "fsspec", "isal", "jpeglib", "simplejpeg")
 OURS = ("kernels", "model.generator", "pipeline.engine.restorer", "train.trainer")
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.sm", "--format=csv,noheader")
 MISSING = "missing"
@@ -36,7 +36,7 @@ def works(device: str) -> str:
 
 
 def main() -> int:
-    found = {name: version(name) for name in (*OTHERS, *OURS)}
+    found = {name: version(name) for name in (*NUMERICAL, *OTHERS, *OURS)}
     found |= {device: works(device) for device in sys.argv[1:]}
     code = int(any(text.startswith(MISSING) for text in found.values()))
     if shutil.which(QUERY[0]):
