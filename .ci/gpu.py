@@ -115,11 +115,11 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
         options = ["--numprocesses", count, "--maxprocesses", count, "-p", "no:cacheprovider", "-p", "report_failures"]
         return python("-m", "pytest", *options, *arguments)
 
-    target: list[str | Path] = [PYTHON, ".ci/sanitizer_target.py", "--device", device]
+    target = [".ci/sanitizer_target.py", "--device", device]
 
     def sanitized(tool: str) -> Command:
         sanitizer: list[str | Path] = [] if small else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-        return Command([*sanitizer, *target], {**interpreted, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        return Command([*sanitizer, PYTHON, *target], {**interpreted, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
 
     restore: list[str | Path] = ["--input-dir", sample, "--device", device, "--verify"]
     restore += ["--weights", "mmse"] if small else []
@@ -135,7 +135,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             [
                 python("-m", "kernels.triton_ops.warm_up", *(["--sampling", "gray"] if small else [])),
                 python("-c", "from kernels.numba_ops import compile_kernels; compile_kernels()"),
-                *([] if small else [python(*target[1:], "--sampling", label) for label in SAMPLINGS]),
+                *([] if small else [python(*target, "--sampling", label) for label in SAMPLINGS]),
             ],
             180,
         ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.photographs import Photographs
+from train.data.photographs import DATA_HELP, Photographs
 
 Pixels = NDArray[np.uint8]
 SAMPLE = Path(__file__).parents[1] / "pipeline" / "sample" / "sample.tar"
@@ -28,8 +28,7 @@ def command_line(description: str | None, limit: int | None = None) -> argparse.
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    data = "clean photographs, JPEG or PNG: a tar, a folder or a file"
-    parser.add_argument("--data", type=Path, required=True, help=data)
+    parser.add_argument("--data", type=Path, required=True, help=DATA_HELP)
     parser.add_argument("--limit", type=int, default=limit, help=f"only the first N images [{limit or 'all'}]")
     return parser
 

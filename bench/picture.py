@@ -23,7 +23,7 @@ from kernels import Subsampling
 from pipeline.engine.options import SAMPLER
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.listing import SourceError
-from train.data.photographs import Photograph, Photographs
+from train.data.photographs import DATA_HELP, Photograph, Photographs
 from train.evaluate import (
     MMSE_HELP,
     EvaluationError,
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--box", type=int, nargs=4, default=[60, 10, 188, 138], help="left, top, right, bottom in pixels")
     one.add_argument("--scale", type=int, default=3, help="enlargement, by nearest neighbour [%(default)s]")
     many = result.add_argument_group("samples")
-    many.add_argument("--data", type=Path, help="clean photographs: a tar, a folder or a JPEG file")
+    many.add_argument("--data", type=Path, help=DATA_HELP)
     many.add_argument("--keys", nargs="+", metavar="KEY", help="photographs to show [the first --images]")
     many.add_argument("--images", type=int, default=4, help="[%(default)s]")
     many.add_argument("--quality", type=int, default=10, help="[%(default)s]")

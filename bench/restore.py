@@ -50,6 +50,7 @@ from pipeline.engine.device import choose_device
 from pipeline.engine.options import MODES, SAMPLER
 from pipeline.inputs.listing import SourceError
 from pipeline.outputs.record import SinkError
+from train.data.photographs import DATA_HELP
 
 SIZES = (Size(128, 128), Size(512, 512), Size(4000, 3000))
 ON_CPU, ON_GPU, ON_HOST = 48.0, 960.0, 480.0
@@ -68,9 +69,7 @@ MOST_PHOTOGRAPHS = 256
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
-    add(
-        "--data", type=Path, default=SAMPLE, help="clean photographs: a tar, a folder or a JPEG file [the sample shard]"
-    )
+    add("--data", type=Path, default=SAMPLE, help=f"{DATA_HELP} [the sample shard]")
     add("--quick", action="store_true", help=f"only {QUICK_SIZE}, {QUICK_CPU:.0f} megapixels; a GPU: {QUICK_GPU:.0f}")
     add("--sizes", type=size_of, nargs="*", metavar="WxH", help=f"[{' '.join(map(str, SIZES))}]")
     many = result.add_mutually_exclusive_group()

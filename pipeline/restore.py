@@ -155,10 +155,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
     except KeyboardInterrupt:
         print("restore: interrupted; run the same command again to continue", file=sys.stderr)
         return 128 + (signal.SIGTERM if arrived else signal.SIGINT)
-    except DeviceLostError as error:
-        print(f"restore: {error}; run the same command again to continue", file=sys.stderr)
-        return STOPPED
-    except (UsageError, SourceError, SinkError, FrontendError, cluster.ClusterError) as error:
+    except (UsageError, SourceError, SinkError, FrontendError, DeviceLostError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED
     except Exception:

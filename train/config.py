@@ -22,7 +22,7 @@ from pipeline.yaml_file import YamlError, parse_value, read_mapping
 from train.checks import ConfigError, expect, expect_not_negative, expect_positive
 from train.data.sources import DataConfig
 from train.degradation import DegradationConfig
-from train.numerics import AUTO
+from train.numerics import AUTO, device_of
 from train.objectives.energy import EnergyConfig, check_energy
 from train.objectives.game import GameConfig, check_game
 from train.objectives.regression import RegressionConfig, check_regression
@@ -174,17 +174,15 @@ def check(config: Config) -> None:
     clean = "clean images: data.train=[PATH, ...], tar shards, folders or files, JPEG or PNG"
     expect(config, "data.train", bool(data.train), clean)
     expect(config, "data.batch", data.batch % parts == 0, f"a multiple of optimiser.accumulate, {parts}")
-    expect(config, "run.device", _is_usable(config.run.device), "auto, cpu, or a GPU that PyTorch sees")
+    expect(config, "run.device", _is_usable(config.run), "auto, cpu, or a GPU that PyTorch sees")
     shown = not config.run.grid_every or bool(data.validation)
     expect(config, "run.grid_every", shown, "0 without data.validation")
     OBJECTIVES[config.objective](config)
 
 
-def _is_usable(device: str) -> bool:
-    if device == AUTO:
-        return True
+def _is_usable(run: RunConfig) -> bool:
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device_of(run))
     except (RuntimeError, AssertionError):  # the latter where PyTorch was built without CUDA
         return False
     return True

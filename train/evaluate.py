@@ -26,7 +26,7 @@ from model.weights import load
 from pipeline.engine.options import REGRESSION, Options
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.listing import SourceError
-from train.data.photographs import Photograph, Photographs
+from train.data.photographs import DATA_HELP, Photograph, Photographs
 from train.frechet import CROPS_WANTED, Extractor, SplitMoments, load_extractors
 from train.grid import FULL_DEVIATION, centre, deviation_picture, grid
 from train.measures import Compressed, compress, truth_of
@@ -216,8 +216,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--weights", required=True, metavar="W", help="shipped name or file of a sampler or a regression network")
     add("--mmse", metavar="W", help=MMSE_HELP)
-    data = "clean photographs, JPEG or PNG: a tar, a folder or a file"
-    add("--data", type=Path, required=True, metavar="PATH", help=data)
+    add("--data", type=Path, required=True, metavar="PATH", help=DATA_HELP)
     add(
         "--quality",
         type=int,

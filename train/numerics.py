@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from pipeline.engine.device import choose_dtype
+from pipeline.engine.device import choose_device, choose_dtype
 
 if TYPE_CHECKING:
     from train.config import RunConfig
@@ -27,9 +27,7 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 def device_of(run: RunConfig) -> torch.device:
     """The device of a run, without the number of the rank's GPU."""
-    if run.device == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(run.device)
+    return torch.device(choose_device(AUTO).type if run.device == AUTO else run.device)
 
 
 def uses_bfloat16(run: RunConfig, device: torch.device) -> bool:

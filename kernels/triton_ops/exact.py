@@ -284,7 +284,7 @@ def _project_exact(
     margins: Sequence[int],
     limits: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    (x,) = aligned([x])  # for which kernels are compiled: a sample's view need not be
+    (x,) = aligned([x])  # Triton would compile other kernels for the view of one sample that starts elsewhere
     image8, mismatches = _empty_results(x)
     kind, size = Subsampling.from_label(sampling), (height, width)
     (rows, columns), (tall, wide) = kind.mcu_grid(size), kind.mcu

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
-
-Start = Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
-"""Starts work on units of a stage (stage.py); the function that it returns waits for the results."""
 
 
 class DeviceLostError(RuntimeError):
@@ -78,29 +74,11 @@ def compile_network(network: nn.Module, device: torch.device, shapes: int, backe
     network.compile(dynamic=False, fullgraph=True, backend=backend)
 
 
-def guarded(start: Start, device: torch.device) -> Start:
-    """`start`, whose exceptions become DeviceLostError if the device does not work any more."""
-
-    def guarded_start(units: Sequence[Any]) -> Callable[[], Sequence[Any]]:
-        with _noticing_loss(device):
-            finish = start(units)
-
-        def guarded_finish() -> Sequence[Any]:
-            with _noticing_loss(device):
-                return finish()
-
-        return guarded_finish
-
-    return guarded_start
-
-
-@contextmanager
-def _noticing_loss(device: torch.device) -> Iterator[None]:
+def check_gpu(device: torch.device) -> None:
+    """Raises DeviceLostError if the device is a GPU that does not work any more."""
+    if device.type != "cuda":
+        return
     try:
-        yield
+        torch.cuda.synchronize(device)
     except Exception as error:
-        try:
-            torch.cuda.synchronize(device)
-        except Exception:
-            raise DeviceLostError(f"{device} does not work any more: {type(error).__name__}: {error}") from error
-        raise
+        raise DeviceLostError(f"{device} does not work any more: {error}; start the run again to continue") from error

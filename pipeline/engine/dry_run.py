@@ -217,7 +217,8 @@ def describe(
     if passed_through is not None:
         shares.append((passed_through, counts["passed_through"] / passed_through.files))
     if shares:
-        seconds, size = (sum(getattr(x, unit) * share for x, share in shares) for unit in ("seconds", "bytes"))
+        seconds = sum(x.seconds * share for x, share in shares)
+        size = sum(x.bytes * share for x, share in shares)
         duration = f"about {tqdm.format_interval(seconds)}" if seconds >= 1 else "less than a second"
         distinct = sum(x.distinct for x, _ in shares)
         lines.append(

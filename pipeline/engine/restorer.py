@@ -18,7 +18,7 @@ from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline.engine import tiling
 from pipeline.engine.byte_limit import ByteLimit, max_bytes
-from pipeline.engine.device import choose_device, choose_dtype, compile_network, guarded, one_thread, use_ieee_float32
+from pipeline.engine.device import check_gpu, choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
 from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
 from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
@@ -177,8 +177,7 @@ class Restorer:
         the item's restoration, if it has one."""
 
         def split(item: T) -> Sequence[TileTask]:
-            work = work_of(item)
-            return [] if work is None else work.tasks
+            return [] if (work := work_of(item)) is None else work.tasks
 
         def merge(item: T, task: TileTask, deviations: Deviations) -> T:
             work = work_of(item)
@@ -188,11 +187,12 @@ class Restorer:
 
         return Stage(
             split=split,
-            do=guarded(self.restore_tiles, self.device) if self.batched else self.restore_tiles,
+            do=self.restore_tiles,
             merge=merge,
             place="device" if self.batched else "worker",
             kind=self.shape,
             max_batch=self.max_batch,
+            check=partial(check_gpu, self.device),
         )
 
     def restore_bitstream(self, bitstream: Bitstream, seed: int = 0, key: str = "") -> Restored:

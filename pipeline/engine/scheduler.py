@@ -20,7 +20,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from pipeline.engine.device import DeviceLostError
 from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, start_batch, uses_device
 from pipeline.engine.work_queue import ScheduledItem, WorkQueue, WorkUnit
 from pipeline.engine.worker import WorkerLauncher
@@ -96,8 +95,8 @@ class Scheduler(Generic[T]):
         return self._busy if self._worker_pool is None else self._worker_pool.busy
 
     def run(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items, in order, after all stages. Raises what `items` raises, DeviceLostError, and exceptions of
-        stages that are not an Exception."""
+        """Yields the items, in order, after all stages. Raises what `items` and the stages' `check` raise, and
+        exceptions of stages that are not an Exception."""
         if self.workers == 1 and not self._uses_device:
             yield from (self._run_sequentially(item) for item in items)
             return
@@ -308,7 +307,5 @@ class Scheduler(Generic[T]):
     def _run_sequentially(self, item: T) -> T:
         try:
             return run_stages(self._stages, item)
-        except DeviceLostError:
-            raise
         except Exception as error:
             return self._failed(item, error)

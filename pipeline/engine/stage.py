@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
-from pipeline.engine.device import DeviceLostError
-
 T = TypeVar("T")
 U = TypeVar("U")
 V = TypeVar("V")
@@ -27,7 +25,8 @@ class Stage(Generic[T]):
     place: where `do` runs: in a worker, or in the one thread that drives a device and starts the next batch before it
         waits for the last.
     kind, max_batch: units of equal kind may form a batch, of at most `max_batch(kind)` units. Workers take fewer where
-        other workers would have nothing to do."""
+        other workers would have nothing to do.
+    check: called after an error on the device; what it raises ends the run, and no item fails."""
 
     split: Callable[[T], Sequence[Any]]
     do: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
@@ -35,6 +34,7 @@ class Stage(Generic[T]):
     place: Place = "worker"
     kind: Callable[[Any], Hashable] = lambda unit: None
     max_batch: Callable[[Any], int] = lambda kind: 1
+    check: Callable[[], None] = lambda: None
 
 
 def item_stage(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
@@ -105,12 +105,11 @@ def _raise(error: Exception) -> NoReturn:
 
 def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequence[Any]]) -> Sequence[Any]:
     """The results of a started batch, with an Exception in the place of a unit that failed. After an error each unit is
-    run again by itself, so that only the item that caused it fails. Raises DeviceLostError."""
+    run again by itself, so that only the item that caused it fails. Raises what the stage's `check` raises."""
     try:
         return begun()
-    except DeviceLostError:
-        raise
     except Exception as error:
+        stage.check()
         if len(units) == 1:
             return [error]
     return [finish_batch(stage, [unit], start_batch(stage, [unit]))[0] for unit in units]

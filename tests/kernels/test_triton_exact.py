@@ -171,12 +171,21 @@ def test_dtypes_and_layouts(dtype, layout, device, seed):
     check(x.clamp(0, 255).to(dtype).contiguous(memory_format=layout), c, device, limited(1))
 
 
-def test_a_view_may_start_anywhere(device, seed):
-    """As each sample of a file's is one, of all its samples."""
+def test_a_view_may_start_anywhere_and_needs_no_other_kernels(device, seed, monkeypatch):
+    """As each sample of a file's is one, of all its samples. Triton compiles others for addresses that are no multiples
+    of 16."""
     x, c = restored(Subsampling.GRAY, (9, 9), [5])
     several = torch.cat([torch.zeros_like(x), x]).to(device)
     assert several[1:].data_ptr() % 16 != 0
+    starts, launch = [], exact.__dict__["launch"]
+
+    def noted(kernel, kind, size, count, image, *arguments, **more):
+        starts.append(image.data_ptr() % 16)
+        launch(kernel, kind, size, count, image, *arguments, **more)
+
+    monkeypatch.setattr(exact, "launch", noted)
     assert torch.equal(project_exact(several[1:], c.to(device))[0].cpu(), numba_ops.project_exact(x, c)[0])
+    assert starts == [0, 0, 0]
 
 
 def test_no_float_is_too_strange(device, seed):

@@ -22,6 +22,8 @@ from pipeline.jpeg.errors import BitstreamError, JpegError
 from pipeline.jpeg.fallback import fallback_decode
 from train.data.index import PNG_SIGNATURE, png_size
 
+DATA_HELP = "clean photographs, JPEG or PNG: a tar, a folder or a file"
+
 Photograph = tuple[str, Tensor]
 """An image's key, which seeds its noise, and the image [3, H, W] uint8."""
 

@@ -1,6 +1,8 @@
 """A GPU restores what the CPU does: the same images to 50 dB or better, under the same certificates, in every run."""
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -98,3 +100,23 @@ def test_the_whole_command_line(tmp_path, weights):
     few = fill(tmp_path / "few", {name: (source / name).read_bytes() for name in sorted(here)[:3]})
     run(few, tmp_path / "again", *options, "--device", "cuda", "--workers", "1")
     assert all(found[name] == data for name, data in images(tmp_path / "again").items())
+
+
+def test_a_gpu_is_lost_after_an_error_inside_a_kernel():
+    """In a process of its own, which it takes with it."""
+    program = """
+import torch
+from pipeline.engine.device import DeviceLostError, check_gpu
+device = torch.device("cuda", 0)
+try:
+    torch.zeros(1 << 50, device=device)  # too much memory: no reason to give up
+except RuntimeError:
+    check_gpu(device)
+beyond = torch.zeros(1, device=device)[torch.tensor([9], device=device)]
+try:
+    check_gpu(device)
+except DeviceLostError as error:
+    print("lost:", error)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "lost: cuda:0 does not work any more" in found.stdout

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.engine.device import DeviceLostError, check_gpu
 from pipeline.engine.memory import SharedMemory
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage, item_stage
@@ -324,8 +327,8 @@ def test_times_measured_in_processes_are_added_up():
 class Device:
     """Adds one to numbers, up to `together` of one parity at a time, and writes down what it was given."""
 
-    def __init__(self, together: int = 4) -> None:
-        self.together = together
+    def __init__(self, together: int = 4, hardware: str = "cpu") -> None:
+        self.together, self.hardware = together, torch.device(hardware)
         self.batches: list[list[int]] = []
         self.pending = self.most_pending = 0
 
@@ -336,6 +339,14 @@ class Device:
         if 13 in units:
             raise ValueError("thirteen")
         return lambda: self.end(units)
+
+    def begin_late(self, units: list[int]) -> Callable[[], list[int]]:
+        """Does it all, and fails, when it is waited for."""
+
+        def begin_and_end() -> list[int]:
+            return self.begin(units)()
+
+        return begin_and_end
 
     def end(self, units: list[int]) -> list[int]:
         time.sleep(0.002)
@@ -350,6 +361,7 @@ class Device:
             place="device",
             kind=lambda unit: unit % 2,
             max_batch=lambda kind: self.together,
+            check=partial(check_gpu, self.hardware),
         )
 
 
@@ -367,3 +379,13 @@ def test_a_device_gets_units_of_several_items_in_batches_of_one_kind(workers):
     assert max(map(len, device.batches)) == 4
     assert sum(len(batch) == 4 for batch in device.batches) > len(device.batches) / 2
     assert device.most_pending >= 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_lost_device_ends_the_run_and_no_item_fails(late):
+    device, found = Device(hardware="cuda:99"), []  # there is none, so it works as little as one that is lost
+    start = device.begin_late if late else device.begin
+    stages = [replace(device.stage(), do=start), item_stage(over, lambda job: True)]
+    with Scheduler(stages, fail, workers=3) as scheduler, pytest.raises(DeviceLostError, match="cuda:99 does not work"):
+        found.extend(scheduler.run(CountedItem(n) for n in range(60)))
+    assert not any(job.error for job in found)
