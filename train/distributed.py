@@ -4,6 +4,8 @@ collective operation."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -69,9 +71,21 @@ class Ranks:
             dist.barrier()
 
 
-def init_ranks(run: RunConfig) -> Ranks:
-    """Initialises the process group if torchrun has started this process. Raises ConfigError for a rank without a GPU
-    of its own."""
+@contextmanager
+def process_group(run: RunConfig) -> Iterator[Ranks]:
+    """The process group, if torchrun has started this process. Raises ConfigError for a rank without a GPU of its own.
+
+    Nothing that the body has wrapped in DistributedDataParallel may outlive it. The last owner of a gloo group waits
+    for the group's threads, which need the GIL to free tensors. Python's own reference to the group releases the GIL;
+    that of DistributedDataParallel does not, and the process would never end. If the body fails the group is left to
+    the process's exit, because the exception's traceback keeps the networks."""
+    ranks = _init_ranks(run)
+    yield ranks
+    if ranks.size > 1:
+        dist.destroy_process_group()
+
+
+def _init_ranks(run: RunConfig) -> Ranks:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = device_of(run)
     if device.type == "cuda":
@@ -88,12 +102,6 @@ def init_ranks(run: RunConfig) -> Ranks:
     else:
         dist.init_process_group("gloo", timeout=timeout)
     return Ranks(dist.get_rank(), size, device)
-
-
-def close_ranks(ranks: Ranks) -> None:
-    """Destroys the process group, if there is one."""
-    if ranks.size > 1:
-        dist.destroy_process_group()
 
 
 def wrap_ddp(network: nn.Module, ranks: Ranks) -> nn.Module:

@@ -22,7 +22,7 @@ from train.data.crops import step_generator
 from train.data.photographs import load_images
 from train.data.sources import CropSource, open_source
 from train.degradation import degrade
-from train.distributed import Ranks, close_ranks, init_ranks
+from train.distributed import Ranks, process_group
 from train.logger import Logger, MeanMeter
 from train.numerics import numerics, warn_of_slow_bfloat16
 from train.objectives.energy import Energy
@@ -61,12 +61,11 @@ def train(config: Config) -> Path:
     """Trains to the end, resuming from a checkpoint in `run.output` if there is one. Returns the path of the weights.
 
     Raises ConfigError, SourceError, LoaderError for what cannot start, and TrainingError for what cannot continue."""
-    with numerics(config.run):
-        return _train(config)
+    with numerics(config.run), process_group(config.run) as ranks:
+        return _train(config, ranks)
 
 
-def _train(config: Config) -> Path:
-    ranks = init_ranks(config.run)
+def _train(config: Config, ranks: Ranks) -> Path:
     folder = Path(config.run.output)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -102,7 +101,6 @@ def _train(config: Config) -> Path:
     finally:
         run.logger.close()
         run.source.close()
-    close_ranks(ranks)
     return folder / WEIGHTS
 
 

@@ -1,6 +1,7 @@
 """Training runs of seconds, for the tests: tiny networks and crops of 32 pixels."""
 
 import dataclasses
+import faulthandler
 import json
 import math
 import multiprocessing
@@ -90,11 +91,12 @@ def command(config, folder):
 
 def in_ranks(work, folder, ranks=2):
     """`work(rank)` in forked processes that find each other as those of torchrun do. Returns for each the exit code and
-    what it wrote to standard error."""
+    what it wrote to standard error, which says where it was if it did not end."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
 
     def start(rank):
         sys.stderr = (folder / f"rank{rank}.log").open("w", buffering=1)
+        faulthandler.dump_traceback_later(100, file=sys.stderr)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # torchrun's own, which is `store`

@@ -1,5 +1,6 @@
 """Several ranks learn what one would: the same crops, JPEGs and noise, shared out; and none of them waits for ever."""
 
+import gc
 import math
 import os
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from training import (
     STILL,
     assert_same_gradients,
@@ -105,6 +108,24 @@ def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp
     assert [torch.tensor(one["losses"]["critic"]).isfinite().item() for one in kept] == [True, False]
     assert [tuple(one["crops"].shape) for one in kept] == [(2, 3, 32, 32)] * 2
     assert checkpoint(tmp_path / "run" / FAILURE)["step"] == 2
+
+
+def test_networks_are_gone_before_the_process_group_is(photos, tmp_path):
+    """Without that a rank now and then waits for ever: train/distributed.py says why."""
+    config, destroy = game_of(photos, tmp_path / "run", optimiser={"steps": 2}), dist.destroy_process_group
+
+    def work(rank):
+        def counted():
+            left = sum(type(one) is DistributedDataParallel for one in gc.get_objects())
+            (tmp_path / f"left{rank}").write_text(str(left))
+            destroy()
+
+        dist.destroy_process_group = counted
+        train(config)
+
+    for code, said in in_ranks(work, tmp_path):
+        assert code == 0, said
+    assert [(tmp_path / f"left{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
 
 
 def test_a_rank_that_is_gone_ends_the_others(photos, tmp_path):
