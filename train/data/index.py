@@ -126,7 +126,7 @@ def image_size(read: Reader, length: int) -> tuple[int, int]:
         raise UnsupportedJpeg(f"{length} bytes are more than the limit of {SIZE_LIMIT}")
     head = read(0, min(_HEAD, length))
     if head.startswith(PNG_SIGNATURE):
-        size, start, end = png_size(head), len(PNG_SIGNATURE), b"IEND"
+        size, start, end = _png_size(head), len(PNG_SIGNATURE), b"IEND"
     else:
         header = _jpeg_header(head, read, length)
         size, start, end = header.size, header.scan_offset, b"\xff\xd9"
@@ -154,9 +154,8 @@ def _jpeg_header(head: bytes, read: Reader, length: int) -> Header:
     return header
 
 
-def png_size(head: bytes) -> tuple[int, int]:
-    """(height, width) in pixels, from the IHDR chunk (PNG specification, 11.2.1) of the file's first bytes. Raises
-    JpegError for a broken header and for 16-bit samples."""
+def _png_size(head: bytes) -> tuple[int, int]:
+    """From the IHDR chunk (PNG specification, 11.2.1)."""
     chunk = head[12:29]
     if head[8:16] != b"\0\0\0\x0dIHDR" or crc32(chunk) != int.from_bytes(head[29:33], "big"):
         raise BitstreamError("a PNG without a sound header")
