@@ -29,12 +29,15 @@ class ScheduledItem(Generic[T]):
     done: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class WorkUnit(Generic[T]):
-    """One work unit of an item's current stage."""
+    """One work unit of an item's current stage.
+
+    deaths: worker processes that died while they had this unit only."""
 
     entry: ScheduledItem[T]
     work: Any
+    deaths: int = 0
 
 
 class WorkQueue(Generic[T]):

@@ -1,5 +1,5 @@
 """The scheduler's worker processes: sends them work units, collects results, replaces a process that dies, and retries
-its units once, each by itself. One thread serves all processes: a thread for each would contend for the GIL."""
+its units, each by itself. One thread serves all processes: a thread for each would contend for the GIL."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ UnitOutcome = tuple[WorkUnit[T], Any]
 
 NON_BLOCKING_BYTES = 32 << 10
 """A message of up to so many bytes can be sent to a busy process without blocking."""
+
+MAX_DEATHS = 2
+"""Processes that may die of a unit before it fails: the first may have been killed for another reason."""
 
 
 @dataclass(eq=False)
@@ -56,8 +59,8 @@ class WorkerPool(Generic[T]):
     start: starts a process.
     busy: seconds that processes spent on units, summed over all processes.
 
-    When a process dies, a new one takes its place and runs its units again, one at a time. A unit whose process dies
-    twice has a WorkerError as its outcome."""
+    When a process dies, a new one takes its place and runs the units of its batch again, one at a time: any of them may
+    be the cause. A unit that was a process's only one when it died, twice, has a WorkerError as its outcome."""
 
     def __init__(self, start: Callable[[], WorkerProcess], count: int) -> None:
         self._start, self._closed, self.busy = start, False, 0.0
@@ -147,10 +150,10 @@ class WorkerPool(Generic[T]):
             raise RuntimeError("the worker pool has been closed")
         slot.process = self._start()
         current, untouched = self._take_current(slot), list(slot.sent)
-        if slot.retrying:
-            self._outcomes.extend((unit, error) for unit in current)
-        else:
-            slot.retry.extend(current)
+        if len(current) == 1:
+            current[0].deaths += 1
+        self._outcomes.extend((unit, error) for unit in current if unit.deaths == MAX_DEATHS)
+        slot.retry.extend(unit for unit in current if unit.deaths < MAX_DEATHS)
         slot.pending.extendleft(reversed(untouched))
         slot.sent.clear()
         self._send_next(slot)
