@@ -1,15 +1,16 @@
 """The energy objective: a sampler without a critic, trained by proper scores of K samples of each crop.
 
-    loss = wp · E_pixels + wf · E_features + ws · E_spectra + wm · FM + wc · commitment + wr · log_mse
+    loss = wp · E_pixels + wf · E_features + ws · E_spectra + wd · D + wm · FM + wc · commitment + wr · log_mse
 
-E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; FM is equation 5
-of arXiv 2211.11827; log_mse is the loss of the regression output. With `projected` all scores are of samples projected
+E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; D the distance
+between the distributions of the features of all samples and all originals (distribution.py); FM is equation 5 of arXiv
+2211.11827; log_mse is the loss of the regression output. With `projected` all scores are of samples projected
 onto their file's intervals (equation 11), as users get them. The projection has a straight-through gradient (the
 identity), and the commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to
 their projection.
 
-The scores of features and spectra are normalised by the crops of a micro-batch, so that they differ slightly from those
-of the whole step if there are several micro-batches or ranks.
+The scores of features and spectra and the distance D are normalised by the crops of a micro-batch, and D is that of its
+distributions, so that they differ from those of the whole step if there are several micro-batches or ranks.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from train.checks import expect, expect_not_negative
+from train.data.crops import step_generator
 from train.degradation import Batch
-from train.objectives.energy_score import feature_energy, pixel_energy, spectral_energy
+from train.objectives.distribution import sliced_wasserstein
+from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy, spectral_energy
 from train.objectives.forward import Terms, autocast, check_regression_weight, draw, projected
 from train.objectives.frozen import LITE0, load_features
 from train.objectives.losses import first_moment, log_mse
@@ -33,7 +36,10 @@ from train.update import Guard, update
 if TYPE_CHECKING:
     from train.config import Config
 
-WEIGHTS = ("first_moment", "pixels", "features", "spectra", "commitment", "regression")
+DIRECTIONS_STREAM = 3
+"""Stream of `step_generator` for the random directions of D."""
+
+WEIGHTS = ("first_moment", "pixels", "features", "spectra", "distribution", "commitment", "regression")
 """Names of the terms and of their weights."""
 
 
@@ -48,10 +54,11 @@ class EnergyConfig:
     features: float = 1.0  # weight of the energy score of a frozen network's features
     spectra: float = 0.0  # weight of the energy score of the shape of spectra in flat areas
     spectra_from: float = 0.0  # progress of the schedule, 0..1, from which `spectra` applies
+    distribution: float = 0.0  # weight of the distance between the distributions of the network's features
     first_moment: float = 20.0  # weight of the unbiased FM
     commitment: float = 5.0  # weight of the mean squared difference between a sample and its projection
     regression: float = 0.2  # weight of log_mse of the regression output; 0 for a generator without a noise head
-    network: str = LITE0  # of `features`: lite0, or the path of torchvision's VGG-19 file
+    network: str = LITE0  # of `features` and `distribution`: lite0, or the path of torchvision's VGG-19 file
 
     def __post_init__(self) -> None:
         expect(self, "samples", self.samples >= 2, "2 or more: scores compare samples")
@@ -76,15 +83,17 @@ class Energy:
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config = config
         self.seeds = config.energy.samples
-        name = config.energy.network
-        self.features = load_features(name, "energy.network", config, device) if config.energy.features else None
+        energy = config.energy
+        wanted = energy.features or energy.distribution
+        self.features = load_features(energy.network, "energy.network", config, device) if wanted else None
 
     def step(self, state: State, micro_batches: list[Batch], guard: Guard) -> Terms:
         """One update of the generator. Returns the unweighted terms and the gradient norm."""
         learner, weights = state.generator, self.weights(state)
         terms = {name: torch.zeros_like(guard.failed) for name in weights}
+        random = step_generator(self.config.run.seed, state.step, DIRECTIONS_STREAM)
         for batch, network in learner.passes(micro_batches):
-            found = self.terms(network, batch, weights)
+            found = self.terms(network, batch, weights, random)
             loss = torch.stack([found[name] * weight for name, weight in weights.items()]).sum() / len(micro_batches)
             torch.autograd.backward(loss)
             for name in weights:
@@ -100,8 +109,8 @@ class Energy:
             weights.pop("spectra", None)
         return weights
 
-    def terms(self, network: nn.Module, batch: Batch, wanted: Container[str]) -> Terms:
-        """The unweighted losses `wanted`, of K samples of each crop; scalars."""
+    def terms(self, network: nn.Module, batch: Batch, wanted: Container[str], random: torch.Generator) -> Terms:
+        """The unweighted losses `wanted`, of K samples of each crop; scalars. random: for D's directions."""
         unprojected, mean = draw(network, batch, self.config, batch.seeds)
         samples = self.project(unprojected, batch)
         terms = {} if mean is None else {"regression": log_mse(mean, batch.clean)}
@@ -114,10 +123,13 @@ class Energy:
             terms["spectra"] = spectral_energy(samples, batch.clean, mean.detach())
         if "pixels" in wanted:
             terms["pixels"] = pixel_energy(samples, batch.clean)
-        if "features" in wanted:
-            assert self.features is not None
+        if self.features is not None:
             with autocast(self.config, samples.device):
-                terms["features"] = feature_energy(samples, batch.clean, self.features)
+                levels = feature_levels(samples, batch.clean, self.features)
+            if "features" in wanted:
+                terms["features"] = feature_energy(*levels)
+            if "distribution" in wanted:
+                terms["distribution"] = sliced_wasserstein(*levels, random)
         return terms
 
     def project(self, samples: Tensor, batch: Batch) -> Tensor:

@@ -133,24 +133,30 @@ def _windows(x: Tensor) -> Tensor:
     return x.unfold(-2, WINDOW, STRIDE).unfold(-2, WINDOW, STRIDE)
 
 
-def feature_energy(samples: Tensor, clean: Tensor, network: Features) -> Tensor:
-    """The energy score of a frozen network's features, for each channel separately, at each position and averaged over
-    4x4 positions: the mean over levels, channels and both. A scalar.
+def feature_energy(samples: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
+    """The energy score of features, for each channel separately, at each position and averaged over 4x4 positions: the
+    mean over levels, channels and both. A scalar.
+
+    samples: levels [n, K, c, h, w]. clean: levels [n, c, h, w]. See `feature_levels`.
 
     In one dimension the score is sensitive to the whole distribution, in many to little more than mean and variance.
     Channels are divided by their standard deviation in the clean images given, so that the mean over micro-batches is
     not exactly the score of the whole batch."""
-    count = samples.shape[:2]
-    ours = network.levels(samples.flatten(0, 1))
-    with torch.no_grad():
-        theirs = network.levels(clean)
     scores = []
-    for own, true in zip(ours, theirs, strict=True):
+    for own, true in zip(samples, clean, strict=True):
         for side in (1, FEATURE_WINDOW):
-            scores.append(
-                _channel_energy(_averaged(own.float(), side).unflatten(0, count), _averaged(true.float(), side))
-            )
+            averaged = _averaged(own.flatten(0, 1), side).unflatten(0, own.shape[:2])
+            scores.append(_channel_energy(averaged, _averaged(true, side)))
     return torch.stack(scores).mean()
+
+
+def feature_levels(samples: Tensor, clean: Tensor, network: Features) -> tuple[list[Tensor], list[Tensor]]:
+    """A frozen network's features, float32: levels [n, K, c, h, w] of the samples and [n, c, h, w] of the clean images.
+    Gradients flow to the samples."""
+    ours = [level.float().unflatten(0, samples.shape[:2]) for level in network.levels(samples.flatten(0, 1))]
+    with torch.no_grad():
+        theirs = [level.float() for level in network.levels(clean)]
+    return ours, theirs
 
 
 def _averaged(x: Tensor, side: int) -> Tensor:

@@ -11,8 +11,9 @@ from train.data.crops import random_crops, step_generator
 from train.data.photographs import load_images
 from train.degradation import degrade
 from train.distributed import Ranks
-from train.objectives.energy import Energy
-from train.objectives.energy_score import feature_energy, pixel_energy, spectral_energy
+from train.objectives.distribution import sliced_wasserstein
+from train.objectives.energy import DIRECTIONS_STREAM, WEIGHTS, Energy
+from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy, spectral_energy
 from train.objectives.forward import projected
 from train.objectives.losses import first_moment, log_mse
 from train.state import new_state
@@ -54,13 +55,17 @@ def gradients(outputs, state, slopes=None):
 
 def test_the_gradient_is_that_of_the_weighted_terms(photos, tmp_path, monkeypatch):
     terms = {"projected": False, "commitment": 0.0, "features": 0.2, "spectra": 0.1, "first_moment": 3.0, "samples": 3}
+    terms["distribution"] = 2.0
     objective, state, batch = prepared(photos, tmp_path, **terms)
     arguments = state, [batch], Guard(Ranks())
     found = gradients_of(monkeypatch, energy_module, objective.step, state.generator, *arguments)
     samples, mean = drawn(state, batch)
+    levels = feature_levels(samples, batch.clean, objective.features)
+    random = step_generator(objective.config.run.seed, state.step, DIRECTIONS_STREAM)
     loss = (
         pixel_energy(samples, batch.clean)
-        + 0.2 * feature_energy(samples, batch.clean, objective.features)
+        + 0.2 * feature_energy(*levels)
+        + 2.0 * sliced_wasserstein(*levels, random)
         + 0.1 * spectral_energy(samples, batch.clean, mean.detach())
         + 3.0 * first_moment(samples, batch.clean, unbiased=True)
         + 0.2 * log_mse(mean, batch.clean)
@@ -98,12 +103,11 @@ def test_the_spectra_join_when_their_share_of_the_schedule_is_reached(photos, tm
 def test_a_weight_of_0_leaves_its_term_out(photos, tmp_path, term):
     train(energy_of(photos, tmp_path, energy={term: 0.0}, optimiser={"steps": 1}))
     (line,) = lines(tmp_path)
-    assert {"first_moment", "commitment", "pixels", "features", "spectra", "regression"} - set(line) == {
-        term, "features", "spectra",
-    }  # fmt: skip
+    assert {*WEIGHTS} - set(line) == {term, "features", "spectra", "distribution"}
 
 
-def test_a_feature_network_that_is_missing_is_named(photos, tmp_path):
+@pytest.mark.parametrize("term", ["features", "distribution"])
+def test_a_feature_network_that_is_missing_is_named(photos, tmp_path, term):
     with pytest.raises(ConfigError, match=r"energy\.network.*nowhere\.pth"):
-        Energy(energy_of(photos, tmp_path, energy={"features": 1.0, "network": "nowhere.pth"}), CPU)
+        Energy(energy_of(photos, tmp_path, energy={term: 1.0, "network": "nowhere.pth"}), CPU)
     assert Energy(energy_of(photos, tmp_path, energy={"network": "nowhere.pth"}), CPU).features is None

@@ -11,6 +11,7 @@ from train.objectives.energy_score import (
     band_passes,
     energy_score,
     feature_energy,
+    feature_levels,
     pixel_energy,
     spectral_energy,
 )
@@ -142,9 +143,9 @@ def test_energy_of_features():
     levels = network.levels(clean)
     assert torch.equal(levels[-1], network(clean))
     assert [level.shape[2] for level in levels] == [32, 32, 16, 8, 4, 4]
-    exact = float(feature_energy(torch.stack((clean, clean), 1), clean, network))
+    exact = float(feature_energy(*feature_levels(torch.stack((clean, clean), 1), clean, network)))
     samples = torch.stack([clean + 0.1 * torch.randn(clean.shape) for _ in range(2)], 1).requires_grad_()
-    score = feature_energy(samples, clean, network)
+    score = feature_energy(*feature_levels(samples, clean, network))
     score.backward()
     assert abs(exact) < 1e-3
     assert float(score.detach()) > 0.05
