@@ -32,15 +32,12 @@ class _Slot(Generic[T]):
     """A worker process or its replacement.
 
     sent: batches that it has received, the oldest first.
-    pending: batches to send next.
-    retry: units to try again, one at a time; `retrying` while one of them runs.
+    pending: batches to send next, one at a time.
     since: the time in seconds from which the current batch is measured."""
 
     process: WorkerProcess
     sent: deque[list[WorkUnit[T]]] = field(default_factory=deque)
     pending: deque[list[WorkUnit[T]]] = field(default_factory=deque)
-    retry: deque[WorkUnit[T]] = field(default_factory=deque)
-    retrying: bool = False
     since: float = 0.0
 
     @property
@@ -50,7 +47,7 @@ class _Slot(Generic[T]):
     @property
     def saturated(self) -> bool:
         """Whether it has a batch to continue with."""
-        return bool(len(self.sent) > 1 or self.pending or self.retry or self.retrying)
+        return bool(len(self.sent) > 1 or self.pending)
 
 
 class WorkerPool(Generic[T]):
@@ -153,8 +150,8 @@ class WorkerPool(Generic[T]):
         if len(current) == 1:
             current[0].deaths += 1
         self._outcomes.extend((unit, error) for unit in current if unit.deaths == MAX_DEATHS)
-        slot.retry.extend(unit for unit in current if unit.deaths < MAX_DEATHS)
-        slot.pending.extendleft(reversed(untouched))
+        alone = [[unit] for unit in current if unit.deaths < MAX_DEATHS]
+        slot.pending.extendleft(reversed(alone + untouched))
         slot.sent.clear()
         self._send_next(slot)
 
@@ -165,10 +162,6 @@ class WorkerPool(Generic[T]):
         return slot.sent.popleft()
 
     def _send_next(self, slot: _Slot[T]) -> None:
-        """Sends the next retry or pending batch to an idle process."""
-        if slot.idle:
-            slot.retrying = bool(slot.retry)
-            if slot.retry:
-                self._send(slot, [slot.retry.popleft()])
-            elif slot.pending:
-                self._send(slot, slot.pending.popleft())
+        """Sends the next pending batch to an idle process."""
+        if slot.idle and slot.pending:
+            self._send(slot, slot.pending.popleft())
