@@ -46,12 +46,13 @@ class GeneratorConfig:
     inner_blocks: int = 0  # residual blocks at an eighth of the resolution
     embedding: int = 64  # width of the conditioning
     noise: bool = False  # whether it draws samples
+    noise_maps: int = 24  # residual: maps of filtered noise in the noise head
     trunk: str = "residual"  # or rrdb
     growth: int = 32  # rrdb: channels that a convolution of a dense block adds
     finest_quality: int = 97  # finer tables condition it as those of this quality: at least the best in training
 
     def __post_init__(self) -> None:
-        for name in ("features", "inner_features", "embedding", "growth"):
+        for name in ("features", "inner_features", "embedding", "growth", "noise_maps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
         for name in ("blocks", "inner_blocks"):
@@ -230,7 +231,7 @@ class Generator(nn.Module):
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
         if config.noise:
-            self.noise_head = NoiseHead(config.features)
+            self.noise_head = NoiseHead(config.features, config.noise_maps)
 
     def _build_rrdb(self, config: GeneratorConfig) -> None:
         self.dense = nn.ModuleList(
@@ -351,6 +352,7 @@ def initialise_from(generator: Generator, trained: Generator) -> None:
     grown = replace(
         theirs,
         noise=theirs.noise or ours.noise,
+        noise_maps=theirs.noise_maps if theirs.noise else ours.noise_maps,
         blocks=ours.blocks if deeper else theirs.blocks,
         finest_quality=ours.finest_quality,
     )

@@ -13,12 +13,6 @@ from torch import Tensor, nn
 
 from model.noise import UNIFORM_CHANNELS, uniform
 
-FILTERS_PER_CHANNEL = 3
-"""Learned filters of each noise channel."""
-
-MAPS = FILTERS_PER_CHANNEL * UNIFORM_CHANNELS
-"""Filtered noise maps."""
-
 KERNEL = 5
 """Height and width of the filters, pixels."""
 
@@ -32,8 +26,8 @@ CHANGE_SCALE = 4.0
 """Factor of the regression's change as an input, because it is smaller than the image."""
 
 TILE = 192
-"""Height and width, in pixels, of the tiles that a CPU computes one by one: their full-resolution maps, 400 bytes per
-pixel, stay in the cache."""
+"""Height and width, in pixels, of the tiles that a CPU computes one by one: their full-resolution maps, up to
+400 bytes per pixel, stay in the cache."""
 
 HALO = 4
 """Pixels around a tile that are computed with it: half a filter, and one for each of two convolutions."""
@@ -45,12 +39,13 @@ class NoiseHead(nn.Module):
 
     receptive_radius = 2  # pixels beyond that of its inputs: one for each of the two 3x3 convolutions
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, maps: int) -> None:
+        """features: channels of the trunk. maps: number of maps of filtered noise."""
         super().__init__()
-        self.filters = nn.Conv2d(MAPS, MAPS, KERNEL, padding=KERNEL // 2, groups=MAPS, bias=False)
-        self.amplitudes = nn.Conv2d(features, MAPS, 1)
-        self.mix = nn.Conv2d(MAPS, 3, 1, bias=False)
-        self.texture = nn.Conv2d(MAPS, WIDTH, 3, padding=1, bias=False)
+        self.filters = nn.Conv2d(UNIFORM_CHANNELS, maps, KERNEL, padding=KERNEL // 2, bias=False)
+        self.amplitudes = nn.Conv2d(features, maps, 1)
+        self.mix = nn.Conv2d(maps, 3, 1, bias=False)
+        self.texture = nn.Conv2d(maps, WIDTH, 3, padding=1, bias=False)
         self.context = nn.Conv2d(6, WIDTH, 3, padding=1)
         self.output = nn.Conv2d(WIDTH, 3, 3, padding=1)
         with torch.no_grad():
@@ -89,7 +84,15 @@ class NoiseHead(nn.Module):
         samples = []
         for seed in seeds.unbind(1):
             z = uniform(seed, origins, size).to(dtype)
-            textured = self.filters(torch.cat([z] * FILTERS_PER_CHANNEL, 1)) * amplitudes
+            textured = self.filters(z) * amplitudes
             hidden = F.leaky_relu(self.texture(textured) + context, NEGATIVE_SLOPE)
             samples.append(self.mix(textured) + self.output(hidden))
         return torch.stack(samples, 1)
+
+
+def dense_filters(weight: Tensor) -> Tensor:
+    """Filters [M, 1, 5, 5] of older weights, of which the n-th sees channel n mod 8 only → [M, 8, 5, 5]."""
+    maps = len(weight)
+    dense = weight.new_zeros(maps, UNIFORM_CHANNELS, KERNEL, KERNEL)
+    dense[torch.arange(maps), torch.arange(maps) % UNIFORM_CHANNELS] = weight[:, 0]
+    return dense

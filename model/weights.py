@@ -16,9 +16,12 @@ from safetensors.torch import save as serialise
 
 from model.atomic import write_atomically
 from model.generator import Generator, GeneratorConfig
+from model.noise_head import dense_filters
 
 FORMAT = "jpeg-posterior generator 1"
 """Metadata value that identifies the files of this program."""
+
+FILTERS = "noise_head.filters.weight"
 
 SHIPPED = Path(__file__).parent / "weights"
 
@@ -75,6 +78,8 @@ def load(name: str) -> LoadedGenerator:
             "full resolution has replaced that (model/noise_head.py): use the shipped sampler, or train one with "
             "train/configs/posterior.yaml"
         )
+    if (filters := tensors.get(FILTERS)) is not None and filters.shape[1] == 1:
+        tensors[FILTERS] = dense_filters(filters)
     try:
         with torch.device("meta"):  # without memory and random numbers for initial values that are replaced
             generator = Generator(GeneratorConfig(**json.loads(metadata["config"])))

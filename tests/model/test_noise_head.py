@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kernels import Subsampling, quality_to_tables
 from model.generator import Generator, GeneratorConfig, Noise, noise_amplitude
 from model.noise import uniform
-from model.noise_head import FILTERS_PER_CHANNEL, HALO, TILE, NoiseHead
+from model.noise_head import HALO, TILE, NoiseHead, dense_filters
 from model.weights import load
 
 CONFIG = GeneratorConfig(features=8, blocks=3, embedding=8, noise=True)
@@ -88,7 +88,7 @@ def test_in_blocks_of_a_cpu_and_whole_the_head_makes_the_same(monkeypatch):
 
 @torch.no_grad()
 def test_a_margin_is_no_wider_than_pixels_are_felt():
-    head, features = NoiseHead(8), torch.randn(1, 8, 8, 8)
+    head, features = NoiseHead(8, 12), torch.randn(1, 8, 8, 8)
     images = torch.rand(2, 1, 3, 32, 32)
     corner = torch.zeros(1, 2, dtype=torch.int64)
     whole = head(features, *images, torch.tensor([[1]]), corner)
@@ -113,13 +113,13 @@ def test_a_tile_has_the_samples_of_the_whole_image():
 def test_the_head_is_what_its_docstring_says():
     """Written out, from its weights."""
     torch.manual_seed(0)
-    head, features, (decoded, change) = NoiseHead(6), torch.randn(2, 6, 4, 8), torch.rand(2, 2, 3, 16, 32)
+    head, features, (decoded, change) = NoiseHead(6, 10), torch.randn(2, 6, 4, 8), torch.rand(2, 2, 3, 16, 32)
     seeds, origins, w = torch.tensor([[3], [-4]]), torch.tensor([[0, 16], [32, 0]]), head.state_dict()
-    z = uniform(seeds[:, 0], origins, (16, 32)).contiguous().repeat(1, FILTERS_PER_CHANNEL, 1, 1)
+    z = uniform(seeds[:, 0], origins, (16, 32)).contiguous()
     amplitudes = torch.einsum("of,nfhw->nohw", w["amplitudes.weight"][..., 0, 0], F.leaky_relu(features, 0.2))
     amplitudes = amplitudes + w["amplitudes.bias"][:, None, None]
     amplitudes = F.interpolate(amplitudes, scale_factor=4, mode="bilinear")
-    textured = amplitudes * F.conv2d(z, w["filters.weight"], padding=2, groups=z.shape[1])
+    textured = amplitudes * F.conv2d(z, w["filters.weight"], padding=2)
     seen = torch.cat((textured, decoded - 0.5, 4 * change), 1)
     hidden = F.conv2d(seen, torch.cat((w["texture.weight"], w["context.weight"]), 1), w["context.bias"], padding=1)
     expected = F.conv2d(F.leaky_relu(hidden, 0.2), w["output.weight"], w["output.bias"], padding=1)
@@ -152,3 +152,10 @@ def test_a_regression_of_the_same_configuration_has_the_same_trunk():
     """So that its weights are those that a sampler starts from."""
     ours, theirs = (Generator(config).state_dict() for config in (CONFIG, replace(CONFIG, noise=False)))
     assert {name for name in ours if not name.startswith("noise_head.")} == set(theirs)
+
+
+def test_filters_of_older_weights_give_the_same_maps():
+    """They were depthwise, of the noise repeated along the channels."""
+    z, filters = torch.randn(2, 8, 12, 16), torch.randn(24, 1, 5, 5)
+    before = F.conv2d(z.repeat(1, 3, 1, 1), filters, padding=2, groups=24)
+    assert torch.allclose(F.conv2d(z, dense_filters(filters), padding=2), before, atol=1e-5)

@@ -63,7 +63,7 @@ def test_settings_last_as_long_as_the_run(monkeypatch):
 def test_a_deterministic_run_learns_what_another_does(tmp_path):
     """All its operators exist in PyTorch's deterministic mode, on the CPU at least."""
     photos = write_photos(tmp_path)
-    terms = {"features": 1.0, "spectra": 0.1, "distribution": 1.0}
+    terms = {"features": 1.0, "spectra": 0.1, "power": 0.1, "distribution": 1.0}
     for deterministic in (False, True):
         run = {"deterministic": deterministic}
         train(energy_of(photos, tmp_path / str(deterministic), energy=terms, optimiser={"steps": 2}, run=run))

@@ -1,15 +1,16 @@
 """The energy objective: a sampler without a critic, trained by proper scores of K samples of each crop.
 
-    loss = wp · E_pixels + wf · E_features + ws · E_spectra + wd · D + wm · FM + wc · commitment + wr · log_mse
+    loss = wp · E_pixels + wf · E_features + ws · E_spectra + wd · D + wa · P + wm · FM + wc · commitment + wr · log_mse
 
-E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; D the distance
-between the distributions of the features of all samples and all originals (distribution.py); FM is equation 5 of arXiv
-2211.11827; log_mse is the loss of the regression output. With `projected` all scores are of samples projected
+E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; E_spectra that of
+flat areas' spectra and P the difference of their mean power (spectra.py); D the distance between the distributions of
+the features of all samples and all originals (distribution.py); FM is equation 5 of arXiv 2211.11827; log_mse is the
+loss of the regression output. With `projected` all scores are of samples projected
 onto their file's intervals (equation 11), as users get them. The projection has a straight-through gradient (the
 identity), and the commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to
 their projection.
 
-The scores of features and spectra and the distance D are normalised by the crops of a micro-batch, and D is that of its
+The scores of features and spectra and D are normalised by the crops of a micro-batch, and D and P are those of its
 distributions, so that they differ from those of the whole step if there are several micro-batches or ranks.
 """
 
@@ -26,10 +27,11 @@ from train.checks import expect, expect_not_negative
 from train.data.crops import step_generator
 from train.degradation import Batch
 from train.objectives.distribution import sliced_wasserstein
-from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy, spectral_energy
+from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy
 from train.objectives.forward import Terms, autocast, check_regression_weight, draw, projected
 from train.objectives.frozen import LITE0, load_features
 from train.objectives.losses import first_moment, log_mse
+from train.objectives.spectra import power_difference, spectral_energy
 from train.state import State
 from train.update import Guard, update
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 DIRECTIONS_STREAM = 3
 """Stream of `step_generator` for the random directions of D."""
 
-WEIGHTS = ("first_moment", "pixels", "features", "spectra", "distribution", "commitment", "regression")
+WEIGHTS = ("first_moment", "pixels", "features", "spectra", "power", "distribution", "commitment", "regression")
 """Names of the terms and of their weights."""
 
 
@@ -53,7 +55,8 @@ class EnergyConfig:
     pixels: float = 1.0  # weight of the energy score of pixel patches and of frequency bands
     features: float = 1.0  # weight of the energy score of a frozen network's features
     spectra: float = 0.0  # weight of the energy score of the shape of spectra in flat areas
-    spectra_from: float = 0.0  # progress of the schedule, 0..1, from which `spectra` applies
+    power: float = 0.0  # weight of the difference between the mean power spectra of flat areas
+    spectra_from: float = 0.0  # progress of the schedule, 0..1, from which `spectra` and `power` apply
     distribution: float = 0.0  # weight of the distance between the distributions of the network's features
     first_moment: float = 20.0  # weight of the unbiased FM
     commitment: float = 5.0  # weight of the mean squared difference between a sample and its projection
@@ -71,9 +74,9 @@ class EnergyConfig:
 
 def check_energy(config: Config) -> None:
     """Raises ConfigError for a model that does not fit the objective."""
-    usable = config.model.has_noise_head or not config.energy.spectra
+    usable = config.model.has_noise_head or not (config.energy.spectra or config.energy.power)
     expect(config, "model.noise", config.model.noise, "true: objective energy trains a sampler")
-    expect(config, "energy.spectra", usable, "0 for a generator without a noise head")
+    expect(config, "energy.spectra", usable, "0, and energy.power=0, for a generator without a noise head")
     check_regression_weight(config, "energy")
 
 
@@ -107,20 +110,24 @@ class Energy:
         weights = {name: getattr(energy, name) for name in WEIGHTS if getattr(energy, name)}
         if state.anchor.progress_at(state.step, 0, self.config.optimiser.steps) < energy.spectra_from:
             weights.pop("spectra", None)
+            weights.pop("power", None)
         return weights
 
     def terms(self, network: nn.Module, batch: Batch, wanted: Container[str], random: torch.Generator) -> Terms:
         """The unweighted losses `wanted`, of K samples of each crop; scalars. random: for D's directions."""
         unprojected, mean = draw(network, batch, self.config, batch.seeds)
         samples = self.project(unprojected, batch)
-        terms = {} if mean is None else {"regression": log_mse(mean, batch.clean)}
+        terms = {}
+        if mean is not None:  # with a noise head; check_energy refuses these terms otherwise
+            terms["regression"] = log_mse(mean, batch.clean)
+            if "spectra" in wanted:
+                terms["spectra"] = spectral_energy(samples, batch.clean, mean.detach())
+            if "power" in wanted:
+                terms["power"] = power_difference(samples, batch.clean, mean.detach())
         if "commitment" in wanted:
             terms["commitment"] = (unprojected - samples.detach()).square().mean()
         if "first_moment" in wanted:
             terms["first_moment"] = first_moment(samples, batch.clean, unbiased=True)
-        if "spectra" in wanted:
-            assert mean is not None  # ensured by check_energy
-            terms["spectra"] = spectral_energy(samples, batch.clean, mean.detach())
         if "pixels" in wanted:
             terms["pixels"] = pixel_energy(samples, batch.clean)
         if self.features is not None:

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.torch_ops.colour import rgb_to_ycc
 from model.features import Features
 
 PIXELS = (1, 4, 8)
@@ -39,10 +38,10 @@ def energy_score(samples: Tensor, clean: Tensor, patch: int = 1) -> Tensor:
     count = samples.shape[1]
     if count < 2:
         raise ValueError(f"the energy score needs 2 samples or more for each image, got {list(samples.shape)}")
-    return _score(samples.unbind(1), clean, lambda a, b: _distance(a, b, patch))
+    return score(samples.unbind(1), clean, lambda a, b: _distance(a, b, patch))
 
 
-def _score(draws: Sequence[Tensor], truth: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def score(draws: Sequence[Tensor], truth: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The mean distance of the samples to the truth minus half the mean distance between two samples."""
     to_truth = torch.stack([distance(draw, truth) for draw in draws]).mean(0)
     between = torch.stack([distance(a, b) for a, b in combinations(draws, 2)]).mean(0)
@@ -87,52 +86,6 @@ def _blur(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, 1)
 
 
-WINDOW, STRIDE = 16, 8
-"""Height and width of the windows whose spectra are compared, and the step from one to the next, in pixels."""
-
-FLOOR = 0.25
-"""Gray levels squared, added to the power: about the power of rounding errors, so that weaker frequencies have no
-influence."""
-
-FLAT = 4.0
-"""Gray levels. A window in which the luma of the regression's image has this standard deviation has half the weight of
-a flat one."""
-
-
-def spectral_energy(samples: Tensor, clean: Tensor, mean: Tensor) -> Tensor:
-    """The energy score of the shape of spectra in flat areas. A scalar.
-
-    Takes windows of Y, Cb and Cr of the difference to the regression's output `mean` [n, 3, h, w], and of each the
-    logarithm of the power at every frequency minus its mean over frequencies. Windows are weighted by the flatness of
-    `mean`. The strength of detail is left to the other terms; their gradient in flat areas is too weak to shape its
-    spectrum, which without this term was concentrated in a few frequencies and visible as hatching."""
-    weights = _flatness(mean)
-    draws = [_spectra(draw - mean) for draw in samples.unbind(1)]
-    return _score(draws, _spectra(clean - mean), lambda a, b: ((a - b).abs().mean((1, -2, -1)) * weights).sum())
-
-
-def _flatness(x: Tensor) -> Tensor:
-    """[n, 3, h, w] → weights of the windows [n, rows, columns], with a sum of 1."""
-    luma = rgb_to_ycc(*(255 * x).unbind(1))[0]
-    weights = 1 / (1 + _windows(luma).var((-2, -1)) / FLAT**2)
-    return weights / weights.sum()
-
-
-def _spectra(x: Tensor) -> Tensor:
-    """[n, 3, h, w] → normalised log power spectra of the windows [n, 3, rows, columns, 16, 9]."""
-    windows = _windows(torch.stack(rgb_to_ycc(*(255 * x).unbind(1)), 1))
-    hann = torch.hann_window(WINDOW, device=x.device)
-    windows = (windows - windows.mean((-2, -1), keepdim=True)) * hann * hann[:, None]
-    power = torch.view_as_real(torch.fft.rfft2(windows)).square().sum(-1) / hann.square().sum() ** 2
-    logs = (power + FLOOR).log()
-    return logs - logs.mean((-2, -1), keepdim=True)
-
-
-def _windows(x: Tensor) -> Tensor:
-    """[..., h, w] → [..., rows, columns, 16, 16], a view."""
-    return x.unfold(-2, WINDOW, STRIDE).unfold(-2, WINDOW, STRIDE)
-
-
 def feature_energy(samples: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor:
     """The energy score of features, for each channel separately, at each position and averaged over 4x4 positions: the
     mean over levels, channels and both. A scalar.
@@ -168,4 +121,4 @@ def _channel_energy(samples: Tensor, clean: Tensor) -> Tensor:
     """The energy score of features [n, K, c, h, w] against [n, c, h, w], each a vector of one dimension. A scalar."""
     deviation = clean.std((0, 2, 3), keepdim=True) + 1e-3
     draws = [draw / deviation for draw in samples.unbind(1)]
-    return _score(draws, clean / deviation, lambda a, b: (a - b).abs().mean())
+    return score(draws, clean / deviation, lambda a, b: (a - b).abs().mean())

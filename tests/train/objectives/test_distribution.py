@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from train.objectives import distribution
 from train.objectives.distribution import DIRECTIONS, sliced_wasserstein
 
 
@@ -19,8 +20,9 @@ def distance(samples, clean):
     return float(sliced_wasserstein([samples], [clean], generator()))
 
 
-def test_it_is_that_of_its_definition():
-    """Of two levels, one with more channels than directions."""
+def test_it_is_that_of_its_definition(monkeypatch):
+    """Of two levels, one with more positions than are compared, one with more channels than directions."""
+    monkeypatch.setattr(distribution, "POSITIONS", 20)
     clean = [3 + normal(2, 5, 6, 4), normal(2, DIRECTIONS + 8, 3, 3, seed=1)]
     samples = [normal(2, 3, *x.shape[1:], seed=2 + n) for n, x in enumerate(clean)]
     random, expected = generator(), []
@@ -28,10 +30,11 @@ def test_it_is_that_of_its_definition():
         channels = true.shape[1]
         drawn = torch.randn(channels, min(channels, DIRECTIONS), generator=random)
         vectors = np.linalg.qr(drawn.double().numpy())[0]
+        positions = torch.randperm(true[:, 0].numel(), generator=random).numpy()[:20]
 
-        def projected(x, true=true, vectors=vectors):
+        def projected(x, true=true, vectors=vectors, positions=positions):
             x, true = (y.double().numpy().transpose(0, 2, 3, 1).reshape(-1, y.shape[1]) for y in (x, true))
-            return np.sort((x - true.mean(0)) / (true.std(0, ddof=1) + 1e-3) @ vectors, 0)
+            return np.sort((x[positions] - true.mean(0)) / (true.std(0, ddof=1) + 1e-3) @ vectors, 0)
 
         expected.append(np.mean([(projected(own[:, k]) - projected(true)) ** 2 for k in range(3)]))
     assert float(sliced_wasserstein(samples, clean, generator())) == pytest.approx(np.mean(expected), rel=1e-4)

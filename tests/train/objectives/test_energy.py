@@ -13,9 +13,10 @@ from train.degradation import degrade
 from train.distributed import Ranks
 from train.objectives.distribution import sliced_wasserstein
 from train.objectives.energy import DIRECTIONS_STREAM, WEIGHTS, Energy
-from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy, spectral_energy
+from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy
 from train.objectives.forward import projected
 from train.objectives.losses import first_moment, log_mse
+from train.objectives.spectra import power_difference, spectral_energy
 from train.state import new_state
 from train.trainer import train
 from train.update import Guard
@@ -55,7 +56,7 @@ def gradients(outputs, state, slopes=None):
 
 def test_the_gradient_is_that_of_the_weighted_terms(photos, tmp_path, monkeypatch):
     terms = {"projected": False, "commitment": 0.0, "features": 0.2, "spectra": 0.1, "first_moment": 3.0, "samples": 3}
-    terms["distribution"] = 2.0
+    terms |= {"distribution": 2.0, "power": 0.3}
     objective, state, batch = prepared(photos, tmp_path, **terms)
     arguments = state, [batch], Guard(Ranks())
     found = gradients_of(monkeypatch, energy_module, objective.step, state.generator, *arguments)
@@ -67,6 +68,7 @@ def test_the_gradient_is_that_of_the_weighted_terms(photos, tmp_path, monkeypatc
         + 0.2 * feature_energy(*levels)
         + 2.0 * sliced_wasserstein(*levels, random)
         + 0.1 * spectral_energy(samples, batch.clean, mean.detach())
+        + 0.3 * power_difference(samples, batch.clean, mean.detach())
         + 3.0 * first_moment(samples, batch.clean, unbiased=True)
         + 0.2 * log_mse(mean, batch.clean)
     )
@@ -94,16 +96,17 @@ def test_scores_of_projected_samples_pass_their_gradient_to_the_samples_before(p
 
 
 def test_the_spectra_join_when_their_share_of_the_schedule_is_reached(photos, tmp_path):
-    energy = {"spectra": 0.1, "spectra_from": 0.5}
+    energy = {"spectra": 0.1, "power": 0.1, "spectra_from": 0.5}
     train(energy_of(photos, tmp_path / "run", energy=energy, optimiser={"steps": 4}, run={"log_every": 1}))
-    assert ["spectra" in line for line in lines(tmp_path / "run")] == [False, False, True, True]
+    for term in ("spectra", "power"):
+        assert [term in line for line in lines(tmp_path / "run")] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("term", ["first_moment", "commitment", "pixels"])
 def test_a_weight_of_0_leaves_its_term_out(photos, tmp_path, term):
     train(energy_of(photos, tmp_path, energy={term: 0.0}, optimiser={"steps": 1}))
     (line,) = lines(tmp_path)
-    assert {*WEIGHTS} - set(line) == {term, "features", "spectra", "distribution"}
+    assert {*WEIGHTS} - set(line) == {term, "features", "spectra", "power", "distribution"}
 
 
 @pytest.mark.parametrize("term", ["features", "distribution"])

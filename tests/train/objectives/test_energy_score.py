@@ -13,7 +13,6 @@ from train.objectives.energy_score import (
     feature_energy,
     feature_levels,
     pixel_energy,
-    spectral_energy,
 )
 
 
@@ -63,52 +62,6 @@ def test_it_is_least_for_the_truths_own_distribution():
     best = scores(0.5, 0.1, True)
     for other in ((0.53, 0.1, True), (0.5, 0.08, True), (0.5, 0.125, True), (0.5, 0.0, True), (0.5, 0.1, False)):
         assert scores(*other) > best + 2e-4, other
-
-
-def test_the_spectral_score_is_that_of_its_definition():
-    samples, clean, mean = rand(1, 3, 3, 24, 40), rand(1, 3, 24, 40, seed=1), rand(1, 3, 24, 40, seed=2)
-    mean *= torch.linspace(0, 0.1, 40)
-    corners = [(i, j) for i in (0, 8) for j in (0, 8, 16, 24)]
-    luma = np.tensordot([0.299, 0.587, 0.114], 255 * mean[0].double().numpy(), 1)
-    weights = [1 / (1 + luma[i : i + 16, j : j + 16].var(ddof=1) / 16) for i, j in corners]
-
-    def spectra(x):
-        x = x.double().numpy()[0] * 255
-        luma = np.tensordot([0.299, 0.587, 0.114], x, 1)
-        planes = [luma, (x[2] - luma) / 1.772, (x[0] - luma) / 1.402]
-        hann = np.sin(np.pi * np.arange(16) / 16) ** 2
-        found = []
-        for plane in planes:
-            for i, j in corners:
-                window = plane[i : i + 16, j : j + 16]
-                power = np.abs(np.fft.rfft2((window - window.mean()) * np.outer(hann, hann))) ** 2
-                logs = np.log(power / (hann**2).sum() ** 2 + 0.25)
-                found.append(logs - logs.mean())
-        return np.stack(found)
-
-    def distance(a, b):
-        return np.average(np.abs(a - b).mean((1, 2)), weights=3 * weights)
-
-    truth, own = spectra(clean - mean), [spectra(samples[:, k] - mean) for k in range(3)]
-    near = np.mean([distance(x, truth) for x in own])
-    apart = np.mean([distance(own[k], own[m]) for k in range(3) for m in range(k)])
-    assert float(spectral_energy(samples, clean, mean)) == pytest.approx(near - apart / 2, rel=1e-4)
-
-
-def test_the_spectral_score_is_least_for_the_truths_own_spectrum_however_faint():
-    random = torch.Generator().manual_seed(5)
-
-    def draw(n, blur, deviation):
-        z = torch.randn(n, 3, 33, 33, generator=random)
-        smooth = torch.nn.functional.avg_pool2d(z, 2, 1) * 2
-        return 0.5 + deviation * (smooth if blur else z[..., :32, :32])
-
-    def score(blur, deviation):
-        samples = draw(128, blur, deviation).unflatten(0, (64, 2))
-        return float(spectral_energy(samples, draw(64, True, 0.02), torch.full((64, 3, 32, 32), 0.5)))
-
-    assert score(False, 0.02) > score(True, 0.02) + 0.05
-    assert score(True, 0.04) < score(False, 0.02) - 0.05  # another strength costs little
 
 
 def test_its_gradient_leads_to_the_posterior():
