@@ -13,6 +13,7 @@ from train.checks import ConfigError
 from train.config import RECIPE, Config, load_config
 from train.data.plan import LoaderError
 from train.demo import default_config
+from train.interruption import InterruptionError
 from train.state import TrainingError
 from train.trainer import train
 
@@ -23,8 +24,9 @@ Without --config it trains the regression network `mmse`, by the recipe
 {RECIPE}.
 Without data it runs a demonstration of two minutes on the sample photographs.
 
-An interrupted run resumes from its last checkpoint when the same command is
-given again, on any number of devices."""
+Ctrl-C and SIGTERM end a run with a checkpoint. An interrupted run resumes from
+its last checkpoint when the same command is given again, on any number of
+devices."""
 
 EXAMPLES = f"""\
 examples:
@@ -57,7 +59,8 @@ def parser(prog: str = "python -m train.main") -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m train.main") -> int:
-    """Returns the exit code: 0, or 2 with a message if the run cannot start or continue."""
+    """Returns the exit code: 0; 2 with a message if the run cannot start or continue; 130 or 143 after Ctrl-C or
+    SIGTERM."""
     options = parser(prog).parse_args(arguments)
     try:
         if options.config is None:
@@ -69,6 +72,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m train.main")
     except (ConfigError, SourceError, LoaderError, TrainingError, OSError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
+    except InterruptionError as interruption:
+        print(f"train: {interruption}", file=sys.stderr)
+        return 128 + interruption.number
     print(f"trained weights: {weights}")
     print(f"to use them: {usage(config, weights)}")
     return 0

@@ -23,6 +23,7 @@ from train.data.photographs import load_images
 from train.data.sources import CropSource, open_source
 from train.degradation import degrade
 from train.distributed import Ranks, process_group
+from train.interruption import InterruptionError, StopSignals
 from train.logger import Logger, MeanMeter
 from train.numerics import numerics, warn_of_slow_bfloat16
 from train.objectives.energy import Energy
@@ -53,6 +54,7 @@ class TrainingRun:
     objective: Objective
     guard: Guard
     logger: Logger
+    signals: StopSignals
     held_out: list[Tensor] = field(default_factory=list)  # [3, H, W] uint8 each; on the first rank only
     mmse: Generator | None = None  # regression to validate a sampler against that has no regression output
 
@@ -60,7 +62,8 @@ class TrainingRun:
 def train(config: Config) -> Path:
     """Trains to the end, resuming from a checkpoint in `run.output` if there is one. Returns the path of the weights.
 
-    Raises ConfigError, SourceError, LoaderError for what cannot start, and TrainingError for what cannot continue."""
+    Raises ConfigError, SourceError, LoaderError for what cannot start, TrainingError for what cannot continue, and
+    InterruptionError after Ctrl-C and SIGTERM."""
     with numerics(config.run), process_group(config.run) as ranks:
         return _train(config, ranks)
 
@@ -91,13 +94,15 @@ def _train(config: Config, ranks: Ranks) -> Path:
         objective=open_objective(config, ranks.device),
         guard=Guard(ranks),
         logger=Logger(config, ranks, folder, state.step),
+        signals=StopSignals(ranks),
         held_out=load_images([config.data.validation], MIN_VALIDATION_SIDE) if validates else [],
         mmse=load_regression(config.game.mmse, "game.mmse", ranks.device) if needs_mmse else None,
     )
     if source_state:
         run.source.load_state_dict(source_state)
     try:
-        _loop(state, run)
+        with run.signals:
+            _loop(state, run)
     finally:
         run.logger.close()
         run.source.close()
@@ -112,7 +117,7 @@ def open_objective(config: Config, device: torch.device) -> Objective:
 
 
 def _loop(state: State, run: TrainingRun) -> None:
-    """Synchronises with the device only when it logs, validates or saves."""
+    """Synchronises with the device only when it logs, validates or saves. Raises InterruptionError."""
     config, meter = run.config, MeanMeter()
     clock, over = Clock(state, config, run.ranks), False
     while state.step < config.optimiser.steps and not over:
@@ -124,11 +129,16 @@ def _loop(state: State, run: TrainingRun) -> None:
             raise
         run.logger.advance(state.step, clock.passed)
         due = _due(config, state.step, over)
+        stopped = run.signals.arrived(agree="log" in due)
+        if stopped:
+            due.add("save")
         if due:
             stop_if_failed(run.guard, state, run.source, config, run.folder)
             _log(state, run, meter, due)
         if "save" in due and run.ranks.is_first:
             save_checkpoint(state, run.source, config, run.folder)
+        if stopped and state.step < config.optimiser.steps and not over:
+            raise InterruptionError(stopped, state.step)
 
 
 def _due(config: Config, step: int, over: bool) -> set[str]:
