@@ -48,12 +48,14 @@ def save_checkpoint(state: State, source: CropSource, config: Config, folder: Pa
         "mark": asdict(state.anchor),
         "generator": state.generator.network.state_dict(),
         "average": state.average.state_dict(),
-        "optimiser": state.generator.optimiser.state_dict(),
+        "optimiser": state.generator.adam.state_dict(),
         "data": source.state_dict(),
     }
+    if state.generator.muon:
+        content["muon"] = state.generator.muon.state_dict()
     if state.critic:
         content["critic"] = state.critic.network.state_dict()
-        content["critic_optimiser"] = state.critic.optimiser.state_dict()
+        content["critic_optimiser"] = state.critic.adam.state_dict()
     try:
         save(state.average, folder / WEIGHTS, note=f"{state.step} steps")
         _write(folder / CHECKPOINT, content)
@@ -73,10 +75,12 @@ def load_checkpoint(state: State, config: Config, folder: Path, device: torch.de
             state.anchor = ScheduleAnchor(**content["mark"])
             state.generator.network.load_state_dict(content["generator"])
             state.average.load_state_dict(content["average"])
-            state.generator.optimiser.load_state_dict(content["optimiser"])
+            state.generator.adam.load_state_dict(content["optimiser"])
+            if state.generator.muon:
+                state.generator.muon.load_state_dict(content["muon"])
             if state.critic:
                 state.critic.network.load_state_dict(content["critic"])
-                state.critic.optimiser.load_state_dict(content["critic_optimiser"])
+                state.critic.adam.load_state_dict(content["critic_optimiser"])
         data: dict[str, Any] = content["data"]
     except Exception as error:  # PyTorch's unpickler raises a dozen types over damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -14,6 +14,7 @@ from model.generator import Generator, initialise_from
 from model.weights import WeightsError, load
 from train.checks import ConfigError, expect, expect_not_negative, expect_positive
 from train.distributed import Network, Ranks, wrap_ddp
+from train.muon import MIN_OUTPUTS, Muon, hidden_weights
 from train.schedule import START, ScheduleAnchor
 
 if TYPE_CHECKING:
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam with linear warm-up and cosine decay, for each network."""
+    """Adam, and Muon for the hidden weights of the generator, with linear warm-up and cosine decay."""
 
     steps: int = 20_000  # length of the run and its schedules; run.seconds may end both earlier
     learning_rate: float = 1e-3  # after the warm-up
     final_learning_rate: float = 1e-6
     warmup: int = 200  # steps
     betas: tuple[float, float] = (0.9, 0.99)  # Adam's
+    muon_rate: float = 0.0  # learning rate of Muon, relative to Adam's; 0: Adam for all weights
     clip: float = 1.0  # maximum gradient norm; .inf: no clipping
     trunk_rate: float = 0.2  # learning rate of the trunk of a generator with a noise head, relative to the head's
     trunk_clip: float = 0.05  # maximum gradient norm of that trunk; `clip` is then the head's
@@ -38,7 +40,7 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         expect_positive(self, "steps", "learning_rate", "clip", "trunk_rate", "trunk_clip", "accumulate")
-        expect_not_negative(self, "final_learning_rate", "warmup")
+        expect_not_negative(self, "final_learning_rate", "warmup", "muon_rate")
         expect(self, "ema", 0 <= self.ema < 1, "a decay, 0..1")
         expect(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two decays, 0..1")
 
@@ -48,7 +50,7 @@ class TrainingError(RuntimeError):
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters with a common learning rate and gradient clipping."""
+    """Parameters with a common schedule and gradient clipping."""
 
     parameters: list[nn.Parameter]
     rate: float  # relative to the learning rate
@@ -57,12 +59,13 @@ class ParameterGroup(NamedTuple):
 
 @dataclass(frozen=True)
 class Learner(Generic[Network]):
-    """A network under training with its optimiser."""
+    """A network under training with its optimisers."""
 
     network: Network
     ddp: nn.Module  # the network as `wrap_ddp` returns it
-    optimiser: torch.optim.Optimizer
-    groups: list[ParameterGroup]  # the optimiser's
+    groups: list[ParameterGroup]  # each is divided between the optimisers, in this order
+    adam: torch.optim.Adam
+    muon: Muon | None  # None: Adam has all parameters
 
     def passes(self, micro_batches: Sequence[Batch]) -> Iterator[tuple[Batch, nn.Module]]:
         """Each micro-batch of a step with the module to pass it through. The last goes through DDP, which averages the
@@ -83,24 +86,35 @@ class State:
 
 
 def new_state(config: Config, ranks: Ranks) -> State:
-    """A state with random weights, a function of `run.seed`."""
+    """A state with random weights, a function of `run.seed`. Raises ConfigError for a network without weights for
+    Muon."""
     torch.manual_seed(config.run.seed)
     place: dict[str, Any] = {"device": ranks.device, "memory_format": torch.channels_last}
     generator, average = Generator(config.model).to(**place), Generator(config.model).to(**place)
     average.load_state_dict(generator.state_dict())
-    state = State(_learner(generator, config, ranks), average.requires_grad_(False).eval())
+    state = State(
+        _learner(generator, config, ranks, with_muon=config.optimiser.muon_rate > 0),
+        average.requires_grad_(False).eval(),
+    )
     if config.objective == "game":
         state.critic = _learner(Critic(config.critic).to(**place), config, ranks)
     return state
 
 
-def _learner(network: Network, config: Config, ranks: Ranks) -> Learner[Network]:
+def _learner(network: Network, config: Config, ranks: Ranks, with_muon: bool = False) -> Learner[Network]:
     if config.run.compile:
         network.compile()
     groups = parameter_groups(network, config)
-    parameters = [{"params": group.parameters} for group in groups]
-    optimiser = torch.optim.Adam(parameters, lr=0.0, betas=config.optimiser.betas, fused=True)
-    return Learner(network, wrap_ddp(network, ranks), optimiser, groups)
+    hidden = {id(weight) for weight in hidden_weights(network)} if with_muon else set()
+    if with_muon and not hidden:
+        raise ConfigError(f"optimiser.muon_rate: expected 0, as no 3x3 convolution has {MIN_OUTPUTS} output channels")
+
+    def part(of_muon: bool) -> list[dict[str, Any]]:
+        return [{"params": [p for p in group.parameters if (id(p) in hidden) == of_muon]} for group in groups]
+
+    adam = torch.optim.Adam(part(of_muon=False), lr=0.0, betas=config.optimiser.betas, fused=True)
+    muon = Muon(part(of_muon=True)) if hidden else None
+    return Learner(network, wrap_ddp(network, ranks), groups, adam, muon)
 
 
 def parameter_groups(network: nn.Module, config: Config) -> list[ParameterGroup]:

@@ -48,15 +48,20 @@ class Guard:
 
 
 def update(learner: Learner[Any], losses: Mapping[str, Tensor], state: State, config: Config, guard: Guard) -> Tensor:
-    """Clips the accumulated gradients of a network, applies Adam unless a loss or gradient is not finite, and clears
-    the gradients. losses: this rank's scalars by name, for the guard. Returns the gradient norm before clipping, a
+    """Clips the accumulated gradients of a network, updates it unless a loss or gradient is not finite, and clears the
+    gradients. losses: this rank's scalars by name, for the guard. Returns the gradient norm before clipping, a
     scalar."""
     norms = [torch.nn.utils.clip_grad_norm_(group.parameters, group.clip) for group in learner.groups]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     guard.check(state.step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
-    for values, group in zip(learner.optimiser.param_groups, learner.groups, strict=True):
-        values["lr"] = group.rate * learning_rate(config, state.step, state.anchor)
-    learner.optimiser.found_inf = guard.failed  # type: ignore[attr-defined]  # skips the step, as torch.amp.GradScaler does
-    learner.optimiser.step()
-    learner.optimiser.zero_grad(set_to_none=True)
+    rate = learning_rate(config, state.step, state.anchor)
+    optimisers: list[tuple[Any, float]] = [(learner.adam, 1.0), (learner.muon, config.optimiser.muon_rate)]
+    for optimiser, factor in optimisers:
+        if optimiser is None:
+            continue
+        for values, group in zip(optimiser.param_groups, learner.groups, strict=True):
+            values["lr"] = factor * group.rate * rate
+        optimiser.found_inf = guard.failed  # skips the step, as torch.amp.GradScaler does
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
     return norm

@@ -191,7 +191,7 @@ def gradients_of(monkeypatch, objective, step, learner, *arguments):
     def catch(learner, losses, number, config, guard):
         assert all(loss.isfinite() for loss in losses.values())
         found.update({name: p.grad.clone() for name, p in learner.network.named_parameters()})
-        learner.optimiser.zero_grad()
+        learner.network.zero_grad()
         return torch.zeros(())
 
     monkeypatch.setattr(objective, "update", catch)

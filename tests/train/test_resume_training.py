@@ -80,10 +80,12 @@ def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
 
 
 def test_a_samplers_run_goes_on_with_its_schedules_and_larger_crops(photos, tmp_path):
-    """posterior.yaml's terms, killed before and after the crops grow; head and trunk at rates of their own."""
+    """posterior.yaml's terms, killed before and after the crops grow; head and trunk at rates of their own, and the
+    trunk's convolutions with Muon."""
     changes = {
         "data": {"late_crop": 48},
-        "optimiser": {"steps": 10, "trunk_rate": 0.5, "trunk_clip": 0.01},
+        "model": {"features": 32},
+        "optimiser": {"steps": 10, "trunk_rate": 0.5, "trunk_clip": 0.01, "muon_rate": 2.0},
         "run": {"log_every": 1, "save_every": 2},
     }
     straight, killed = (energy_of(photos, tmp_path / name, **changes) for name in ("straight", "killed"))
