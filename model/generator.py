@@ -8,7 +8,7 @@ output and a noise head for samples (model/noise_head.py); and the paper's RRDB 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import log
 from typing import NamedTuple
 
@@ -357,7 +357,9 @@ def initialise_from(generator: Generator, trained: Generator) -> None:
         finest_quality=ours.finest_quality,
     )
     if grown != ours:
-        raise ValueError(f"a generator of {ours} cannot be initialised with weights of {trained.config}")
+        wanted, given = asdict(ours), asdict(grown)
+        differing = ", ".join(f"{key}={wanted[key]}, not {given[key]}" for key in wanted if wanted[key] != given[key])
+        raise ValueError(f"a generator with {differing} cannot be initialised with these weights")
     tensors = {_renumbered(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
     for name, tensor in generator.state_dict().items():
         if name not in tensors:

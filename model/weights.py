@@ -16,7 +16,7 @@ from safetensors.torch import save as serialise
 
 from model.atomic import write_atomically
 from model.generator import Generator, GeneratorConfig
-from model.noise_head import dense_filters
+from model.noise_head import KERNEL, dense_filters
 
 FORMAT = "jpeg-posterior generator 1"
 """Metadata value that identifies the files of this program."""
@@ -78,7 +78,7 @@ def load(name: str) -> LoadedGenerator:
             "full resolution has replaced that (model/noise_head.py): use the shipped sampler, or train one with "
             "train/configs/posterior.yaml"
         )
-    if (filters := tensors.get(FILTERS)) is not None and filters.shape[1] == 1:
+    if (filters := tensors.get(FILTERS)) is not None and filters.shape[1:] == (1, KERNEL, KERNEL):
         tensors[FILTERS] = dense_filters(filters)
     try:
         with torch.device("meta"):  # without memory and random numbers for initial values that are replaced

@@ -56,6 +56,15 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found > 0
 
+    def max(self, values: list[float]) -> list[float]:
+        """The largest values of all ranks; from CPU to CPU, without synchronising with the devices."""
+        if self.size == 1:
+            return values
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        found: list[float] = largest.tolist()
+        return found
+
     def broadcast(self, values: list[float]) -> list[float]:
         """The first rank's values, on all ranks; from CPU to CPU, without synchronising with the devices."""
         if self.size == 1:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Self
-
-from tqdm import tqdm
 
 from train.distributed import Ranks
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+PERIOD = 1.0
+"""Seconds, about, between two agreements of several ranks."""
 
 
 class InterruptionError(Exception):
@@ -24,36 +26,40 @@ class InterruptionError(Exception):
 
 
 class StopSignals:
-    """Inside the `with` block the first of these signals is noted. The second one has its usual effect, for a step that
-    does not end. Outside the main thread, where Python allows no handlers, nothing is noted."""
+    """Notes these signals inside the `with` block. After the first, Ctrl-C has its usual effect, in case a step hangs;
+    SIGTERM is ignored, because a scheduler and torchrun may both send it. Signals that were ignored before, such as
+    Ctrl-C in a background job, stay so. Outside the main thread Python allows no handlers: nothing is noted."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.number = ranks, 0
         self._before: dict[int, Any] = {}
+        self._began, self._steps, self._next = monotonic(), 0, 1
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in NUMBERS}
+            for number in NUMBERS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: installed from C
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def arrived(self, agree: bool) -> int:
-        """The number of the signal that has arrived, or 0. The first rank's counts on all ranks, which must call this
-        after the same steps with the same `agree`; without it several ranks do not communicate, and it is 0."""
+    def arrived(self) -> int:
+        """The number of the signal that has arrived, or 0. To be called after each step, by all ranks: one that any of
+        them has received is returned on all, after the same step, within about a second."""
+        self._steps += 1
         if self.ranks.size == 1:
             return self.number
-        return int(self.ranks.broadcast([self.number])[0]) if agree else 0
+        if self._steps < self._next:
+            return 0
+        pace = self._steps / (monotonic() - self._began)
+        number, pause = self.ranks.max([self.number, max(1.0, PERIOD * pace)])
+        self._next = self._steps + int(pause)
+        return int(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        self._restore()
-        if self.ranks.is_first:
-            name = signal.Signals(number).name
-            tqdm.write(f"{name}: saves a checkpoint and ends; once more ends at once without")
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+        if signal.SIGINT in self._before:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])

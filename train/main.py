@@ -24,9 +24,9 @@ Without --config it trains the regression network `mmse`, by the recipe
 {RECIPE}.
 Without data it runs a demonstration of two minutes on the sample photographs.
 
-Ctrl-C and SIGTERM end a run with a checkpoint. An interrupted run resumes from
-its last checkpoint when the same command is given again, on any number of
-devices."""
+Ctrl-C and SIGTERM end a run after the step at hand, with a checkpoint; a second
+Ctrl-C ends it at once, without. An interrupted run resumes from its last
+checkpoint when the same command is given again, on any number of devices."""
 
 EXAMPLES = f"""\
 examples:

@@ -30,8 +30,8 @@ MIN_OUTPUTS = 32
 """Convolutions with fewer output channels are left to Adam."""
 
 
-def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
-    """The weights of 3x3 convolutions with many output channels, which Muon is for."""
+def convolution_weights(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of 3x3 convolutions with many output channels, the trunk's first and last included."""
     return [p for p in network.parameters() if p.dim() == 4 and p.shape[2:] == (3, 3) and len(p) >= MIN_OUTPUTS]
 
 

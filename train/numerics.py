@@ -63,9 +63,9 @@ def numerics(run: RunConfig) -> Iterator[None]:
 @contextmanager
 def _float32_on_cuda() -> Iterator[None]:
     """Convolutions, nearly all of the work, use TF32 (10 bits of mantissa, sums in float32); matrix products, a few
-    small linear layers, use full float32. These are PyTorch's defaults, set through `fp32_precision`, the interface
-    since PyTorch 2.9; mixing it with the older `allow_tf32` raises. TF32 for matrix products, set in this way, breaks
-    torch.compile in some releases (PyTorch issue 166387)."""
+    small linear layers and Muon's orthogonalisation, use full float32. These are PyTorch's defaults, set through
+    `fp32_precision`, the interface since PyTorch 2.9; mixing it with the older `allow_tf32` raises. TF32 for matrix
+    products, set in this way, breaks torch.compile in some releases (PyTorch issue 166387)."""
     products: Any = torch.backends.cuda.matmul
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = products.fp32_precision, convolutions.fp32_precision

@@ -14,7 +14,7 @@ from model.generator import Generator, initialise_from
 from model.weights import WeightsError, load
 from train.checks import ConfigError, expect, expect_not_negative, expect_positive
 from train.distributed import Network, Ranks, wrap_ddp
-from train.muon import MIN_OUTPUTS, Muon, hidden_weights
+from train.muon import MIN_OUTPUTS, Muon, convolution_weights
 from train.schedule import START, ScheduleAnchor
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam, and Muon for the hidden weights of the generator, with linear warm-up and cosine decay."""
+    """Adam, and Muon for the generator's larger convolutions, with linear warm-up and cosine decay."""
 
     steps: int = 20_000  # length of the run and its schedules; run.seconds may end both earlier
     learning_rate: float = 1e-3  # after the warm-up
@@ -105,15 +105,15 @@ def _learner(network: Network, config: Config, ranks: Ranks, with_muon: bool = F
     if config.run.compile:
         network.compile()
     groups = parameter_groups(network, config)
-    hidden = {id(weight) for weight in hidden_weights(network)} if with_muon else set()
-    if with_muon and not hidden:
-        raise ConfigError(f"optimiser.muon_rate: expected 0, as no 3x3 convolution has {MIN_OUTPUTS} output channels")
+    for_muon = {id(weight) for weight in convolution_weights(network)} if with_muon else set()
+    if with_muon and not for_muon:
+        raise ConfigError(f"optimiser.muon_rate: expected 0, as no 3x3 convolution has {MIN_OUTPUTS} outputs or more")
 
     def part(of_muon: bool) -> list[dict[str, Any]]:
-        return [{"params": [p for p in group.parameters if (id(p) in hidden) == of_muon]} for group in groups]
+        return [{"params": [p for p in group.parameters if (id(p) in for_muon) == of_muon]} for group in groups]
 
     adam = torch.optim.Adam(part(of_muon=False), lr=0.0, betas=config.optimiser.betas, fused=True)
-    muon = Muon(part(of_muon=True)) if hidden else None
+    muon = Muon(part(of_muon=True)) if for_muon else None
     return Learner(network, wrap_ddp(network, ranks), groups, adam, muon)
 
 

@@ -127,18 +127,26 @@ def _loop(state: State, run: TrainingRun) -> None:
         except RuntimeError as error:  # out of memory, a kernel, a lost rank: keep its type and traceback
             error.add_note(f"at step {state.step} of rank {run.ranks.rank}")
             raise
-        run.logger.advance(state.step, clock.passed)
         due = _due(config, state.step, over)
-        stopped = run.signals.arrived(agree="log" in due)
-        if stopped:
-            due.add("save")
+        stopped = run.signals.arrived()
+        if stopped and state.step < config.optimiser.steps and not over:
+            _save_before_end(state, run)
+            _log(state, run, meter, due & {"log"})
+            raise InterruptionError(stopped, state.step)
+        run.logger.advance(state.step, clock.passed)
         if due:
             stop_if_failed(run.guard, state, run.source, config, run.folder)
             _log(state, run, meter, due)
         if "save" in due and run.ranks.is_first:
             save_checkpoint(state, run.source, config, run.folder)
-        if stopped and state.step < config.optimiser.steps and not over:
-            raise InterruptionError(stopped, state.step)
+
+
+def _save_before_end(state: State, run: TrainingRun) -> None:
+    """Writes nothing to the terminal, which may be gone. All ranks wait: when one ends, torchrun ends the others."""
+    stop_if_failed(run.guard, state, run.source, run.config, run.folder)
+    if run.ranks.is_first:
+        save_checkpoint(state, run.source, run.config, run.folder)
+    run.ranks.barrier()
 
 
 def _due(config: Config, step: int, over: bool) -> set[str]:

@@ -77,7 +77,7 @@ def game_of(photos, output, **changes):
 
 
 def energy_of(photos, output, **changes):
-    """posterior.yaml's terms in float32, without those of features and spectra."""
+    """posterior.yaml's terms in float32, without those that are off by default and features."""
     config = config_of(photos, output, model={"noise": True}, run={"bfloat16": False})
     config = dataclasses.replace(config, objective="energy", energy=EnergyConfig(features=0.0))
     return changed(config, changes)

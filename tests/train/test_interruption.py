@@ -10,8 +10,9 @@ import pytest
 from training import assert_same_run, checkpoint, command, config_of, in_ranks, newest, write_photos
 
 import train.trainer as trainer_module
+from train.checkpoint import save_checkpoint
 from train.distributed import Ranks
-from train.interruption import InterruptionError, StopSignals
+from train.interruption import NUMBERS, InterruptionError, StopSignals
 from train.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -37,16 +38,17 @@ def signal_in_step(monkeypatch):
     return chosen
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_says_what_is_saved_and_ends(photos, tmp_path, number):
+def test_the_command_says_what_is_saved_and_ends(photos, tmp_path):
     config = config_of(photos, tmp_path / "run", optimiser={"steps": 10**6}, run=RARELY)
     run = subprocess.Popen(command(config, tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while newest(tmp_path / "run") < 3:
-        assert run.poll() is None
-        time.sleep(0.01)
-    run.send_signal(number)
-    said = run.communicate(timeout=60)[1]
-    assert run.returncode == 128 + number, said
+    try:
+        while newest(tmp_path / "run") < 3 and run.poll() is None:
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[1]
+    finally:
+        run.kill()
+    assert run.returncode == 128 + signal.SIGINT, said
     step = checkpoint(tmp_path / "run")["step"]
     assert step >= 3
     assert f"train: interrupted after step {step}, which is saved" in said
@@ -70,25 +72,49 @@ def test_a_signal_in_the_last_step_changes_nothing(photos, tmp_path, signal_in_s
     assert checkpoint(tmp_path)["step"] == 4
 
 
-@pytest.mark.parametrize("receivers", [(0,), (0, 1)])
-def test_ranks_end_together_when_they_log(photos, tmp_path, signal_in_step, receivers):
-    config = config_of(photos, tmp_path / "run", run={"log_every": 4, "save_every": 1000})
+@pytest.mark.parametrize("receivers", [(0,), (1,), (0, 1)])
+def test_ranks_end_together_and_wait_for_the_checkpoint(photos, tmp_path, signal_in_step, receivers, monkeypatch):
+    config, save = config_of(photos, tmp_path / "run", optimiser={"steps": 10**6}, run=RARELY), save_checkpoint
+
+    def slow(*arguments):
+        time.sleep(1)
+        save(*arguments)
 
     def work(rank):
         signal_in_step["step"] = 5 + rank if rank in receivers else 0
-        with pytest.raises(InterruptionError, match="after step 8"):
+        monkeypatch.setattr(trainer_module, "save_checkpoint", slow)
+        with pytest.raises(InterruptionError) as interruption:
             train(config)
+        step = checkpoint(tmp_path / "run")["step"]
+        assert step >= 5
+        assert f"after step {step}," in str(interruption.value)
 
     for code, said in in_ranks(work, tmp_path):
         assert code == 0, said
-    assert checkpoint(tmp_path / "run")["step"] == 8
 
 
-def test_the_second_signal_is_not_waited_for():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_only_a_second_ctrl_c_is_not_waited_for(first):
+    before = [signal.getsignal(number) for number in NUMBERS]
     with StopSignals(Ranks()) as signals:
-        signal.raise_signal(signal.SIGINT)
-        assert signals.arrived(agree=False) == signal.SIGINT
+        assert signals.arrived() == 0
+        signal.raise_signal(first)
+        assert signals.arrived() == first
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    """As Ctrl-C does in a background job."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals(Ranks()) as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.arrived() == 0
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.arrived() == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from training import config_of, write_photos
+from training import config_of, energy_of, write_photos
 
 from model.generator import Generator, GeneratorConfig
 from train.checks import ConfigError
 from train.distributed import Ranks
-from train.muon import Muon, hidden_weights, orthogonalised
+from train.muon import Muon, convolution_weights, orthogonalised
 from train.state import new_state
+from train.update import Guard, update
 
 RATE = 0.02
 
@@ -74,10 +75,34 @@ def test_a_step_that_failed_changes_nothing():
     assert torch.equal(one[0], other[0])
 
 
+def test_a_training_step_has_the_rate_of_its_group_and_skips_what_is_not_finite(tmp_path):
+    """The update's root mean square is 0.2 times the rate where the momentum has all singular values."""
+    optimiser = {"learning_rate": 1e-3, "warmup": 0, "steps": 10, "trunk_rate": 0.3, "muon_rate": 2.0}
+    model = {"features": 32, "noise": True}
+    config = energy_of(write_photos(tmp_path), tmp_path / "run", model=model, optimiser=optimiser)
+    state, guard = new_state(config, Ranks()), Guard(Ranks())
+    network = state.generator.network
+    for finite in (True, False):
+        before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+        for n, weight in enumerate(network.parameters()):
+            weight.grad = normal(*weight.shape, seed=n)
+        loss = torch.tensor(1.0 if finite else float("nan"))
+        update(state.generator, {"loss": loss}, state, config, guard)
+        moves = {name: (weight - before[name]).detach() for name, weight in network.named_parameters()}
+        if not finite:
+            assert all(not move.any() for move in moves.values())
+            continue
+        chosen = {id(weight) for weight in convolution_weights(network)}
+        for name, weight in network.named_parameters():
+            size = moves[name].square().mean().sqrt().item()
+            wanted = 0.2 * 0.3 * 2e-3 if id(weight) in chosen else 1e-3 if name.startswith("noise_head.") else 0.3e-3
+            assert size == pytest.approx(wanted, rel=0.2), name
+
+
 def test_it_gets_the_trunks_convolutions():
     network = Generator(GeneratorConfig(features=32, blocks=2, noise=True, noise_maps=40))
     names = {id(p): name for name, p in network.named_parameters()}
-    chosen = {names[id(weight)] for weight in hidden_weights(network)}
+    chosen = {names[id(weight)] for weight in convolution_weights(network)}
     blocks = {f"{block}.{conv}.weight" for block in ("before.0", "after.0") for conv in ("first", "second")}
     assert chosen == {"head.weight", "tail.weight", *blocks}
 

@@ -80,8 +80,8 @@ def test_a_killed_game_ends_as_if_it_never_was(photos, tmp_path, seed):
 
 
 def test_a_samplers_run_goes_on_with_its_schedules_and_larger_crops(photos, tmp_path):
-    """posterior.yaml's terms, killed before and after the crops grow; head and trunk at rates of their own, and the
-    trunk's convolutions with Muon."""
+    """Killed before and after the crops grow; head and trunk at rates of their own, and the trunk's convolutions with
+    Muon."""
     changes = {
         "data": {"late_crop": 48},
         "model": {"features": 32},

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from train.distributed import to_device
+
 DIRECTIONS = 32
 """Random projections of each level's features, at most as many as it has channels."""
 
 POSITIONS = 4096
-"""Number of positions of each level that are compared at most. 8 crops of 128x128 pixels have 8 times as many at half
-their resolution."""
+"""Maximum number of positions compared in each level. 8 crops of 96x96 pixels have 4.5 times as many at half their
+resolution."""
 
 
 def sliced_wasserstein(samples: Sequence[Tensor], clean: Sequence[Tensor], random: torch.Generator) -> Tensor:
@@ -31,8 +33,8 @@ def sliced_wasserstein(samples: Sequence[Tensor], clean: Sequence[Tensor], rando
     distances = []
     for own, true in zip(samples, clean, strict=True):
         deviation, mean = torch.std_mean(true, (0, 2, 3))
-        directions = _orthonormal(len(mean), random).to(true.device) / (deviation + 1e-3)[:, None]
-        positions = torch.randperm(true[:, 0].numel(), generator=random)[:POSITIONS].to(true.device)
+        directions = to_device(_orthonormal(len(mean), random), true.device) / (deviation + 1e-3)[:, None]
+        positions = to_device(torch.randperm(true[:, 0].numel(), generator=random)[:POSITIONS], true.device)
         theirs = _quantiles(true, positions, mean, directions)
         for draw in own.unbind(1):
             distances.append((_quantiles(draw, positions, mean, directions) - theirs).square().mean())

@@ -1,14 +1,13 @@
 """The energy objective: a sampler without a critic, trained by proper scores of K samples of each crop.
 
-    loss = wp · E_pixels + wf · E_features + ws · E_spectra + wd · D + wa · P + wm · FM + wc · commitment + wr · log_mse
+    loss = wp · E_pixels + wf · E_features + ws · E_spectra + wo · P + wd · D + wm · FM + wc · commitment + wr · log_mse
 
 E is the energy score (energy_score.py), which is minimal exactly where samples follow the posterior; E_spectra that of
-flat areas' spectra and P the difference of their mean power (spectra.py); D the distance between the distributions of
-the features of all samples and all originals (distribution.py); FM is equation 5 of arXiv 2211.11827; log_mse is the
-loss of the regression output. With `projected` all scores are of samples projected
-onto their file's intervals (equation 11), as users get them. The projection has a straight-through gradient (the
-identity), and the commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to
-their projection.
+flat areas' spectra, and P (`power`) the difference of their mean power (spectra.py); D the distance between the
+distributions of the features of all samples and all originals (distribution.py); FM is equation 5 of arXiv 2211.11827;
+log_mse is the loss of the regression output. With `projected` all scores are of samples projected onto their file's
+intervals (equation 11), as users get them. The projection has a straight-through gradient (the identity), and the
+commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to their projection.
 
 The scores of features and spectra and D are normalised by the crops of a micro-batch, and D and P are those of its
 distributions, so that they differ from those of the whole step if there are several micro-batches or ranks.
