@@ -19,6 +19,14 @@ ROOT = Path(__file__).parents[2]
 RARELY = {"log_every": 1, "save_every": 1000}
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Shells start background jobs with SIGINT ignored, and processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
@@ -108,13 +116,10 @@ def test_only_a_second_ctrl_c_is_not_waited_for(first):
 
 def test_a_signal_that_was_ignored_stays_so():
     """As Ctrl-C does in a background job."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with StopSignals(Ranks()) as signals:
-            signal.raise_signal(signal.SIGINT)
-            assert signals.arrived() == 0
-            signal.raise_signal(signal.SIGTERM)
-            assert signals.arrived() == signal.SIGTERM
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals(Ranks()) as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.arrived() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.arrived() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

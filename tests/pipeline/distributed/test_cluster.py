@@ -72,9 +72,9 @@ def nodes(bucket) -> Iterator[Nodes]:
             server.kill()
 
 
-def shards(folder: Path, images: int, count: int = SHARDS) -> Path:
+def shards(folder: Path, images: int, count: int = SHARDS, side: int = 40) -> Path:
     for number in range(count):
-        files = {f"{n}.jpg": encode(photograph(40, 40, 100 * number + n), "4:2:0", 30) for n in range(images)}
+        files = {f"{n}.jpg": encode(photograph(side, side, 100 * number + n), "4:2:0", 30) for n in range(images)}
         write_tar(folder / f"{number:02}.tar", {**files, "text.jpg": b"text", "note.json": b"{}"})
     return folder
 
@@ -193,8 +193,10 @@ def kill(raylet: int) -> None:
 
 
 def test_driver_killed_and_then_a_node(tmp_path, nodes):
-    """In turn, over the same output. The last test of these nodes, as only one is left."""
-    source, out, weights = shards(tmp_path / "in", 6), tmp_path / "out", tiny_weights(tmp_path, noise=True)
+    """In turn, over the same output. The last test of these nodes, as only one is left. The images are so large that
+    one node's worker is not done before the other's has started."""
+    source, out = shards(tmp_path / "in", 6, side=128), tmp_path / "out"
+    weights = tiny_weights(tmp_path, noise=True)
     given = command(source, out, "--weights", weights, "--output-shards", "--samples", "2")
     first = Driver(given, tmp_path / "log", nodes.address)
     first.wait_for(lambda: len(finished(out)) >= 3)
