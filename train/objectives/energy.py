@@ -30,7 +30,7 @@ from train.objectives.energy_score import feature_energy, feature_levels, pixel_
 from train.objectives.forward import Terms, autocast, check_regression_weight, draw, projected
 from train.objectives.frozen import LITE0, load_features
 from train.objectives.losses import first_moment, log_mse
-from train.objectives.spectra import power_difference, spectral_energy
+from train.objectives.spectra import flat_spectra, power_difference, spectral_energy
 from train.state import State
 from train.update import Guard, update
 
@@ -119,10 +119,10 @@ class Energy:
         terms = {}
         if mean is not None:  # with a noise head; check_energy refuses these terms otherwise
             terms["regression"] = log_mse(mean, batch.clean)
-            if "spectra" in wanted:
-                terms["spectra"] = spectral_energy(samples, batch.clean, mean.detach())
-            if "power" in wanted:
-                terms["power"] = power_difference(samples, batch.clean, mean.detach())
+            if "spectra" in wanted or "power" in wanted:
+                spectra = flat_spectra(samples, batch.clean, mean.detach())
+                found = {"spectra": spectral_energy(spectra), "power": power_difference(spectra)}
+                terms |= {name: term for name, term in found.items() if name in wanted}
         if "commitment" in wanted:
             terms["commitment"] = (unprojected - samples.detach()).square().mean()
         if "first_moment" in wanted:

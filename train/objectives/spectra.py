@@ -1,10 +1,12 @@
 """Losses of the spectra of flat areas, where texture that is too regular or too weak is seen first.
 
 Both take windows of Y, Cb and Cr of the difference to the regression's output, weighted by how flat that output is
-there. Samples are [n, K, 3, h, w] and clean images and regression outputs [n, 3, h, w], float32 in 0..1.
+there.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,34 +29,49 @@ FLAT = 4.0
 a flat one."""
 
 
-def spectral_energy(samples: Tensor, clean: Tensor, mean: Tensor) -> Tensor:
+class FlatSpectra(NamedTuple):
+    """Power spectra of the windows, gray levels squared, [n, 3, rows, columns, 16, 9] each."""
+
+    samples: list[Tensor]  # K of them
+    clean: Tensor
+    weights: Tensor  # flatness of the windows [n, rows, columns], with a sum of 1
+
+
+def flat_spectra(samples: Tensor, clean: Tensor, mean: Tensor) -> FlatSpectra:
+    """samples: [n, K, 3, h, w]. clean, mean: [n, 3, h, w], the clean images and the regression's output. All float32,
+    0..1."""
+    return FlatSpectra([_power(draw - mean) for draw in samples.unbind(1)], _power(clean - mean), _flatness(mean))
+
+
+def spectral_energy(spectra: FlatSpectra) -> Tensor:
     """The energy score of the shape of spectra. A scalar.
 
     Takes the logarithm of each window's power at every frequency minus its mean over frequencies. The strength of
     detail is left to the other terms; their gradient in flat areas is too weak to shape its spectrum, which without
     this term was concentrated in a few frequencies and visible as hatching."""
-    weights = _flatness(mean)
 
-    def shapes(x: Tensor) -> Tensor:
-        logs = (_power(x - mean) + ROUNDING).log()
+    def shape(power: Tensor) -> Tensor:
+        logs = (power + ROUNDING).log()
         return logs - logs.mean((-2, -1), keepdim=True)
 
-    draws = [shapes(draw) for draw in samples.unbind(1)]
-    return score(draws, shapes(clean), lambda a, b: ((a - b).abs().mean((1, -2, -1)) * weights).sum())
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return ((a - b).abs().mean((1, -2, -1)) * spectra.weights).sum()
+
+    return score([shape(draw) for draw in spectra.samples], shape(spectra.clean), distance)
 
 
-def power_difference(samples: Tensor, clean: Tensor, mean: Tensor) -> Tensor:
+def power_difference(spectra: FlatSpectra) -> Tensor:
     """The squared difference between the logarithms of the power of the samples and of the clean images, each the
     weighted mean over all images and windows: the mean over frequencies and channels. A scalar.
 
     Detail of flat areas hardly changes an image's features, hence is weaker than the originals' without this term."""
-    weights = _flatness(mean)[:, None, :, :, None, None]
+    weights = spectra.weights[:, None, :, :, None, None]
 
-    def level(x: Tensor) -> Tensor:
-        return ((_power(x - mean) * weights).sum((0, 2, 3)) + TINY).log()
+    def level(power: Tensor) -> Tensor:
+        return ((power * weights).sum((0, 2, 3)) + TINY).log()
 
-    true = level(clean)
-    return torch.stack([(level(draw) - true).square().mean() for draw in samples.unbind(1)]).mean()
+    true = level(spectra.clean)
+    return torch.stack([(level(draw) - true).square().mean() for draw in spectra.samples]).mean()
 
 
 def _flatness(x: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.objectives import distribution
-from train.objectives.distribution import DIRECTIONS, sliced_wasserstein
+from train.objectives.distribution import DIRECTIONS, POSITIONS, sliced_wasserstein
 
 
 def normal(*shape, seed=0):
@@ -20,17 +19,16 @@ def distance(samples, clean):
     return float(sliced_wasserstein([samples], [clean], generator()))
 
 
-def test_it_is_that_of_its_definition(monkeypatch):
+def test_it_is_that_of_its_definition():
     """Of two levels, one with more positions than are compared, one with more channels than directions."""
-    monkeypatch.setattr(distribution, "POSITIONS", 20)
-    clean = [3 + normal(2, 5, 6, 4), normal(2, DIRECTIONS + 8, 3, 3, seed=1)]
+    clean = [3 + normal(2, 5, 64, 40), normal(2, DIRECTIONS + 8, 3, 3, seed=1)]
     samples = [normal(2, 3, *x.shape[1:], seed=2 + n) for n, x in enumerate(clean)]
     random, expected = generator(), []
     for own, true in zip(samples, clean, strict=True):
         channels = true.shape[1]
         drawn = torch.randn(channels, min(channels, DIRECTIONS), generator=random)
         vectors = np.linalg.qr(drawn.double().numpy())[0]
-        positions = torch.randperm(true[:, 0].numel(), generator=random).numpy()[:20]
+        positions = torch.randperm(true[:, 0].numel(), generator=random).numpy()[:POSITIONS]
 
         def projected(x, true=true, vectors=vectors, positions=positions):
             x, true = (y.double().numpy().transpose(0, 2, 3, 1).reshape(-1, y.shape[1]) for y in (x, true))

@@ -16,7 +16,7 @@ from train.objectives.energy import DIRECTIONS_STREAM, WEIGHTS, Energy
 from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy
 from train.objectives.forward import projected
 from train.objectives.losses import first_moment, log_mse
-from train.objectives.spectra import power_difference, spectral_energy
+from train.objectives.spectra import flat_spectra, power_difference, spectral_energy
 from train.state import new_state
 from train.trainer import train
 from train.update import Guard
@@ -62,13 +62,14 @@ def test_the_gradient_is_that_of_the_weighted_terms(photos, tmp_path, monkeypatc
     found = gradients_of(monkeypatch, energy_module, objective.step, state.generator, *arguments)
     samples, mean = drawn(state, batch)
     levels = feature_levels(samples, batch.clean, objective.features)
+    spectra = flat_spectra(samples, batch.clean, mean.detach())
     random = step_generator(objective.config.run.seed, state.step, DIRECTIONS_STREAM)
     loss = (
         pixel_energy(samples, batch.clean)
         + 0.2 * feature_energy(*levels)
         + 2.0 * sliced_wasserstein(*levels, random)
-        + 0.1 * spectral_energy(samples, batch.clean, mean.detach())
-        + 0.3 * power_difference(samples, batch.clean, mean.detach())
+        + 0.1 * spectral_energy(spectra)
+        + 0.3 * power_difference(spectra)
         + 3.0 * first_moment(samples, batch.clean, unbiased=True)
         + 0.2 * log_mse(mean, batch.clean)
     )

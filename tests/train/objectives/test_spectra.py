@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from train.objectives.spectra import power_difference, spectral_energy
+from train.objectives.spectra import flat_spectra, power_difference, spectral_energy
 
 CORNERS = [(i, j) for i in (0, 8) for j in (0, 8, 16, 24)]
 
@@ -51,7 +51,7 @@ def test_the_score_is_that_of_its_definition():
     truth, own = shapes(clean), [shapes(samples[:, k]) for k in range(3)]
     near = np.mean([distance(x, truth) for x in own])
     apart = np.mean([distance(own[k], own[m]) for k in range(3) for m in range(k)])
-    assert float(spectral_energy(samples, clean, mean)) == pytest.approx(near - apart / 2, rel=1e-4)
+    assert float(spectral_energy(flat_spectra(samples, clean, mean))) == pytest.approx(near - apart / 2, rel=1e-4)
 
 
 def test_the_difference_of_powers_is_that_of_its_definition():
@@ -61,7 +61,7 @@ def test_the_difference_of_powers_is_that_of_its_definition():
         return np.log(np.einsum("cwij,w->cij", power(x - mean), flatness(mean)) + 1e-4)
 
     expected = np.mean([(level(samples[:, k]) - level(clean)) ** 2 for k in range(3)])
-    assert float(power_difference(samples, clean, mean)) == pytest.approx(expected, rel=1e-4)
+    assert float(power_difference(flat_spectra(samples, clean, mean))) == pytest.approx(expected, rel=1e-4)
 
 
 def faint(n, deviation, blur, random):
@@ -74,7 +74,7 @@ def loss(of, deviation, blur):
     """Of many samples, for truths of blurred noise of deviation 0.02."""
     random = torch.Generator().manual_seed(5)
     samples = faint(128, deviation, blur, random).unflatten(0, (64, 2))
-    return float(of(samples, faint(64, 0.02, True, random), torch.full((64, 3, 32, 32), 0.5)))
+    return float(of(flat_spectra(samples, faint(64, 0.02, True, random), torch.full((64, 3, 32, 32), 0.5))))
 
 
 def test_the_score_is_least_for_the_truths_own_spectrum_however_faint():
@@ -95,6 +95,6 @@ def test_a_gradient_alone_leads_to_the_truths_strength():
     for _ in range(100):
         samples = 0.5 + strength * torch.randn(8, 2, 3, 32, 32, generator=random)
         optimiser.zero_grad()
-        power_difference(samples, faint(8, 0.02, False, random), flat).backward()
+        power_difference(flat_spectra(samples, faint(8, 0.02, False, random), flat)).backward()
         optimiser.step()
     assert strength.item() == pytest.approx(0.02, rel=0.1)
