@@ -5,15 +5,9 @@ from __future__ import annotations
 from time import monotonic
 
 from train.config import Config
-from train.distributed import Ranks
+from train.distributed import Agreement, Ranks
 from train.schedule import START, ScheduleAnchor, progress
 from train.state import State
-
-PERIOD = 1.0
-"""Seconds, about, between two readings of the clock if there are several ranks, which have to agree on the time."""
-
-MAX_STEPS = 64
-"""Largest number of steps between two readings."""
 
 
 def resume_anchor(state: State, config: Config) -> ScheduleAnchor:
@@ -38,9 +32,8 @@ class Clock:
     the launches may be a few steps ahead of the device. Without `run.seconds` the clock never stops a run."""
 
     def __init__(self, state: State, config: Config, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
+        self.config, self.ranks, self._agreement = config, ranks, Agreement(ranks)
         self.first = state.anchor = resume_anchor(state, config)
-        self.first_step = self.next = state.step
         self.began = monotonic()
 
     @property
@@ -52,12 +45,10 @@ class Clock:
         """To be called after each step: moves the schedules' anchor to the elapsed time and returns whether
         `run.seconds` have passed."""
         seconds = self.config.run.seconds
-        if not seconds or state.step < self.next:
+        times = self._agreement.largest([self.passed if self.ranks.is_first else 0.0]) if seconds else None
+        if times is None:
             return False
-        passed, steps = self.passed, max(1, state.step - self.first_step)
-        pause = 1.0 if self.ranks.size == 1 else min(MAX_STEPS, max(1.0, PERIOD * steps / passed))
-        passed, pause = self.ranks.broadcast([passed, pause])
-        self.next = state.step + int(pause)
+        passed = times[0]
         by_time = self.first.progress + (1 - self.first.progress) * min(1.0, passed / seconds)
         by_steps = progress(self.config, state.step, state.anchor)
         state.anchor = ScheduleAnchor(state.step, max(by_time, by_steps), self.first.seconds + passed)

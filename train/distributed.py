@@ -4,10 +4,12 @@ collective operation."""
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from train.config import RunConfig
 
 Network = TypeVar("Network", bound=nn.Module)
+
+PERIOD = 1.0
+"""Seconds, about, between two exchanges of an `Agreement`."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,31 @@ class Ranks:
         found: list[float] = largest.tolist()
         return found
 
-    def broadcast(self, values: list[float]) -> list[float]:
-        """The first rank's values, on all ranks; from CPU to CPU, without synchronising with the devices."""
-        if self.size == 1:
-            return values
-        sent = torch.tensor(values, dtype=torch.float64)
-        dist.broadcast(sent, 0)
-        received: list[float] = sent.tolist()
-        return received
-
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.size > 1:
             dist.barrier()
+
+
+class Agreement:
+    """Values that all ranks must know after the same step, exchanged about once a second instead of after each step."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self._began, self._steps, self._next = monotonic(), 0, 1
+
+    def largest(self, values: list[float]) -> list[float] | None:
+        """To be called after each step, by all ranks: the largest values of all ranks, or None between two exchanges. A
+        single rank gets its own, always."""
+        self._steps += 1
+        if self.ranks.size == 1:
+            return values
+        if self._steps < self._next:
+            return None
+        steps_per_period = PERIOD * self._steps / (monotonic() - self._began)
+        *found, pause = self.ranks.max([*values, max(1.0, steps_per_period)])
+        self._next = self._steps + int(pause)
+        return found
 
 
 @contextmanager
@@ -117,7 +134,11 @@ def wrap_ddp(network: nn.Module, ranks: Ranks) -> nn.Module:
     """The network, in DistributedDataParallel if there are several ranks. A backward pass through the wrapper averages
     the gradients over ranks, those accumulated by earlier passes through the plain network included. Buffers are
     constants."""
-    return network if ranks.size == 1 else DistributedDataParallel(network, broadcast_buffers=False)
+    if ranks.size == 1:
+        return network
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch 2.13 renamed broadcast_buffers; 2.11 has no other name
+        return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from train.distributed import Ranks
+from train.distributed import Agreement, Ranks
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
-PERIOD = 1.0
-"""Seconds, about, between two agreements of several ranks."""
 
 
 class InterruptionError(Exception):
@@ -31,9 +27,8 @@ class StopSignals:
     Ctrl-C in a background job, stay so. Outside the main thread Python allows no handlers: nothing is noted."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.number = ranks, 0
+        self.number, self._agreement = 0, Agreement(ranks)
         self._before: dict[int, Any] = {}
-        self._began, self._steps, self._next = monotonic(), 0, 1
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -49,15 +44,8 @@ class StopSignals:
     def arrived(self) -> int:
         """The number of the signal that has arrived, or 0. To be called after each step, by all ranks: one that any of
         them has received is returned on all, after the same step, within about a second."""
-        self._steps += 1
-        if self.ranks.size == 1:
-            return self.number
-        if self._steps < self._next:
-            return 0
-        pace = self._steps / (monotonic() - self._began)
-        number, pause = self.ranks.max([self.number, max(1.0, PERIOD * pace)])
-        self._next = self._steps + int(pause)
-        return int(number)
+        numbers = self._agreement.largest([self.number])
+        return int(numbers[0]) if numbers else 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
