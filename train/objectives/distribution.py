@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,5 +52,11 @@ def _quantiles(features: Tensor, positions: Tensor, mean: Tensor, directions: Te
     """Features [n, c, h, w] → their projections at some of the n h w positions, [directions, len(positions)], each in
     ascending order."""
     projected = (features.movedim(1, -1).flatten(0, 2)[positions] - mean) @ directions
-    ordered: Tensor = projected.T.sort(1).values
-    return ordered
+    return _sorted(projected.T.contiguous())
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """Each row in ascending order. On a CPU by NumPy, whose vectorised sort is some ten times as fast as PyTorch's."""
+    if rows.device.type != "cpu":
+        return rows.sort(1).values
+    return rows.gather(1, torch.from_numpy(np.argsort(rows.detach().numpy(), axis=1)))
