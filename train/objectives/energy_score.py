@@ -30,15 +30,16 @@ BANDS, BAND_PIXELS = 3, (1, 4)
 """Number of band-passes, each an octave below the one before, and the heights and widths of their patches."""
 
 
-def energy_score(samples: Tensor, clean: Tensor, patch: int = 1) -> Tensor:
-    """[n]: the energy score of each image, the mean over patches of `patch` x `patch` positions with all their
-    channels, at a stride of half a patch. Distances are divided by `patch` to make sizes comparable.
+def energy_score(samples: Tensor, clean: Tensor, sides: Sequence[int] = (1,)) -> Tensor:
+    """[n]: the energy score of each image, the sum over `sides`, heights and widths of square patches, of the mean over
+    such patches with all their channels, at a stride of half a patch. Distances are divided by the side to make sizes
+    comparable.
 
     Raises ValueError for a single sample."""
     count = samples.shape[1]
     if count < 2:
         raise ValueError(f"the energy score needs 2 samples or more for each image, got {list(samples.shape)}")
-    return score(samples.unbind(1), clean, lambda a, b: _distance(a, b, patch))
+    return score(samples.unbind(1), clean, lambda a, b: _distance(a, b, sides))
 
 
 def score(draws: Sequence[Tensor], truth: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -48,22 +49,20 @@ def score(draws: Sequence[Tensor], truth: Tensor, distance: Callable[[Tensor, Te
     return to_truth - between / 2
 
 
-def _distance(a: Tensor, b: Tensor, patch: int) -> Tensor:
-    """[n, c, h, w] twice → the mean Euclidean distance of patches [n]."""
-    squares = (a - b).square().sum(1, keepdim=True)
-    if patch > 1:
-        squares = F.avg_pool2d(squares, patch, patch // 2) * patch**2
-    return (squares + 1e-8).sqrt().mean((1, 2, 3)) / patch  # the gradient of the root is infinite at 0
+def _distance(a: Tensor, b: Tensor, sides: Sequence[int]) -> Tensor:
+    """[n, c, h, w] twice → the mean Euclidean distance of patches divided by their side, the sum over sides [n]."""
+    squares, total = (a - b).square().sum(1, keepdim=True), []
+    for side in sides:
+        patches = F.avg_pool2d(squares, side, side // 2) * side**2 if side > 1 else squares
+        total.append((patches + 1e-8).sqrt().mean((1, 2, 3)) / side)  # the gradient of the root is infinite at 0
+    return torch.stack(total).sum(0)
 
 
 def pixel_energy(samples: Tensor, clean: Tensor) -> Tensor:
     """The energy scores of pixels and of their band-passes: a third of the sum over all patch sizes. A scalar."""
-    scores = [energy_score(samples, clean, patch) for patch in PIXELS]
-    count = samples.shape[:2]
-    bands = zip(band_passes(samples.flatten(0, 1)), band_passes(clean), strict=True)
-    for ours, theirs in bands:
-        own = ours.unflatten(0, count)
-        scores += [energy_score(own, theirs, patch) for patch in BAND_PIXELS]
+    scores, count = [energy_score(samples, clean, PIXELS)], samples.shape[:2]
+    for ours, theirs in zip(band_passes(samples.flatten(0, 1)), band_passes(clean), strict=True):
+        scores.append(energy_score(ours.unflatten(0, count), theirs, BAND_PIXELS))
     return torch.stack(scores).sum(0).mean() / 3
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kernels.tables import constant
 from kernels.torch_ops.colour import rgb_to_ycc
 from train.objectives.energy_score import score
 
@@ -83,11 +84,21 @@ def _flatness(x: Tensor) -> Tensor:
 
 def _power(x: Tensor) -> Tensor:
     """[n, 3, h, w] → power spectra of the windows of Y, Cb, Cr, gray levels squared, [n, 3, rows, columns, 16, 9]."""
-    windows = _windows(torch.stack(rgb_to_ycc(*(255 * x).unbind(1)), 1))
-    hann = torch.hann_window(WINDOW, device=x.device)
-    windows = (windows - windows.mean((-2, -1), keepdim=True)) * hann * hann[:, None]
-    power: Tensor = torch.view_as_real(torch.fft.rfft2(windows)).square().sum(-1) / hann.square().sum() ** 2
+    windows = _windows(torch.stack(rgb_to_ycc(*(255 * x).unbind(1)), 1)).flatten(-2)
+    real, imaginary = (windows @ part for part in _fourier(x.device))
+    power: Tensor = (real.square() + imaginary.square()).unflatten(-1, (WINDOW, WINDOW // 2 + 1))
     return power
+
+
+@constant
+def _fourier(device: torch.device | str = "cpu") -> Tensor:
+    """[2, 256, 144]: real and imaginary part of the spectrum of a window minus its mean under a Hann window, scaled so
+    that powers are in the window's units squared. A product of matrices is several times as fast as these steps."""
+    hann = torch.hann_window(WINDOW, dtype=torch.float64)
+    unit = torch.eye(WINDOW**2, dtype=torch.float64).unflatten(1, (WINDOW, WINDOW))
+    windows = (unit - unit.mean((-2, -1), keepdim=True)) * hann * hann[:, None]
+    spectra = torch.view_as_real(torch.fft.rfft2(windows) / hann.square().sum())
+    return spectra.flatten(1, 2).movedim(2, 0).float().contiguous().to(device)
 
 
 def _windows(x: Tensor) -> Tensor:

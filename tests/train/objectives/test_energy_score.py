@@ -20,24 +20,27 @@ def rand(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("patch", [1, 4])
+@pytest.mark.parametrize("sides", [(1,), (1, 4)])
 @pytest.mark.parametrize("draws", [2, 3])
-def test_the_score_is_that_of_its_definition(patch, draws):
+def test_the_score_is_that_of_its_definition(sides, draws):
     samples, clean = rand(2, draws, 3, 12, 10), rand(2, 3, 12, 10, seed=1)
 
-    def vectors(x):
+    def vectors(x, patch):
         step = max(1, patch // 2)
         x = x.double().numpy()
         corners = [(i, j) for i in range(0, 12 - patch + 1, step) for j in range(0, 10 - patch + 1, step)]
         return np.stack([x[..., i : i + patch, j : j + patch].reshape(*x.shape[:-2], -1) for i, j in corners], -2)
 
-    def mean_distance(a, b):
-        return np.sqrt(((a - b) ** 2).sum((-3, -1))).mean() / patch
+    def distance(a, b):
+        return np.sqrt(((a - b) ** 2).sum((-3, -1))).mean()
 
-    truth, own = vectors(clean), vectors(samples)
-    near = np.mean([mean_distance(own[:, k], truth) for k in range(draws)])
-    apart = np.mean([mean_distance(own[:, k], own[:, m]) for k in range(draws) for m in range(k)])
-    assert float(energy_score(samples, clean, patch).mean()) == pytest.approx(near - apart / 2, rel=1e-4)
+    expected = 0
+    for side in sides:
+        truth, own = vectors(clean, side), vectors(samples, side)
+        near = np.mean([distance(own[:, k], truth) for k in range(draws)])
+        apart = np.mean([distance(own[:, k], own[:, m]) for k in range(draws) for m in range(k)])
+        expected += (near - apart / 2) / side
+    assert float(energy_score(samples, clean, sides).mean()) == pytest.approx(expected, rel=1e-4)
 
 
 def test_one_sample_has_no_energy_score():
