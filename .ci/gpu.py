@@ -53,7 +53,11 @@ class Settings:
     rehearse: bool
     wheels: Path
     data: list[str]
-    training: Path
+    scratch: Path
+
+    @property
+    def training(self) -> Path:
+        return self.scratch / "run"
 
     @property
     def site(self) -> Path:
@@ -135,9 +139,8 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             [
                 python("-m", "kernels.triton_ops.warm_up", *(["--sampling", "gray"] if small else [])),
                 python("-c", "from kernels.numba_ops import compile_kernels; compile_kernels()"),
-                *([] if small else [python(*target, "--sampling", label) for label in SAMPLINGS]),
             ],
-            180,
+            240,
         ),
         Step(
             "smoke",
@@ -173,6 +176,11 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             lambda log: restore_figures(out / "restore.json"),
         ),
         Step("tests", [pytest(*(["tests/kernels/test_triton_encode.py"] if small else every_kernel))], 200, tested),
+        Step(
+            "sanitizer-kernels",
+            [python(*target, *([] if small else ["--sampling", label])) for label in SAMPLINGS[: 1 if small else None]],
+            150,
+        ),
         Step(
             "sanitizer",
             [sanitized("memcheck")] if small else [sanitized("memcheck"), sanitized("racecheck")],
@@ -233,7 +241,7 @@ def die_with_parent() -> None:
 
 def run(step: Step, settings: Settings, limit: float) -> tuple[str, list[str]]:
     """(status, logs) of a step's commands, all of which are killed at the limit; those that failed come last."""
-    logs = [settings.out / f".{step.name}-{number}.log" for number in range(len(step.commands))]
+    logs = [settings.scratch / f"{step.name}-{number}.log" for number in range(len(step.commands))]
     running: list[subprocess.Popen[bytes] | None] = []
     end = time.monotonic() + limit
     for command, path in zip(step.commands, logs, strict=True):
@@ -256,11 +264,13 @@ def run(step: Step, settings: Settings, limit: float) -> tuple[str, list[str]]:
             except OSError as error:
                 log.write(f"{error}\n")
                 running.append(None)
-    found = [FAILED if process is None else wait(process, end) for process in running]
+    try:
+        found = [FAILED if process is None else wait(process, end) for process in running]
+    finally:
+        for process in running:
+            kill(process)
     status = next((status for status in (TIMED_OUT, FAILED) if status in found), OK)
     texts = [re.sub(r"[^\n]*\r", "", path.read_bytes().decode(errors="replace")) for path in logs]
-    for path in logs:
-        path.unlink()
     return status, [text for _, text in sorted(zip(found, texts, strict=True), key=lambda pair: pair[0] != OK)]
 
 
@@ -269,9 +279,15 @@ def wait(process: subprocess.Popen[bytes], end: float) -> str:
     try:
         return FAILED if process.wait(max(0.1, end - time.monotonic())) else OK
     except subprocess.TimeoutExpired:
+        kill(process)
+        return TIMED_OUT
+
+
+def kill(process: subprocess.Popen[bytes] | None) -> None:
+    """With all that it has started; nothing if it has ended."""
+    if process is not None and process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return TIMED_OUT
 
 
 def note(outcomes: list[Outcome], settings: Settings, minutes: float) -> None:
@@ -279,7 +295,7 @@ def note(outcomes: list[Outcome], settings: Settings, minutes: float) -> None:
     known = {"rehearsal": settings.rehearse, "minutes": minutes, "steps": [asdict(outcome) for outcome in outcomes]}
     lines = []
     for outcome in outcomes:
-        lines.append(f"{outcome.step:<12} {outcome.status:<14} {outcome.seconds:6.1f} s  {outcome.reason}".rstrip())
+        lines.append(f"{outcome.step:<17} {outcome.status:<14} {outcome.seconds:6.1f} s  {outcome.reason}".rstrip())
         lines += [f"    {name}: {value}" for name, value in outcome.figures.items()]
         lines += [f"    | {line}" for line in outcome.tail]
     for name, text in (("summary.json", json.dumps(known, indent=1)), ("summary.txt", "\n".join(lines) + "\n")):
@@ -305,6 +321,15 @@ def bring_home(settings: Settings) -> None:
 
 
 def check(settings: Settings, chosen: list[str], minutes: float) -> int:
+    """Exit code 0 when every step is ok or could not be rehearsed. What training has saved comes home in any case."""
+    try:
+        return run_steps(settings, chosen, minutes)
+    finally:
+        bring_home(settings)
+
+
+def run_steps(settings: Settings, chosen: list[str], minutes: float) -> int:
+    """See `check`."""
     end, outcomes = time.monotonic() + 60 * minutes, list[Outcome]()
     settings.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -335,7 +360,6 @@ def check(settings: Settings, chosen: list[str], minutes: float) -> int:
         print(f"{name}: {outcome.status} in {outcome.seconds:.0f} s {outcome.reason}", flush=True)
         if step.essential and status != OK:
             break
-    bring_home(settings)
     note(outcomes, settings, minutes)
     print((settings.out / "summary.txt").read_text())
     return int(any(outcome.status not in (OK, NOT_REHEARSED) for outcome in outcomes))
@@ -358,6 +382,7 @@ def main() -> int:
     add("--data", nargs="+", default=[], metavar="PATH", help="to train on [the sample shard's photographs]")
     options = parser.parse_args()
     data = [str(Path(path).resolve()) for path in options.data]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # runs what is to be done in the end
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(options.out.resolve(), options.rehearse, options.wheels.resolve(), data, Path(folder))
         return check(settings, [name for name in names if name in options.steps], options.minutes)

@@ -1,6 +1,6 @@
 """Compiles kernels before they are needed, in several processes at once, into Triton's cache on disk.
 
-project_exact's three kernels take up to a minute each, and without this they would be compiled one after another, where
+project_exact's kernels take up to a minute each, and without this they would be compiled one after another, where
 they are first used.
 
 python -m kernels.triton_ops.warm_up            every kernel, for this machine's GPU (into TRITON_CACHE_DIR)
@@ -32,7 +32,11 @@ from kernels.coefficients import Coefficients, Subsampling
 from kernels.triton_ops.launch import INTERPRETED
 from kernels.triton_ops.noise import gaussian, uniform
 
+EDGES = "project_exact_edges"
+"""The part of project_exact that takes longest to compile: the search on MCUs over an image's edge."""
+
 OPERATORS = (
+    EDGES,
     "project_exact",
     "roundtrip",
     "roundtrip+backward",
@@ -43,10 +47,13 @@ OPERATORS = (
 )
 """Those that take longest to compile first."""
 
-NEEDED = ("project_exact", "decode")
+NEEDED = (EDGES, "project_exact", "decode")
 """The operators that a restoration uses; the others are for training."""
 
 DTYPES = (torch.float32, torch.bfloat16)
+
+ONE_DTYPE = (EDGES, "decode")
+"""Operators that are compiled for the first dtype only: decode takes no images, and a restoration's are float32."""
 
 SOURCES = Path(__file__).parents[1]
 """The folder whose files decide what is compiled: kernels/, whose constants go into those of triton_ops."""
@@ -56,8 +63,13 @@ Task = Callable[[], object]
 
 
 def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device: torch.device) -> None:
-    """Compiles and launches the kernels of one operator, on an image of a whole MCU and one over the edge."""
+    """Compiles and launches the kernels of one operator, on an image of a whole MCU and one over the edge, or in the
+    two parts of project_exact only one of them."""
     height, width = sampling.mcu[0], sampling.mcu[1] + 1
+    if operator == "project_exact":
+        width -= 1
+    elif operator == EDGES:
+        height -= 1
     x = torch.zeros(1, sampling.components, height, width, dtype=dtype, device=device)
     x.requires_grad_(operator.endswith("+backward"))
     tables = torch.ones(1, sampling.components, 8, 8, dtype=torch.int32, device=device)
@@ -72,6 +84,7 @@ def launch_once(operator: str, sampling: Subsampling, dtype: torch.dtype, device
         "project": lambda: triton_ops.project(x, c, 0.0),
         "project+backward": lambda: triton_ops.project(x, c, 0.0).backward(torch.ones_like(x, dtype=torch.float32)),
         "project_exact": lambda: triton_ops.project_exact(x, c),
+        EDGES: lambda: triton_ops.project_exact(x, c),
     }
     launch[operator]()
     if device.type == "cuda":
@@ -91,14 +104,15 @@ def operator_tasks(
     operators: Iterable[str], samplings: Iterable[Subsampling], dtypes: Iterable[torch.dtype], device: torch.device
 ) -> dict[str, Task]:
     """A task for each operator, sampling and dtype of the images, by its name, in the order of OPERATORS. A backward
-    pass compiles the forward kernel, too, and decode, which takes no images, has one dtype."""
+    pass compiles the forward kernel, too; those of ONE_DTYPE have the first dtype."""
     chosen, dtypes = set(operators), list(dtypes)
+    chosen -= {operator.removesuffix("+backward") for operator in chosen if operator.endswith("+backward")}
     return {
         f"{operator} {sampling.label} {str(dtype).removeprefix('torch.')}": partial(
             launch_once, operator, sampling, dtype, device
         )
         for operator, sampling, dtype in product(OPERATORS, samplings, dtypes)
-        if operator in chosen and f"{operator}+backward" not in chosen and (operator != "decode" or dtype == dtypes[0])
+        if operator in chosen and (operator not in ONE_DTYPE or dtype == dtypes[0])
     }
 
 

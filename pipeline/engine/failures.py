@@ -27,9 +27,15 @@ class TooLargeError(MemoryError):
 def fail(step: Step, error: Exception) -> Step:
     """The failed task of an input whose stage raised `error`. The run continues with the other inputs."""
     assert isinstance(step, Task)  # no stage works on a SideMember
-    known = isinstance(error, JpegError | EncodeError | CertificateError | WorkerError | TooLargeError)
-    reason = str(error) if known else f"unexpected {type(error).__name__}: {error}"  # lack of memory, or a defect
-    return Task(step.item, step.record.failed(reason, is_transient(error)))
+    return Task(step.item, step.record.failed(_reason(error), is_transient(error)))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, JpegError | EncodeError | CertificateError | WorkerError | TooLargeError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"too little memory on the GPU (--batch and --tile lower what is needed): {error}"
+    return f"unexpected {type(error).__name__}: {error}"  # lack of memory, or a defect
 
 
 def is_transient(error: Exception) -> bool:

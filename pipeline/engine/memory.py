@@ -81,19 +81,21 @@ class SharedMemory:
                 merged.append(gap)
         self._free = merged
 
-    def pin(self, size: int) -> None:
+    def pin(self, size: int, device: torch.device) -> None:
         """Page-locks the first `size` bytes for CUDA in the calling process: copies need no staging buffer and overlap
-        with kernels. Raises RuntimeError."""
+        with kernels. device: a GPU; no other one is touched. Raises RuntimeError."""
         size = min(size, self._bytes.numel())
-        error = torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), size, 0)
+        with torch.cuda.device(device):
+            error = torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), size, 0)
         if int(error) != 0:
             raise RuntimeError(f"cannot page-lock {size >> 20} MiB of memory (CUDA error {int(error)})")
-        self._pinned = size
+        self._pinned, self._pinned_for = size, device
 
     def unpin(self) -> None:
         """Must be called before the memory is unmapped."""
         if self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
+            with torch.cuda.device(self._pinned_for):
+                torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
             self._pinned = 0
 
     def dumps(self, x: Any) -> bytes:

@@ -83,7 +83,7 @@ def open_resources(job: Job) -> Iterator[RunResources]:
         restorer.prepare_device(job.share.cores - 1, not job.quiet)
         if memory is not None and restorer.device.type == "cuda":
             try:
-                memory.pin(max_bytes(workers))
+                memory.pin(max_bytes(workers), restorer.device)
                 stack.callback(memory.unpin)
             except RuntimeError as error:
                 print(f"{error}: copies to and from {restorer.device} will be slower", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from traceback import clear_frames
 from typing import Any, Generic, Literal, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -96,7 +97,17 @@ def start_batch(stage: Stage[T], units: Sequence[Any]) -> Callable[[], Sequence[
     try:
         return stage.do(units)
     except Exception as error:
-        return partial(_raise, error)
+        return partial(_raise, _without_locals(error))
+
+
+def _without_locals(error: Exception) -> Exception:
+    """The error, without the local variables of the functions that it passed through: it is kept for a while, and a
+    batch's tensors may be most of a GPU's memory."""
+    link: BaseException | None = error
+    while link is not None:
+        clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _raise(error: Exception) -> NoReturn:
@@ -111,5 +122,5 @@ def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequ
     except Exception as error:
         stage.check()
         if len(units) == 1:
-            return [error]
+            return [_without_locals(error)]
     return [finish_batch(stage, [unit], start_batch(stage, [unit]))[0] for unit in units]

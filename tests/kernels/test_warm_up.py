@@ -11,7 +11,8 @@ import triton
 
 import kernels.triton_ops.warm_up as module
 from kernels import Subsampling
-from kernels.triton_ops.warm_up import OPERATORS, launch_once, operator_tasks, warm_up
+from kernels.triton_ops import exact
+from kernels.triton_ops.warm_up import EDGES, OPERATORS, launch_once, operator_tasks, warm_up
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,21 @@ def test_tasks_are_named_by_what_they_compile(device):
     assert "encode 4:2:0 bfloat16" in tasks
     both = operator_tasks(["project", "project+backward"], [Subsampling.GRAY], [torch.float32], device)
     assert list(both) == ["project+backward gray float32"]
+
+
+@pytest.mark.parametrize("operators", [{"project_exact"}, {EDGES}, {"project_exact", EDGES}])
+def test_the_parts_of_project_exact_are_all_its_kernels(operators, device, monkeypatch):
+    launched, launch = [], exact.launch
+
+    def counted(kernel, *arguments, **more):
+        launched.append(kernel)
+        launch(kernel, *arguments, **more)
+
+    monkeypatch.setattr(exact, "launch", counted)
+    for task in operator_tasks(operators, [Subsampling.S422], [torch.float32], device).values():
+        task()
+    edges = [exact.edge_kernel] if EDGES in operators else []
+    assert launched == edges + ([exact.exact_kernel, exact.mend_kernel] if "project_exact" in operators else [])
 
 
 def test_the_command_needs_a_gpu_or_the_interpreter(tmp_path, monkeypatch, capsys):

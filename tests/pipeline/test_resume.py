@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from jpegs import SAMPLINGS, encode, photograph
 from runs import command, fill, in_a_child, lines, outputs, run, tiny_weights
 from shards import write_tar
@@ -63,17 +64,21 @@ def test_failures_that_were_not_the_files_are_retried_when_wished(tmp_path, shar
     assert outputs(out) == outputs(tmp_path / "afresh")
 
 
-def test_lack_of_memory_says_nothing_about_the_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError("full"), "full"), (torch.OutOfMemoryError("full"), "on the GPU (--batch and")]
+)
+def test_lack_of_memory_says_nothing_about_the_file(tmp_path, monkeypatch, error, reason):
     source = fill(tmp_path / "in", {"a.jpg": encode(photograph(40, 36, 0), "4:2:0", 30)})
     options = ["--weights", tiny_weights(tmp_path), "--workers", "1"]
 
     def full(*arguments: object) -> None:
-        raise MemoryError
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.engine.restorer.read_scans", full)
         failed = run(source, tmp_path / "out", *options, code=1)
     assert failed["a.jpg"]["transient"] is True
+    assert reason in failed["a.jpg"]["reason"]
     assert run(source, tmp_path / "out", *options, "--retry-failed")["a.jpg"]["status"] == "restored"
 
 
