@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from train.distributed import to_device
+from train.objectives.energy_score import channel_moments
 
 DIRECTIONS = 32
 """Random projections of each level's features, at most as many as it has channels."""
@@ -33,7 +34,7 @@ def sliced_wasserstein(samples: Sequence[Tensor], clean: Sequence[Tensor], rando
     by their mean and standard deviation in the clean images."""
     distances = []
     for own, true in zip(samples, clean, strict=True):
-        deviation, mean = torch.std_mean(true, (0, 2, 3))
+        mean, deviation = channel_moments(true)
         directions = to_device(_orthonormal(len(mean), random), true.device) / (deviation + 1e-3)[:, None]
         positions = to_device(torch.randperm(true[:, 0].numel(), generator=random)[:POSITIONS], true.device)
         theirs = _quantiles(true, positions, mean, directions)

@@ -113,6 +113,14 @@ def feature_levels(samples: Tensor, clean: Tensor, network: Features) -> tuple[l
     return ours, theirs
 
 
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, c, h, w] → the channels' means and standard deviations [c]. On a CPU several times as fast as
+    torch.std_mean."""
+    rows = x.movedim(1, -1).flatten(0, 2)
+    mean = rows.mean(0)
+    return mean, ((rows - mean).square().sum(0) / (len(rows) - 1)).sqrt()
+
+
 def _averaged(x: Tensor, side: int) -> Tensor:
     """The mean over windows of side x side positions, or over all positions if fewer than two windows fit."""
     if side == 1:
@@ -122,6 +130,6 @@ def _averaged(x: Tensor, side: int) -> Tensor:
 
 def _channel_energy(samples: Tensor, clean: Tensor) -> Tensor:
     """The energy score of features [n, K, c, h, w] against [n, c, h, w], each a vector of one dimension. A scalar."""
-    deviation = clean.std((0, 2, 3), keepdim=True) + 1e-3
+    deviation = channel_moments(clean)[1][:, None, None] + 1e-3
     draws = [draw / deviation for draw in samples.unbind(1)]
     return score(draws, clean / deviation, lambda a, b: (a - b).abs().mean())
