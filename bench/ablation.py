@@ -24,6 +24,7 @@ from bench.markdown import header, line
 from bench.photographs import command_line
 from kernels import Subsampling
 from model.atomic import write_atomically
+from pipeline.inputs.listing import SourceError
 from train.config import load_config
 from train.data.photographs import Photographs
 from train.evaluate import EvaluationSettings, load_networks, measure_originals, measure_quality
@@ -156,8 +157,12 @@ def main() -> int:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     judge = Judge(options)
-    figures = [one_run("mmse", 0, judge, options)]
-    figures += [one_run(name, seed, judge, options) for seed in range(options.seeds) for name in ROWS]
+    try:
+        figures = [one_run("mmse", 0, judge, options)]
+        figures += [one_run(name, seed, judge, options) for seed in range(options.seeds) for name in ROWS]
+    except SourceError as error:
+        print(f"ablation: {error}", file=sys.stderr)
+        return 2
     print(table(figures))
     return 0
 

@@ -25,8 +25,8 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from tqdm import tqdm
 
 from bench.markdown import header, line
-from bench.photographs import command_line, listed, load
-from bench.pillow import to_jpeg
+from bench.photographs import command_line, listed, load_or_exit
+from bench.pillow import SAMPLINGS, to_jpeg
 
 QUALITIES = (5, 10, 20, 30, 50, 75, 90, 95)
 
@@ -37,7 +37,6 @@ class Counts:
     numbers differ."""
 
     files: int
-    restored: int
     mismatches: int
     claimed: int
     disputed: int
@@ -65,13 +64,15 @@ def measure(folder: Path, output: Path, arguments: list[str]) -> Counts:
     command = [sys.executable, "-m", "pipeline.restore", "--input-dir", str(folder), "--output-dir", str(output)]
     subprocess.run([*command, "--quiet", *arguments], check=True)
     records = [json.loads(text) for text in (output / "manifest.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["mismatches"] is None:
+            sys.exit(f"consistency: {record['source']} has no certificate: {record['reason'] or record['status']}")
     counts = [
         recount(folder / record["source"], output / record["outputs"][0], output / "again.jpg")
         for record in tqdm(records, desc="recount", unit="img", leave=False)
     ]
     return Counts(
         files=len(records),
-        restored=sum(record["status"] == "restored" for record in records),
         mismatches=sum(wrong for wrong, _ in counts),
         claimed=sum(record["mismatches"] for record in records),
         disputed=sum(wrong != record["mismatches"] for (wrong, _), record in zip(counts, records, strict=True)),
@@ -82,10 +83,10 @@ def measure(folder: Path, output: Path, arguments: list[str]) -> Counts:
 def main() -> int:
     parser = command_line(__doc__)
     parser.add_argument("--quality", type=int, nargs="+", default=QUALITIES, help=listed(QUALITIES))
-    parser.add_argument("--sampling", nargs="+", default=["4:2:0", "4:4:4"], help="[4:2:0 4:4:4]")
+    parser.add_argument("--sampling", nargs="+", choices=SAMPLINGS, default=["4:2:0", "4:4:4"], help="[4:2:0 4:4:4]")
     options, arguments = parser.parse_known_args()
-    images = load(options.data, options.limit)
-    columns = ["files", "restored", "mismatches", "the manifest's", "files in dispute", "coefficients"]
+    images = load_or_exit(options)
+    columns = ["files", "mismatches", "the manifest's", "files in dispute", "coefficients"]
     print(header(["quality", "sampling", *columns]))
     disputed = 0
     for sampling in options.sampling:

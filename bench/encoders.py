@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from bench.machine import processor, versions
 from bench.markdown import header, line
-from bench.photographs import command_line, load
+from bench.photographs import command_line, load_or_exit
 from bench.pillow import to_jpeg
 from pipeline.engine.options import SAMPLER
 from pipeline.engine.restorer import Restorer
@@ -163,7 +163,7 @@ def main() -> int:
     parser.add_argument("--weights", default=SAMPLER, help="[%(default)s]")
     parser.add_argument("--repeat", type=int, default=7, help="rounds [%(default)s]")
     options = parser.parse_args()
-    photographs = load(options.data, options.limit)
+    photographs = load_or_exit(options)
     restorer = Restorer.from_pretrained(options.weights, "cpu")
     tested = dict(encoders())
     print(f"`python -m bench.encoders {' '.join(sys.argv[1:])}`, {processor()}, {versions(PACKAGES)}.")

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from bench.markdown import header, line
-from bench.photographs import Pixels, command_line, listed, load
-from bench.pillow import decode, encode_png, to_jpeg
-from kernels import Coefficients, Subsampling, project_exact
+from bench.photographs import Pixels, command_line, listed, load_or_exit
+from bench.pillow import SAMPLINGS, decode, encode_png, to_jpeg
+from kernels import Coefficients, project_exact
 from kernels.libjpeg import compress
 from pipeline.engine.options import REGRESSION, SAMPLER
 from pipeline.engine.restorer import Restorer
-from pipeline.inputs.listing import SourceError
 from pipeline.jpeg.bitstream import read_bitstream
 from train.restorations import FileSampler
 
@@ -102,17 +101,12 @@ def measure(images: list[Pixels], quality: int, sampling: str, restorer: Restore
 
 def main(arguments: list[str] | None = None) -> int:
     parser = command_line(__doc__)
-    labels = [sampling.label for sampling in Subsampling if sampling is not Subsampling.S440]  # Pillow writes no 4:4:0
     parser.add_argument("--quality", type=int, nargs="+", default=QUALITIES, help=listed(QUALITIES))
-    parser.add_argument("--sampling", nargs="+", choices=labels, default=["4:2:0", "4:4:4"], help="[4:2:0 4:4:4]")
+    parser.add_argument("--sampling", nargs="+", choices=SAMPLINGS, default=["4:2:0", "4:4:4"], help="[4:2:0 4:4:4]")
     parser.add_argument("--weights", nargs="+", default=[SAMPLER, REGRESSION], help=f"[{SAMPLER} {REGRESSION}]")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    try:
-        images = load(options.data, options.limit)
-    except SourceError as error:
-        print(f"exact: {error}", file=sys.stderr)
-        return 2
+    images = load_or_exit(options)
     false = 0
     columns = ["times Pillow", "worst image", "s/MP", "Pillow s/MP", "wrong", "of"]
     print(header(["weights", "sampling", "quality", *columns]))

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from bench.machine import processor, versions
 from bench.markdown import header, line
-from bench.photographs import command_line, load
-from bench.pillow import to_jpeg
+from bench.photographs import command_line, listed, load_or_exit
+from bench.pillow import SAMPLINGS, to_jpeg
 from pipeline.engine.device import choose_device
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
 from pipeline.jpeg.dali_frontend import DaliFrontend, FrontendError, bitstream_or_raise
@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
     parser = command_line(__doc__)
     add = parser.add_argument
     add("--quality", type=int, nargs="+", default=[10, 30, 50, 75, 90, 95], help="[10 30 50 75 90 95]")
-    add("--sampling", nargs="+", default=["gray", "4:4:4", "4:2:2", "4:2:0"], help="[gray 4:4:4 4:2:2 4:2:0]")
+    add("--sampling", nargs="+", choices=SAMPLINGS, default=SAMPLINGS, help=listed(SAMPLINGS))
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="where DALI decodes [%(default)s]")
     add("--repeat", type=int, default=3, help="rounds [%(default)s]")
     return parser.parse_args()
@@ -120,7 +120,7 @@ def main() -> int:
         front_end.check()
     except (FrontendError, ValueError) as error:
         sys.exit(f"frontend: {error}")
-    images = load(options.data, options.limit)
+    images = load_or_exit(options)
     megapixels = sum(image.shape[0] * image.shape[1] for image in images) / 1e6
     where = processor() if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}, {processor()}"
     print(f"`python -m bench.frontend {' '.join(sys.argv[1:])}`, {where}, {versions(DALI)}, {len(images)} images.\n")

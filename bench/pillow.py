@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+SAMPLINGS = ("gray", "4:4:4", "4:2:2", "4:2:0")
+"""Those that Pillow writes; it takes other names, too, for some of these."""
+
 
 def to_jpeg(pixels: NDArray[np.uint8], quality: int, sampling: str) -> bytes:
-    """The JPEG file of an image [H, W, 3]. sampling: `4:4:4`, `4:2:2`, `4:2:0` or `gray`."""
+    """The JPEG file of an image [H, W, 3]. sampling: one of SAMPLINGS."""
     image = Image.fromarray(pixels)
     return encode_jpeg(image.convert("L") if sampling == "gray" else image, quality, sampling)
 

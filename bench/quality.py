@@ -68,16 +68,12 @@ COLUMNS: list[Column] = [
 
 @dataclass(frozen=True)
 class Compared(TableRow):
-    """to_mmse: PSNR minus the regression's, dB. frechet_ratio, hed_ratio, swd_ratio: divided by the regression's.
-    lattice_ratio, lattice_worst_ratio, flat_deviation_ratio: divided by the originals'."""
+    """to_mmse: PSNR minus the regression's, dB. frechet_ratio, hed_ratio, swd_ratio: divided by the regression's."""
 
     to_mmse: float
     frechet_ratio: float | None
     hed_ratio: float | None
     swd_ratio: float | None
-    lattice_ratio: float | None
-    lattice_worst_ratio: float | None
-    flat_deviation_ratio: float | None
 
 
 def compare(rows: list[TableRow]) -> list[Compared]:
@@ -90,9 +86,6 @@ def compare(rows: list[TableRow]) -> list[Compared]:
             frechet_ratio=ratio(row.frechet, mmse.frechet),
             hed_ratio=ratio(row.hed, mmse.hed),
             swd_ratio=ratio(row.swd, mmse.swd),
-            lattice_ratio=ratio(row.lattice, row.original_lattice),
-            lattice_worst_ratio=ratio(row.lattice_worst, row.original_lattice_worst),
-            flat_deviation_ratio=ratio(row.flat_deviation, row.original_flat_deviation),
         )
         for row in rows
     ]
@@ -149,7 +142,7 @@ def measure(
         beside.extend(contest.finish(found[0].quality))
 
     print(heading(chosen), flush=True)
-    report = evaluate(photographs, networks, settings, extractors, on_rows=show, on_image=contest.look)
+    report = evaluate(photographs, networks, settings, extractors, on_rows=show, on_image=contest.on_image)
     print(f"\n{footnote(report, networks.sampler is not None)}\n{legend(report.rows)}\n\n{heading(BESIDE)}")
     print(*(line(row, BESIDE) for row in beside), sep="\n", end="\n\n", flush=True)
     return Tables(report, rows, beside)

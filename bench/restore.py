@@ -45,6 +45,7 @@ from bench.end_to_end.report import Outcome, ScalingPoint, markdown, scaling_tab
 from bench.end_to_end.workload import AsIs, Size, Workload, write_as_is, write_shards
 from bench.machine import CORES, processor
 from bench.photographs import SAMPLE, Pixels, load
+from bench.pillow import SAMPLINGS
 from pipeline.command_line import MEAN_SAMPLES
 from pipeline.engine.device import choose_device
 from pipeline.engine.options import MODES, SAMPLER
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
         "on as many",
     )
     add("--quality", type=int, default=10, help="[%(default)s]")
-    add("--sampling", choices=("4:2:0", "4:2:2", "4:4:4", "gray"), default="4:2:0", help="[%(default)s]")
+    add("--sampling", choices=SAMPLINGS, default="4:2:0", help="[%(default)s]")
     add("--weights", default=SAMPLER, help="[%(default)s]")
     add("--mode", choices=MODES, help="[sample, if the weights are a sampler's]")
     add("--samples", type=int, metavar="K", help=f"draws for each file [1; {MEAN_SAMPLES} in mode mean]")

@@ -186,8 +186,8 @@ class Contest:
         self.seconds = dict.fromkeys(self.decoders, 0.0)
         self.pixels = 0
 
-    def look(self, place: int, compressed: Compressed, found: Mapping[str, Restoration]) -> None:
-        """The `look` of train.evaluate.evaluate. Raises RivalError."""
+    def on_image(self, position: int, compressed: Compressed, found: Mapping[str, Restoration]) -> None:
+        """The `on_image` of train.evaluate.evaluate. Raises RivalError."""
         self.pixels += compressed.truth[0].numel()
         for name, decode in self.decoders.items():
             decoded = decode(compressed)

@@ -16,13 +16,12 @@ import torch
 from PIL import Image
 
 from bench.markdown import header, line
-from bench.photographs import Pixels, command_line, load
+from bench.photographs import Pixels, command_line, load_or_exit
 from bench.pillow import decode, encode_jpeg
 from kernels import quality_to_tables
 from kernels.tables import scale_tables
 from pipeline import Options, Restorer
 from pipeline.engine.options import REGRESSION
-from pipeline.inputs.listing import SourceError
 from train.measures import psnr
 
 ROBIDOUX = (
@@ -68,11 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line(__doc__)
     parser.add_argument("--weights", nargs="+", default=[REGRESSION], help=f"[{REGRESSION}]")
     options = parser.parse_args(arguments)
-    try:
-        images = load(options.data, options.limit)
-    except SourceError as error:
-        print(f"tables: {error}", file=sys.stderr)
-        return 2
+    images = load_or_exit(options)
     print(header(["weights", "tables", "plain dB", "gain dB", "least gain", "mismatches"]))
     for weights in options.weights:
         restorer = Restorer.from_pretrained(weights, options=Options("mmse"))

@@ -34,10 +34,9 @@ class CriticConfig:
     halvings: int = 5  # of the resolution: 5 reduce 128x128 pixels to the 4x4 positions of the last layer
 
     def __post_init__(self) -> None:
-        if min(self.features, self.most_features) < 1:
-            raise ValueError(f"features: expected more than 0, got {self.features}, at most {self.most_features}")
-        if self.halvings < 0:
-            raise ValueError(f"halvings: expected 0 or more, got {self.halvings}")
+        for name, least in (("features", 1), ("most_features", 1), ("halvings", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
 
 class CriticBlock(nn.Module):

@@ -96,6 +96,7 @@ def differences(old: dict[str, Any], config: Config) -> list[str]:
     """The keys of what is learnt whose values differ from the checkpoint's. Sections of other objectives are ignored. A
     key that the checkpoint lacks, because it was added later, counts as its default."""
     new, defaults, unused = as_tree(config), as_tree(Config()), OBJECTIVES.keys() - {config.objective}
+    unused |= set() if config.objective == "game" else {"critic"}
     if old.get("objective", defaults["objective"]) != config.objective:
         return ["objective"]
     names = [(section, key) for section in new if section not in {"objective", *unused} for key in new[section]]

@@ -170,10 +170,9 @@ def _name(hint: Any) -> str:
 def check(config: Config) -> None:
     """Checks conditions on several sections and on the machine. Raises ConfigError."""
     expect(config, "objective", config.objective in OBJECTIVES, " or ".join(OBJECTIVES))
-    data, parts = config.data, config.optimiser.accumulate
+    data = config.data
     clean = "clean images: data.train=[PATH, ...], tar shards, folders or files, JPEG or PNG"
     expect(config, "data.train", bool(data.train), clean)
-    expect(config, "data.batch", data.batch % parts == 0, f"a multiple of optimiser.accumulate, {parts}")
     expect(config, "run.device", _is_usable(config.run), "auto, cpu, or a GPU that PyTorch sees")
     shown = not config.run.grid_every or bool(data.validation)
     expect(config, "run.grid_every", shown, "0 without data.validation")

@@ -41,10 +41,12 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def local_batch(self, total: int) -> int:
-        """This rank's number of a step's `total` crops. Raises ConfigError if the ranks cannot divide them evenly."""
-        if total % self.size:
-            raise ConfigError(f"data.batch: expected a multiple of the {self.size} ranks, got {total}")
+    def local_batch(self, total: int, parts: int) -> int:
+        """This rank's number of a step's `total` crops. parts: micro-batches (`optimiser.accumulate`). Raises
+        ConfigError if these are not of equal size on all ranks."""
+        if total % (self.size * parts):
+            wanted = f"a multiple of optimiser.accumulate, {parts}" + f", times the {self.size} ranks" * (self.size > 1)
+            raise ConfigError(f"data.batch: expected {wanted}, got {total}")
         return total // self.size
 
     def sum(self, x: Tensor) -> Tensor:
@@ -115,9 +117,12 @@ def _init_ranks(run: RunConfig) -> Ranks:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = device_of(run)
     if device.type == "cuda":
-        number = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        number = local if device.index is None else device.index
         if number >= torch.cuda.device_count() or (device.index is not None and size > 1):
-            raise ConfigError(f"run.device: expected cuda, and a GPU for each rank, got {device} for rank {number}")
+            raise ConfigError(
+                f"run.device: expected cuda, and a GPU for each rank, got {device} for local rank {local}"
+            )
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if size == 1:

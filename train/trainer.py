@@ -7,6 +7,7 @@ how closely a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from model.generator import Generator
 from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
 from train.clock import Clock, resume_anchor
 from train.config import Config
-from train.data.crops import step_generator
+from train.data.crops import DEGRADATION, step_generator
 from train.data.photographs import load_images
 from train.data.sources import CropSource, open_source
 from train.degradation import degrade
@@ -35,9 +36,6 @@ from train.schedule import learning_rate, progress
 from train.state import State, new_state, start_from, update_average
 from train.update import Guard
 from train.validate import picture, validate
-
-DEGRADATION_STREAM = 1
-"""Stream of random numbers for JPEGs and noise; the crops have stream 0."""
 
 MIN_VALIDATION_SIDE = 128
 """Pixels. Smaller validation images are left out."""
@@ -84,28 +82,16 @@ def _train(config: Config, ranks: Ranks) -> Path:
         start_from(state, config.run.start)
     validates = bool(config.data.validation) and ranks.is_first
     needs_mmse = validates and not config.model.has_regression
-    source = open_source(config, ranks)
-    folder.mkdir(parents=True, exist_ok=True)  # not before: a run that cannot start leaves nothing behind
-    run = TrainingRun(
-        config,
-        ranks,
-        folder,
-        source=source,
-        objective=open_objective(config, ranks.device),
-        guard=Guard(ranks),
-        logger=Logger(config, ranks, folder, state.step),
-        signals=StopSignals(ranks),
-        held_out=load_images([config.data.validation], MIN_VALIDATION_SIDE) if validates else [],
-        mmse=load_regression(config.game.mmse, "game.mmse", ranks.device) if needs_mmse else None,
-    )
-    if source_state:
-        run.source.load_state_dict(source_state)
-    try:
-        with run.signals:
-            _loop(state, run)
-    finally:
-        run.logger.close()
-        run.source.close()
+    objective = open_objective(config, ranks.device)
+    held_out = load_images([config.data.validation], MIN_VALIDATION_SIDE) if validates else []
+    mmse = load_regression(config.game.mmse, "game.mmse", ranks.device) if needs_mmse else None
+    with closing(open_source(config, ranks)) as source:
+        if source_state:
+            source.load_state_dict(source_state)
+        folder.mkdir(parents=True, exist_ok=True)  # not before: a run that cannot start leaves nothing behind
+        with closing(Logger(config, ranks, folder, state.step)) as logger, StopSignals(ranks) as signals:
+            guard = Guard(ranks)
+            _loop(state, TrainingRun(config, ranks, folder, source, objective, guard, logger, signals, held_out, mmse))
     return folder / WEIGHTS
 
 
@@ -159,7 +145,7 @@ def _due(config: Config, step: int, over: bool) -> set[str]:
 def train_step(state: State, run: TrainingRun) -> Terms:
     """One update of each network and of the averaged weights. Returns the step's losses and gradient norms."""
     config = run.config
-    random = step_generator(config.run.seed, state.step, DEGRADATION_STREAM)
+    random = step_generator(config.run.seed, state.step, DEGRADATION)
     batch = degrade(run.source.batch(state.step), config.degradation, random, run.ranks, run.objective.seeds)
     terms = run.objective.step(state, batch.split(config.optimiser.accumulate), run.guard)
     update_average(state, config.optimiser.ema, run.guard.failed)

@@ -47,13 +47,15 @@ class Guard:
         return int(self._step), {name: value.item() for name, value in self._values.items()}
 
 
-def update(learner: Learner[Any], losses: Mapping[str, Tensor], state: State, config: Config, guard: Guard) -> Tensor:
+def update(
+    learner: Learner[Any], losses: Mapping[str, Tensor], state: State, config: Config, guard: Guard
+) -> dict[str, Tensor]:
     """Clips the accumulated gradients of a network, updates it unless a loss or gradient is not finite, and clears the
-    gradients. losses: this rank's scalars by name, for the guard. Returns the gradient norm before clipping, a
-    scalar."""
+    gradients. losses: this rank's scalars by name, for the guard. Returns the gradient norm before clipping, by
+    its name, `generator_norm` or `critic_norm`."""
     norms = [torch.nn.utils.clip_grad_norm_(group.parameters, group.clip) for group in learner.groups]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    guard.check(state.step, {**losses, f"{type(learner.network).__name__.lower()}_norm": norm})
+    norm = {f"{type(learner.network).__name__.lower()}_norm": torch.linalg.vector_norm(torch.stack(norms))}
+    guard.check(state.step, {**losses, **norm})
     rate = learning_rate(config, state.step, state.anchor)
     optimisers: list[tuple[Any, float]] = [(learner.adam, 1.0), (learner.muon, config.optimiser.muon_rate)]
     for optimiser, factor in optimisers:

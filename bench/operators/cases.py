@@ -150,10 +150,9 @@ def pictures(images: int, sampling: Subsampling, side: int, seed: int, device: t
     return torch.stack([base[(seed + i) % len(base)].roll(shift, (1, 2)) for i, shift in enumerate(shifts)])
 
 
-def make_inputs(case: Case, device: torch.device, seed: int = 0, by: Operators | None = None) -> Inputs:
-    """Photographs for encode and roundtrip, decoded images with noise for project and project_exact. by: makes the
-    coefficients and decoded images; `ours` by default."""
-    by = by or ours()
+def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
+    """Photographs for encode and roundtrip, decoded images with noise for project and project_exact."""
+    by = ours()
     dtype, generator = DTYPES[case.dtype], torch.Generator(device).manual_seed(seed)
     exact = pictures(case.images, case.sampling, case.side, seed, device)
     tables = quality_to_tables(case.quality, case.sampling.components)

@@ -1,5 +1,7 @@
 """bench/tables.py: the tables of other encoders, and a row for each."""
 
+import pytest
+
 from bench import tables
 from bench.photographs import SAMPLE
 from kernels import quality_to_tables
@@ -17,4 +19,7 @@ def test_every_table_has_a_row_of_figures(tmp_path, capsys):
     assert [row[1] for row in rows] == list(tables.all_tables())
     assert all(float(row[2]) > 20 for row in rows)  # PSNR of the plain decode
     assert {row[5] for row in rows if row[1] in {"MozJPEG 75", "libjpeg 75", "flat 16"}} == {"0"}
-    assert tables.main(["--data", str(tmp_path / "none.tar")]) == 2
+    with pytest.raises(SystemExit) as ended:
+        tables.main(["--data", str(tmp_path / "none.tar")])
+    assert ended.value.code == 2
+    assert "none.tar" in capsys.readouterr().err

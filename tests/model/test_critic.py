@@ -95,5 +95,5 @@ def test_other_shapes_and_sizes_of_nothing_are_refused():
         with pytest.raises(ValueError, match="N, 3, H, W"):
             critic_of()(torch.zeros(shape))
     for key in ("features", "most_features", "halvings"):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match=f"^{key}: expected"):
             CriticConfig(**{key: -1})

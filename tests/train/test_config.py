@@ -145,7 +145,6 @@ def test_mistakes_are_named_by_their_key(written, key, value):
         ("game.regression=0", "game.regression"),
         ("model.trunk=rrdb", "game.regression"),
         ("model.noise=false", "model.noise"),
-        ("data.batch=33", "data.batch"),
         ("game.second_moment=.nan", "game.second_moment"),
     ],
 )

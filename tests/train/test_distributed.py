@@ -23,7 +23,6 @@ from training import (
     in_ranks,
     lines,
     scattered_weights,
-    write_photos,
 )
 
 from train.checkpoint import FAILURE
@@ -51,11 +50,6 @@ BALANCED = {
 of its network that rounding turns on or off changes its gradient by a hundredth."""
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
-
-
 def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path):
     """In float32, over three steps with all terms; the ranks' crops go in two parts, too, and one of these has none for
     FM and SM."""
@@ -80,9 +74,11 @@ def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path
 
 
 def test_ranks_must_share_the_batch_evenly():
-    assert Ranks(1, 4).local_batch(8) == 2
+    assert Ranks(1, 4).local_batch(8, 2) == 2
     with pytest.raises(ConfigError, match=r"data\.batch.*3 ranks"):
-        Ranks(1, 3).local_batch(8)
+        Ranks(1, 3).local_batch(8, 1)
+    with pytest.raises(ConfigError, match=r"data\.batch.*accumulate, 2, times the 2 ranks, got 10"):
+        Ranks(1, 2).local_batch(10, 2)
 
 
 def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp_path):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from training import assert_same_run, checkpoint, command, config_of, in_ranks, newest, write_photos
+from training import assert_same_run, checkpoint, command, config_of, in_ranks, newest
 
 import train.trainer as trainer_module
 from train.checkpoint import save_checkpoint
@@ -25,11 +25,6 @@ def heard():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from training import (
     game_of,
     lines,
     newest,
-    write_photos,
 )
 
 from model.weights import load
@@ -28,11 +27,6 @@ from train.checkpoint import WEIGHTS
 from train.trainer import train
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def kill_at(start, folder, steps):
@@ -141,6 +135,11 @@ def test_more_steps_go_on_from_a_finished_run(photos, tmp_path):
     train(config_of(photos, tmp_path, optimiser={"steps": 9}, run={"bfloat16": False}))
     assert load(str(weights)).digest != digest
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 9]
+
+
+def test_settings_of_other_objectives_may_change(photos, tmp_path):
+    for changes in ({}, {"critic": {"features": 5}, "game": {"samples": 5}}):
+        train(config_of(photos, tmp_path, optimiser={"steps": 2}, **changes))
 
 
 def test_a_checkpoint_without_later_configuration_keys_goes_on(photos, tmp_path):

@@ -17,7 +17,6 @@ from training import (
     game_of,
     lines,
     scattered_weights,
-    write_photos,
 )
 
 from model.weights import load
@@ -33,11 +32,6 @@ from train.validate import validate
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def test_other_seeds_see_other_crops(photos, tmp_path):
@@ -162,6 +156,7 @@ def test_mistakes_end_with_code_2_and_one_line(photos, tmp_path, capsys, overrid
     message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: ")]
     assert len(message) == 1
     assert said in message[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_says_what_to_write(capsys):

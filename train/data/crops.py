@@ -8,8 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+CROPS, DEGRADATION, DIRECTIONS = 0, 1, 3
+"""Streams of `step_generator`: crops, their JPEGs and noise, and the directions of the distance between
+distributions."""
 
-def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+
+def step_generator(seed: int, step: int, stream: int = CROPS) -> torch.Generator:
     """The random generator of one training step, the same on all ranks. Streams are independent of each other.
 
     PyTorch's CPU generator uses 32 bits of its seed, into which seed, stream and step are mixed; multiples of the

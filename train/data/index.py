@@ -103,7 +103,10 @@ def open_index(paths: Sequence[str], smallest: int, cache: Path) -> Index:
     except OSError as error:
         raise SourceError(f"cannot index {', '.join(paths)} in the cache folder {cache}: {error}") from error
     if not len(index):
-        raise SourceError(f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}{_sample(index)}")
+        raise SourceError(
+            f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}{_sample(index)}: "
+            "give larger images, or a smaller crop"
+        )
     return index
 
 

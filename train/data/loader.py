@@ -86,16 +86,6 @@ class Loader:
         self._pipeline: Any = None
 
     @property
-    def epoch(self) -> int:
-        """The pass over all images in which the next batch begins."""
-        return self._position() // len(self.index)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Name → reason of the images that are left out because of their header or size."""
-        return self.index.skipped
-
-    @property
     def dropped(self) -> dict[str, str]:
         """Name → reason of the images that could not be read or decoded."""
         return {self.index.name(image): reason for image, reason in self.index.broken.items()}

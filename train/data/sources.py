@@ -69,7 +69,7 @@ class MemorySource:
 
     def __init__(self, images: list[Tensor], config: Config, ranks: Ranks) -> None:
         self.images, self.areas, self.config, self.ranks = images, areas_of(images), config, ranks
-        count = ranks.local_batch(config.data.batch)
+        count = ranks.local_batch(config.data.batch, config.optimiser.accumulate)
         self.own = slice(ranks.rank * count, (ranks.rank + 1) * count)
 
     def batch(self, step: int) -> Tensor:
@@ -107,7 +107,7 @@ class DaliSource:
             LoaderConfig(
                 paths=data.train,
                 crop=max(data.crop, data.late_crop),
-                batch=ranks.local_batch(data.batch),
+                batch=ranks.local_batch(data.batch, config.optimiser.accumulate),
                 orientations=data.orientations,
                 seed=config.run.seed,
                 rank=ranks.rank,

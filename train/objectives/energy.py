@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from train.checks import expect, expect_not_negative
-from train.data.crops import step_generator
+from train.data.crops import DIRECTIONS, step_generator
 from train.degradation import Batch
 from train.objectives.distribution import sliced_wasserstein
 from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy
@@ -36,9 +36,6 @@ from train.update import Guard, update
 
 if TYPE_CHECKING:
     from train.config import Config
-
-DIRECTIONS_STREAM = 3
-"""Stream of `step_generator` for the random directions of D."""
 
 WEIGHTS = ("first_moment", "pixels", "features", "spectra", "power", "distribution", "commitment", "regression")
 """Names of the terms and of their weights."""
@@ -93,15 +90,14 @@ class Energy:
         """One update of the generator. Returns the unweighted terms and the gradient norm."""
         learner, weights = state.generator, self.weights(state)
         terms = {name: torch.zeros_like(guard.failed) for name in weights}
-        random = step_generator(self.config.run.seed, state.step, DIRECTIONS_STREAM)
+        random = step_generator(self.config.run.seed, state.step, DIRECTIONS)
         for batch, network in learner.passes(micro_batches):
             found = self.terms(network, batch, weights, random)
             loss = torch.stack([found[name] * weight for name, weight in weights.items()]).sum() / len(micro_batches)
             torch.autograd.backward(loss)
             for name in weights:
                 terms[name] += found[name].detach() / len(micro_batches)
-        terms["generator_norm"] = update(learner, terms, state, self.config, guard)
-        return terms
+        return terms | update(learner, terms, state, self.config, guard)
 
     def weights(self, state: State) -> dict[str, float]:
         """The weights above 0 at this step."""

@@ -99,8 +99,9 @@ def feature_energy(samples: Sequence[Tensor], clean: Sequence[Tensor]) -> Tensor
     scores = []
     for own, true in zip(samples, clean, strict=True):
         for side in (1, FEATURE_WINDOW):
-            averaged = _averaged(own.flatten(0, 1), side).unflatten(0, own.shape[:2])
-            scores.append(_channel_energy(averaged, _averaged(true, side)))
+            averaged, expected = _averaged(own.flatten(0, 1), side), _averaged(true, side)
+            if expected[:, 0].numel() > 1:  # a single position has no standard deviation
+                scores.append(_channel_energy(averaged.unflatten(0, own.shape[:2]), expected))
     return torch.stack(scores).mean()
 
 

@@ -78,7 +78,8 @@ def check_game(config: Config) -> None:
     game, batch = config.game, config.data.batch
     expect(config, "model.noise", config.model.noise or not game.has_moments, "true: FM and SM are about samples")
     check_regression_weight(config, "game")
-    expect(config, "game.moment_images", 1 <= game.moment_images <= batch, f"1 to data.batch, {batch}")
+    usable = 1 <= game.moment_images <= batch or not game.has_moments
+    expect(config, "game.moment_images", usable, f"1 to data.batch, {batch}")
 
 
 class Game:
@@ -115,8 +116,7 @@ class Game:
             loss = critic_loss(clean_logits, restored_logits)
             torch.autograd.backward(loss * share)
             terms["critic"] += loss.detach() * share
-        terms["critic_norm"] = update(critic, terms, state, self.config, guard)
-        return terms
+        return terms | update(critic, terms, state, self.config, guard)
 
     def generator_step(self, state: State, micro_batches: list[Batch], guard: Guard) -> Terms:
         """Updates the generator to minimise V, C, FM, P and SM. The critic's parameters are frozen."""
@@ -137,8 +137,7 @@ class Game:
                 torch.autograd.backward(loss)
                 for name, value in found.items():
                     terms[name] = terms.get(name, zero) + value.detach() / len(micro_batches)
-        terms["generator_norm"] = update(learner, terms, state, self.config, guard)
-        return terms
+        return terms | update(learner, terms, state, self.config, guard)
 
     def restore(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, Tensor | None]:
         """One sample of each crop, or the output of a generator without noise; and the regression output of a generator

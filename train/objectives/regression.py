@@ -44,8 +44,7 @@ class Regression:
             loss = self.loss(restore(network, batch, self.config), batch.clean) / len(micro_batches)
             torch.autograd.backward(loss)
             total += loss.detach()
-        norm = update(learner, {"loss": total}, state, self.config, guard)
-        return {"loss": total, "generator_norm": norm}
+        return {"loss": total} | update(learner, {"loss": total}, state, self.config, guard)
 
     def schedule(self, state: State) -> dict[str, float]:
         return {}

