@@ -38,7 +38,7 @@ No data.train was given: this is a demonstration, {length} on the small photogra
 that training works; its weights are not usable. Another run in the same folder resumes it. To train on your own
 photographs, in tar shards or folders:
 
-    python -m train.main data.train=[PATH] run.output=runs/mine
+    python -m train.main 'data.train=[PATH]' run.output=runs/mine
 """
 
 
