@@ -192,9 +192,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """x: [N, features, h, w]. embedded: [N, embedding]. Returns [N, features, h, w]."""
-        gain, shift = self.film(embedded)[:, :, None, None].to(x.dtype).chunk(2, dim=1)
-        h = F.relu(torch.addcmul(shift, self.first(x), 1 + gain), inplace=True)
-        change: Tensor = self.second(h)
+        gain, shift = self.film(embedded).chunk(2, dim=1)
+        gain = 1 + gain
+        if len(x) == 1 and not torch.is_grad_enabled():  # film in the convolution's weights: a tenth of the time less
+            weight, bias = self.first.weight * gain.reshape(-1, 1, 1, 1), (self.first.bias * gain + shift)[0]
+            h = F.conv2d(x, weight.to(x.dtype), bias.to(x.dtype), padding=1)
+        else:
+            gain, shift = (film[:, :, None, None].to(x.dtype) for film in (gain, shift))
+            h = torch.addcmul(shift, self.first(x), gain)
+        change: Tensor = self.second(F.relu(h, inplace=True))
         return change.add_(x)  # in place: the sum costs as much as a tenth of a convolution
 
 
@@ -272,9 +278,11 @@ class Generator(nn.Module):
         Raises ValueError for other shapes, and for noise that is missing or not supported."""
         self._check(decoded, noise)
         embedded = self.conditioning(tables, sampling)
-        x = F.pixel_unshuffle(decoded - 0.5, SCALE).to(self.head.weight.dtype, memory_format=torch.channels_last)
-        x = self.head(x)
-        x = x + self.place.to(x.dtype).repeat(1, 1, *(side // ALIGNMENT for side in decoded.shape[2:]))
+        centred = (decoded - 0.5).to(self.head.weight.dtype, memory_format=torch.channels_last)
+        x = self.head(F.pixel_unshuffle(centred, SCALE))
+        side = ALIGNMENT // SCALE
+        place = self.place.to(x.dtype, memory_format=torch.channels_last)[:, :, None, :, None, :]
+        x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).add_(place)  # in place: a fraction of the sum's time
         if self.config.trunk == "rrdb":
             if noise is None:
                 return decoded + self._rrdb(x, embedded, None).to(decoded.dtype)
