@@ -68,6 +68,10 @@ class Subsampling(Enum):
 
 def _images_of(tables: Tensor, sampling: Subsampling) -> int:
     """N, when tables are [N, components, 8, 8] int32 and N is at least 1. Raises ValueError otherwise."""
+    if not isinstance(sampling, Subsampling):
+        raise ValueError(f"sampling: expected a Subsampling, such as Subsampling.from_label('4:2:0'), got {sampling!r}")
+    if not isinstance(sampling, Subsampling):
+        raise ValueError(f"sampling: expected a Subsampling, such as Subsampling.from_label('4:2:0'), got {sampling!r}")
     n = tables.shape[0] if tables.ndim else 0
     if n < 1 or tuple(tables.shape) != (n, sampling.components, 8, 8) or tables.dtype != torch.int32:
         raise ValueError(
@@ -98,7 +102,7 @@ def check_images(x: Tensor, tables: Tensor, sampling: Subsampling, size: tuple[i
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coefficients:
     """Quantised DCT coefficients of N images that share sampling and geometry.
 
@@ -118,6 +122,7 @@ class Coefficients:
 
     def __post_init__(self) -> None:
         sampling = self.sampling
+        object.__setattr__(self, "size", tuple(self.size))
         if self.size[0] < 1 or self.size[1] < 1:
             raise ValueError(f"image size {self.size} is empty")
         n = _images_of(self.tables, sampling)

@@ -48,8 +48,8 @@ def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
     """JPEG_Q of the paper's section 3.1: compresses and decompresses, chroma upsampled by repetition. Computed in at
     least float32 and returned in the input's dtype (float32 for uint8).
 
-    Gradient: straight through the rounding; zero where a decoded plane or the final colour leaves 0..255 (the clamp's
-    own)."""
+    Gradient, in reverse mode: straight through the rounding; zero where a decoded plane or the final colour leaves
+    0..255 (the clamp's own)."""
     image: Tensor = implementation(x.device).roundtrip(x, tables, sampling)
     return image
 
@@ -68,7 +68,8 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
 
 def excess(x: Tensor, c: Coefficients) -> Tensor:
     """[N] float64: by how many quantisation steps, at most, an image's coefficients lie outside c's intervals; 0: the
-    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on every device: a measure, not a stage."""
+    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on every device: a measure, not a stage. No
+    gradient."""
     largest: Tensor = implementation(x.device).excess(x, c)
     return largest
 
@@ -79,6 +80,6 @@ def project_exact(x: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
 
     Quantisation steps above 8191 overflow libjpeg-turbo's own arithmetic and are not covered by the certificate.
     Returns uint8 [N, C, H, W], and [N] int64: how many true coefficients could not be satisfied (0: certified). No
-    gradient."""
+    gradient. Raises ValueError for steps below 1 (on the CPU: a GPU would have to be waited for)."""
     result: tuple[Tensor, Tensor] = implementation(x.device).project_exact(x, c)
     return result

@@ -56,9 +56,9 @@ def zigzag() -> Tensor:
 def quality_to_tables(quality: int, components: int) -> Tensor:
     """[components, 8, 8] int32: Annex K's tables at libjpeg's `quality`, 1..100, limited to 1..255 (baseline).
 
-    Raises ValueError for another quality."""
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality {quality} is not in 1..100")
+    Raises ValueError for another quality, and for no components."""
+    if quality not in range(1, 101) or components < 1:
+        raise ValueError(f"expected a quality of 1..100 and components, got {quality!r} and {components}")
     return scale_tables(torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1)), quality)
 
 

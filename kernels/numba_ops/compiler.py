@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,16 +31,28 @@ def cache_folder() -> Path:
     package = Path(__file__).parent
     for source in sorted([*package.glob("*.py"), package.parent / "exact.py", package.parent / "libjpeg.py"]):
         digest.update(source.read_bytes())
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for root in (home / "jpeg-posterior", Path(tempfile.gettempdir()) / f"jpeg-posterior-{os.getuid()}"):
+    shared = Path(tempfile.gettempdir()) / f"jpeg-posterior-{os.getuid()}"
+    roots = [shared]
+    with suppress(RuntimeError):  # of a user without a home
+        roots.insert(0, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jpeg-posterior")
+    for root in roots:
         folder = root / digest.hexdigest()[:16]
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
         except OSError:
             continue
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+        if os.access(folder, os.W_OK) and _is_own(folder) and (root is not shared or _is_own(root)):
             return folder
-    raise RuntimeError(f"no folder for compiled code: neither {home} nor {tempfile.gettempdir()} can be written")
+    raise RuntimeError(
+        f"no folder for compiled code, of this user's alone: tried {' and '.join(map(str, roots))}; set XDG_CACHE_HOME"
+    )
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether it is a folder of this user's in which no other one can put anything."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 FOLDER = cache_folder()
@@ -80,4 +93,7 @@ def compiling(entry: str, quiet: bool) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not quiet and not any(FOLDER.rglob(f"*.{entry}-*.nbi")):
             print(f"compiling {entry} for this CPU, once: up to a minute", file=sys.stderr, flush=True)
-        yield
+        try:
+            yield
+        finally:  # closing would not be enough: a process that was forked meanwhile has the file open, too
+            fcntl.flock(lock, fcntl.LOCK_UN)

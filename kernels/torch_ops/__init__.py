@@ -1,8 +1,8 @@
 """The operators in plain PyTorch, one file each: the CPU path, and the reference that triton_ops is tested against.
 On any device, in float32 or wider, differentiable where operators.py says so.
 
-Files have the names of their twins in triton_ops: encode, decode, roundtrip, project, excess, exact; and shared blocks,
-colour, dct and sampling.
+Files have the names of their twins in triton_ops: encode, decode, roundtrip, project, exact. excess has none; blocks,
+colour, dct and sampling are shared.
 """
 
 from kernels.torch_ops.decode import decode

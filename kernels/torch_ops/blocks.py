@@ -84,7 +84,9 @@ class Mcu:
 
     def chroma_sums(self) -> Tensor:
         """[P, 64] float32 of 0 and 1 (more where an edge repeats): pixels → their sums under each chroma sample."""
-        return torch.zeros(self.pixels, 64).index_add_(0, self.chroma_source(), self.chroma_samples())
+        return torch.zeros(self.pixels, 64, dtype=torch.float32).index_add_(
+            0, self.chroma_source(), self.chroma_samples()
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ component of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,8 @@ def repetition_inverse(spread: Tensor) -> Tensor:
     return spread.T / spread.sum(1).clamp(min=1)
 
 
-@constant
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # as `constant`, but of limited size: the 256 kinds of 4:2:0 take 200 MB
 def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
     """Places beyond the image and blocks of padding have rows and columns of zeros."""
     dct = block_dct("cpu", torch.float64)

@@ -16,6 +16,7 @@ from kernels.torch_ops.colour import tile_planes
 from kernels.torch_ops.dct import forward_dct, steps_of
 
 
+@torch.no_grad()
 def excess(x: Tensor, c: Coefficients) -> Tensor:
     """See kernels.excess. In bands that stay in cache."""
     check_images(x, c.tables, c.sampling, c.size)

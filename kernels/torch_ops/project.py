@@ -40,4 +40,4 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
             return from_tiles(tiles + changes[0][:, :, :, None], region)
         return from_tiles(tiles + torch.stack(ycc_to_rgb(*changes), dim=3), region)
 
-    return map_regions(one, c.sampling, c.size, len(c), banded=not x.requires_grad)
+    return map_regions(one, c.sampling, c.size, len(c), banded=not (x.requires_grad and torch.is_grad_enabled()))

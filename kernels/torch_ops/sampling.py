@@ -6,6 +6,7 @@ Shapes: N images, H x W pixels, h x w chroma samples; of tiles [rows, columns] M
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,7 @@ def averaging_adjoint(samples: Tensor, sampling: Subsampling, size: tuple[int, i
     n, rows, columns = samples.shape
     shares = (samples / (vertical * horizontal))[:, :, None, :, None].expand(n, rows, vertical, columns, horizontal)
     pixels = shares.reshape(n, rows * vertical, columns * horizontal)[:, : size[0], : size[1]]
+    pixels = pixels.clone(memory_format=torch.contiguous_format)  # of a single row or column it is a view still
     if size[0] % vertical:
         pixels[:, -1] *= 2
     if size[1] % horizontal:

@@ -1,5 +1,7 @@
 """What kernels/numba_ops builds on: libjpeg's integers, the colours that pixels can have, and bounded work."""
 
+import fcntl
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from kernels.exact import DEFAULT_SETTINGS, edge_bases, ranges_of
 from kernels.libjpeg import integer_dct, integer_ycc
 from kernels.numba_ops import chroma, compile_kernels, exact, gamut, lines, mcus, planes
 from kernels.numba_ops import samples as blocks
-from kernels.numba_ops.compiler import FOLDER, cache_folder
+from kernels.numba_ops.compiler import FOLDER, cache_folder, compiling
 
 REACHED = 4_007_200
 """Triples (Y, Cb, Cr) that the 2^24 pixels become."""
@@ -281,3 +283,28 @@ def test_where_the_home_cannot_be_written_the_temporary_folder_serves(tmp_path, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert tmp_path in cache_folder().parents
+
+
+def test_a_temporary_folder_that_others_can_write_does_not_serve(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = tmp_path / f"jpeg-posterior-{os.getuid()}"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(RuntimeError, match=r"of this user's alone: tried .*set XDG_CACHE_HOME"):
+        cache_folder()
+
+
+def test_a_process_forked_while_compiling_does_not_hold_the_lock():
+    end, begin = os.pipe()
+    with compiling("nothing", quiet=True):
+        child = os.fork()
+        if not child:
+            os.close(begin)
+            os.read(end, 1)
+            os._exit(0)
+    os.close(end)
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held
+    os.close(begin)
+    os.waitpid(child, 0)

@@ -46,10 +46,10 @@ def test_nearest_quality_of_other_tables_is_in_range_and_close():
     assert nearest_quality(almost) == 40
 
 
-@pytest.mark.parametrize("quality", [-1, 0, 101])
-def test_other_qualities_are_refused(quality):
-    with pytest.raises(ValueError, match=f"quality {quality} is not in"):
-        quality_to_tables(quality, 3)
+@pytest.mark.parametrize(("quality", "components"), [(-1, 3), (0, 3), (101, 3), (50.5, 3), (50, 0)])
+def test_other_qualities_are_refused(quality, components):
+    with pytest.raises(ValueError, match=f"a quality of 1..100 and components, got {quality} and {components}"):
+        quality_to_tables(quality, components)
 
 
 def test_zigzag_is_the_standards():

@@ -1,6 +1,9 @@
 """encode, decode, roundtrip and project against real decoders and against the formulas in float64."""
 
 import io
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 from scenes import by_libjpeg, in_colours_of, pick, scene, stack, tables_of, tensor_of
 from torch import Tensor
 
-from kernels import Coefficients, Subsampling, decode, encode, project, roundtrip
+from kernels import Coefficients, Subsampling, decode, encode, excess, project, project_exact, roundtrip
 from kernels.libjpeg import compress
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.outputs.verify import recompress
@@ -158,7 +161,7 @@ def test_operators_keep_to_their_dtypes(sampling, seed):
 
 
 @ALL
-@pytest.mark.parametrize("size", [WHOLE, (37, 43)])
+@pytest.mark.parametrize("size", [WHOLE, (37, 43), (1, 2), (2, 1), (17, 2), (18, 1), (33, 2)])
 def test_gradient_of_roundtrip_passes_straight_through_the_rounding_and_stops_at_the_limits(sampling, size, seed):
     generator = torch.Generator().manual_seed(seed)
     # Multiples of 3, as 8 * 127 and 8 * 128 are not: no plane is just at a limit, where the last bit would decide.
@@ -301,6 +304,15 @@ def test_other_sizes_tables_and_margins_are_refused():
     c = encode(x, tables(sampling, 50), sampling)
     with pytest.raises(ValueError, match=r"expected \[1, 3, 16, 24\].*got \[1, 3, 24, 16\]"):
         project(x.transpose(2, 3), c)
+    for size in ((16, 32), (32, 24), (8, 8)):
+        for operator in (project, project_exact, excess):
+            with pytest.raises(ValueError, match=r"expected \[1, 3, 16, 24\]"):
+                operator(torch.zeros(1, 3, *size), c)
+    with pytest.raises(ValueError, match="step below 1"):
+        project_exact(x, replace(c, tables=c.tables * 0))
+    for operator in (encode, roundtrip):
+        with pytest.raises(ValueError, match=r"Subsampling\.from_label\('4:2:0'\), got '4:2:0'"):
+            operator(x, c.tables, "4:2:0")
     for margin in (-0.1, 0.6, float("nan")):
         with pytest.raises(ValueError, match=r"expected 0\.\.0\.5 of a step"):
             project(x, c, margin)
@@ -308,6 +320,31 @@ def test_other_sizes_tables_and_margins_are_refused():
         for operator in (encode, roundtrip):
             with pytest.raises(ValueError, match=r"tables: expected \[N, 3, 8, 8\] int32 for 4:2:0"):
                 operator(x, wrong, sampling)
+
+
+@ALL
+@pytest.mark.parametrize("size", [WHOLE, (21, 18)])
+def test_excess_is_how_far_coefficients_lie_outside_their_intervals(sampling, size, seed):
+    c = coefficients(sampling, size, seed, 10, 50, 90)
+    near = images(sampling, size, seed).float()
+    for x in (near, blurred(near), blurred(near).requires_grad_()):
+        expected = [max(0.0, reference.outside(x[i : i + 1].detach(), pick(c, [i]))) for i in range(3)]
+        found = excess(x, c)
+        assert found.tolist() == pytest.approx(expected, abs=1e-2)
+        assert not found.requires_grad
+
+
+def test_another_default_dtype_changes_nothing():
+    code = (
+        "import torch\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "from kernels import Subsampling, encode, project, quality_to_tables, roundtrip\n"
+        "x, tables = torch.rand(1, 3, 21, 18, dtype=torch.float32), quality_to_tables(50, 3)[None]\n"
+        "assert roundtrip(x, tables, Subsampling.S420).dtype == torch.float32\n"
+        "assert project(x, encode(x, tables, Subsampling.S420)).dtype == torch.float32\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_decode_reads_what_a_real_encoder_wrote_for_each_image_of_a_batch(seed):
