@@ -17,6 +17,6 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from pipeline.engine.options import Options
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.results import Restored
+from pipeline.engine.results import Failure, Restored
 
-__all__ = ["Options", "Restored", "Restorer"]
+__all__ = ["Failure", "Options", "Restored", "Restorer"]

@@ -24,7 +24,7 @@ DEFAULT_OUTPUT = "restored"
 MEAN_SAMPLES = 16
 """The default number of samples that mode `mean` averages."""
 
-SINGLE_RUN_OPTIONS = ("merge", "overwrite", "retry_failed", "limit", "dry_run")
+SINGLE_RUN_OPTIONS = ("merge", "overwrite", "retry_failed", "retry_all_failed", "limit", "dry_run")
 """Options that a rank of several does not accept, nor --merge the other ones."""
 
 QUALITIES = ("min_quality", "max_quality")
@@ -36,7 +36,8 @@ DIR/manifest.jsonl with its status: restored, passed_through (excluded by a filt
 modelled) or failed, with the reason. `mismatches` is the certificate of a restored file: 0 means that libjpeg-turbo
 compresses the output to exactly the coefficients of the input. To continue a run that was stopped, run the same command
 again. Failures marked `transient` have another cause than the file (memory, a worker process, a disk); --retry-failed
-tries them again.
+tries them again. --retry-all-failed also tries the others: after files were renamed or replaced, or with a larger
+--max-pixels.
 
 Inputs and DIR may be addresses of S3, Google or Azure storage (s3://, gs://, az://), and inputs may be https:// pages
 of links. Credentials are read by fsspec. In a store the manifest is a folder, DIR/manifest/*.jsonl.
@@ -114,6 +115,7 @@ def _add_places(add: Add) -> None:
     add("--output-shards", action="store_true", help="write a tar for each input tar, and copy its other members")
     add("--no-provenance", action="store_true", help="do not record the restoration in the images' metadata")
     add("--retry-failed", action="store_true", help="try failures again that are marked as transient")
+    add("--retry-all-failed", action="store_true", help="try all failures again, such as of files that were replaced")
     add("--overwrite", action="store_true", help="discard the manifest of an earlier run, and start again")
     add("--verify", action="store_true", help="verify certificates: compress each output with libjpeg-turbo")
     add("--report", action="store_true", help="write DIR/report.html at the end (also: python -m pipeline.report)")
@@ -258,6 +260,8 @@ def _check_combinations(given: argparse.Namespace) -> None:
         raise UsageError(f"{exclusive[0]}: not with {share.world_size} ranks; use it with a single process")
     if given.engine == "ray" and (given.limit is not None or given.dry_run):
         raise UsageError(f"{exclusive[-1]}: not with --engine ray; use it with --engine local")
+    if given.dry_run and given.report:
+        raise UsageError("--report: not with --dry-run, which restores nothing")
     if given.limit is not None and given.output_shards:
         raise UsageError("--limit: not with --output-shards, because the last tar would be incomplete; give fewer tars")
 

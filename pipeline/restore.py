@@ -68,7 +68,7 @@ def make_job(given: argparse.Namespace) -> Job:
         shards=given.output_shards,
         workers=given.workers,
         overwrite=given.overwrite,
-        retry_failed=given.retry_failed,
+        retry_failed="all" if given.retry_all_failed else "transient" if given.retry_failed else "",
         verify=given.verify,
         quiet=given.quiet,
         share=given.share,

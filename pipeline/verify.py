@@ -37,14 +37,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("files", nargs="+", metavar="RESTORED ORIGINAL", help="pairs of an image and a JPEG file")
+    most = Options.max_pixels
+    result.add_argument("--max-pixels", type=int, default=most, metavar="N", help="refuse larger files [%(default)s]")
     result.add_argument("--quiet", action="store_true", help="print only images that do not match")
     return result
 
 
-def verify(restored: Path, original: Path, quiet: bool) -> int:
+def verify(restored: Path, original: Path, quiet: bool, max_pixels: int = Options.max_pixels) -> int:
     """Verifies one pair and prints the result; returns an exit code."""
     try:
-        bitstream = read_bitstream(original.read_bytes(), Options.max_pixels)
+        bitstream = read_bitstream(original.read_bytes(), max_pixels)
     except (OSError, JpegError) as error:
         print(f"verify: {original}: {_reason(error)}", file=sys.stderr)
         return STOPPED
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.ver
     if len(given.files) % 2:
         commands.error(f"{given.files[-1]} has no original: give pairs, RESTORED ORIGINAL RESTORED ORIGINAL …")
     paths = list(map(Path, given.files))
-    return max(verify(*pair, given.quiet) for pair in zip(paths[::2], paths[1::2], strict=True))
+    return max(verify(*pair, given.quiet, given.max_pixels) for pair in zip(paths[::2], paths[1::2], strict=True))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pipeline.inputs.rank_share import SINGLE_RANK, Share
 from pipeline.inputs.remote import Address
 from pipeline.outputs.formats import Format
 from pipeline.outputs.manifest import Manifest
-from pipeline.outputs.record import RunIdentity
+from pipeline.outputs.record import Retry, RunIdentity
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Job:
     shards: bool = False
     workers: int = 0
     overwrite: bool = False
-    retry_failed: bool = False
+    retry_failed: Retry = ""
     verify: bool = False
     quiet: bool = False
     share: Share = SINGLE_RANK

@@ -107,7 +107,9 @@ def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None =
     """Turns unfinished items into tasks; unreadable items and duplicate keys become failed tasks. Side members are
     yielded as they are."""
     keys = keys or Keys(per_shard=job.shards)
-    advice = "rename one of them" if job.shards else "rename one, or restore them into folders (or shards) of their own"
+    advice = (
+        "rename this one" if job.shards else "rename this one, or restore them into folders (or shards) of their own"
+    )
     for item in items:
         if isinstance(item, SideMember):
             yield item

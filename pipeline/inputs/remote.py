@@ -32,6 +32,10 @@ class RemoteError(Exception):
     """A store does not answer or denies access. This is not an error of the file, so the run has to stop."""
 
 
+class DeniedError(RemoteError):
+    """A store denies access: to this file, as to an archived object, or to all, as with an expired token."""
+
+
 @dataclass(frozen=True)
 class Remote:
     """A folder or file of a store, by its address without a trailing slash. Has the methods of a Path where
@@ -225,15 +229,15 @@ def contains(folder: Address, other: Address) -> bool:
 
 @contextmanager
 def as_remote_errors(place: Remote) -> Iterator[None]:
-    """Converts exceptions of a store's library to RemoteError, except those for a missing file or folder.
-
-    Denied access is converted as well: an expired token causes it, which is not an error of the file."""
+    """Converts exceptions of a store's library to RemoteError, denied access to DeniedError; not those for a missing
+    file or folder."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, RemoteError):
         raise
     except Exception as error:  # every library has its own
-        raise RemoteError(f"{place}: {type(error).__name__}: {error}") from error
+        kind = DeniedError if isinstance(error, PermissionError) else RemoteError
+        raise kind(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def _last_part(path: str, protocol: str) -> str:

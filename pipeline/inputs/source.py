@@ -6,6 +6,7 @@
 Names and sizes in archives are not trusted, and only one file is in memory at a time. A shard in a store is streamed,
 once."""
 
+import gzip
 import re
 import stat
 import tarfile
@@ -15,10 +16,14 @@ from pathlib import PurePosixPath
 
 from pipeline.inputs.listing import Entry, SourceError
 from pipeline.inputs.names import UnsafeNameError, digest, safe_name
-from pipeline.inputs.remote import Address, Remote, RemoteError
+from pipeline.inputs.remote import Address, DeniedError, Remote, RemoteError
 from pipeline.inputs.tar import member_data, members_of, open_tar
 
 SIZE_LIMIT = 2 << 30
+
+MAX_DENIED = 10
+"""Files in a row to which a store may deny access; after more, the run stops: an expired token denies all."""
+
 _REPEATED = re.compile(r"#\d+$")
 
 
@@ -92,21 +97,30 @@ def read(
     limit: larger files and members, in bytes, are error items and are not read.
     position: updated with the progress.
 
-    Raises SourceError if a store stops answering; damaged inputs give error items."""
-    position = position or ReadPosition()
+    Raises SourceError if a store stops answering, or denies access to many files in a row; damaged inputs give error
+    items."""
+    position, denied = position or ReadPosition(), 0
     try:
         for entry in entries:
             done = finished if entry.assigned else _finished
-            if not entry.shard:
-                yield _read_file(entry, done, limit)
-                continue
-            if not shard_finished(entry.name):
-                for item in _read_shard(entry, done, side_members, limit, position):
-                    if isinstance(item, Item) and item.error is not None and done(item.source):
-                        yield replace(item, error=None)
-                    else:
-                        yield item
-            position.leave(entry)
+            try:
+                if not entry.shard:
+                    yield _read_file(entry, done, limit)
+                elif not shard_finished(entry.name):
+                    for item in _read_shard(entry, done, side_members, limit, position):
+                        if isinstance(item, Item) and item.error is not None and done(item.source):
+                            yield replace(item, error=None)
+                        else:
+                            yield item
+                denied = 0
+            except DeniedError as error:
+                denied += 1
+                if denied > MAX_DENIED:
+                    raise
+                key, shard = (entry.name, entry.name) if entry.shard else (_key(entry.name), None)
+                yield Item(key, entry.name, None, shard, f"cannot be read: {error}", True, entry.prefix)
+            if entry.shard:
+                position.leave(entry)
     except RemoteError as error:
         raise SourceError(f"{error}; start the run again to continue") from error
 
@@ -165,12 +179,15 @@ def _read_shard(
     except RemoteError:
         raise
     except Exception as error:  # tarfile and the decompressors raise many types for damaged input
+        transient = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if count:
+        if transient:
+            reason = f"the tar cannot be read beyond {count} members: {what}"
+        elif count:
             reason = f"the tar is damaged or cut off after {count} members: {what}"
         else:
             reason = f"not a tar archive that can be read: {what}"
-        yield Item(entry.name, entry.name, None, entry.name, reason, prefix=entry.prefix)
+        yield Item(entry.name, entry.name, None, entry.name, reason, transient, entry.prefix)
 
 
 def _read_member(

@@ -41,7 +41,9 @@ class TarHeader(tarfile.TarInfo):
 def open_tar(path: Address) -> Iterator[tuple[tarfile.TarFile, IO[bytes]]]:
     """Opens an archive; yields it and its underlying file. Raises tarfile.ReadError, OSError and RemoteError."""
     if isinstance(path, Path) and not path.is_file():
-        raise tarfile.ReadError("not a regular file or gone")
+        if not path.exists():
+            raise FileNotFoundError("it is not there any more")
+        raise tarfile.ReadError("not a regular file")
     with path.open("rb") if isinstance(path, Path) else path.open() as file:
         mode: Literal["r:*", "r|*"] = "r:*" if isinstance(path, Path) else "r|*"
         with tarfile.open(fileobj=file, mode=mode, tarinfo=TarHeader) as archive:

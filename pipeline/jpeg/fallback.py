@@ -38,9 +38,11 @@ def for_pillow(data: bytes) -> io.BytesIO:
 
 
 def pillow_error(data: bytes) -> Exception | None:
-    """What Pillow raises when it decodes a JPEG file; None if it decodes it."""
+    """What Pillow raises when it decodes a JPEG file; None if it decodes it. Raises MemoryError."""
     try:
         JpegImageFile(for_pillow(data)).load()
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow does not document what its readers of metadata and of damaged data raise
         return error
     return None
@@ -57,8 +59,10 @@ def fallback_decode(data: bytes, max_pixels: int) -> FallbackImage:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of {max_pixels}")
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # see pillow_error
-        raise BitstreamError(f"Pillow cannot load it: {error or type(error).__name__}") from error
+        raise BitstreamError(f"Pillow cannot load it: {str(error) or type(error).__name__}") from error
     natural = image.mode in ("L", "RGB")
     pixels = np.asarray(image if natural else image.convert("RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

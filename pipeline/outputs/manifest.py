@@ -13,6 +13,7 @@ parts; a run of one process, which has exclusive access, also removes the lines 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import Counter
@@ -21,9 +22,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline.inputs.names import digest
+from pipeline.inputs.names import SHARD_SUFFIXES, digest
 from pipeline.inputs.remote import Address, Remote, RemoteError
 from pipeline.outputs import manifest_file, manifest_objects
+from pipeline.outputs.formats import SUFFIXES
 from pipeline.outputs.history import clear_history
 from pipeline.outputs.manifest_file import ManifestFile, manifest_name
 from pipeline.outputs.manifest_objects import PARTS, RemoteLines
@@ -31,12 +33,16 @@ from pipeline.outputs.record import (
     IDENTITY,
     FinishedInputs,
     Record,
+    Retry,
     RunIdentity,
     SinkError,
     check_same_run,
     valid_blocks,
 )
 from pipeline.outputs.store import Store
+
+MOST_NAMED = 5
+"""Ranks that a message names."""
 
 Ranges = Sequence[tuple[int, int]]
 """[start, end) in bytes, in order, not adjacent."""
@@ -111,7 +117,7 @@ class Manifest:
         run: RunIdentity | None,
         overwrite: bool = False,
         part: str = "",
-        retry_failed: bool = False,
+        retry_failed: Retry = "",
     ) -> Self:
         """Locks the folder, removes partial outputs of a killed run, and reads what is finished.
 
@@ -122,7 +128,7 @@ class Manifest:
             does not write an output of that name.
         part: `<rank>-of-<ranks>`: other ranks of the same run may use the folder at the same time. Not with
             `overwrite`.
-        retry_failed: also drop the lines of transient failures.
+        retry_failed: also drop the lines of these failures.
 
         An object store has no locks. Raises SinkError if the folder cannot be written, is in use by another run, or has
         the lines of another run."""
@@ -172,9 +178,10 @@ def merge(folder: Path) -> Counter[str]:
     which ranks have no part. Raises SinkError if there is no manifest, or if a run is using it."""
     if not (folder / IDENTITY).exists():
         raise SinkError(f"{folder}: has no {IDENTITY}, so there is no manifest to merge")
-    if absent := list(islice(manifest_file.absent_ranks(folder), 5)):
+    if absent := list(islice(manifest_file.absent_ranks(folder), MOST_NAMED + 1)):
+        named = ", ".join(absent[:MOST_NAMED]) + (" and more" if len(absent) > MOST_NAMED else "")
         print(
-            f"{folder}: these ranks have stored nothing: {', '.join(absent)}. If they have not run, their inputs are "
+            f"{folder}: these ranks have stored nothing: {named}. If they have not run, their inputs are "
             "missing; the same command, with any number of ranks, restores what is missing",
             file=sys.stderr,
         )
@@ -182,7 +189,7 @@ def merge(folder: Path) -> Counter[str]:
         return manifest.counts
 
 
-def read_records(output: Address, retry_failed: bool = False) -> Iterator[Record]:
+def read_records(output: Address, retry_failed: Retry = "") -> Iterator[Record]:
     """Yields the lines of all parts that count; of several lines of a source the first. Nothing is locked or changed,
     and outputs are not checked. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
     done = FinishedInputs()
@@ -214,11 +221,28 @@ def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool
             f"{where}: has manifest lines but no {IDENTITY}, so their run is unknown; "
             "choose another folder, or use --overwrite"
         )
+    elif (foreign := _foreign_output(lines.store.address, run)) is not None and lines.identity() is None:
+        raise SinkError(
+            f"{where}: {foreign} is no run's output, and files of such names might be replaced; "
+            "choose another folder, or use --overwrite"
+        )
     if not lines.identify(run):
         check_same_run(where, lines.identity() or {}, run)
 
 
-def _recover(lines: Lines, part: str, retry_failed: bool) -> FinishedInputs:
+def _foreign_output(output: Address, run: RunIdentity) -> str | None:
+    """A file, below an output folder on a disk, of the kind that the run writes."""
+    if isinstance(output, Remote):
+        return None
+    own = tuple(f".{suffix}" for form, suffix in SUFFIXES.items() if form == run.format)
+    for folder, _, names in os.walk(output):
+        for name in names:
+            if name.lower().endswith(SHARD_SUFFIXES if run.shards else own):
+                return str(Path(folder, name).relative_to(output))
+    return None
+
+
+def _recover(lines: Lines, part: str, retry_failed: Retry) -> FinishedInputs:
     """Reads all lines that count; removes the others from parts that this run may change."""
     done, counts = FinishedInputs(), Counter[str]()
     for name in lines.parts():

@@ -13,6 +13,9 @@ from pipeline.inputs.remote import Address
 Status = Literal["restored", "passed_through", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
+Retry = Literal["", "transient", "all"]
+"""Which failures a run tries again: none, those with another cause than the file, or all."""
+
 IDENTITY = "manifest.run.json"
 """The file beside a manifest with its RunIdentity."""
 
@@ -180,13 +183,13 @@ def valid_blocks(
     lines: Iterable[bytes],
     done: FinishedInputs,
     exist: Callable[[Iterable[str]], bool],
-    retry_failed: bool,
+    retry_failed: Retry,
 ) -> Iterator[tuple[int, int, list[Record]]]:
     """Yields the byte ranges of the valid lines of a manifest with their records, in order, and adds them to `done`.
 
     A shard's lines are one range, valid only together and with their tar. A line is invalid if it is incomplete, if its
-    source has a line already, if `exist` does not find its outputs (names below the output folder), or, with
-    `retry_failed`, if it is a transient failure."""
+    source has a line already, if `exist` does not find its outputs (names below the output folder), or if it is a
+    failure that is tried again."""
     start = 0
     block: list[Record] = []
     block_start = 0
@@ -200,7 +203,8 @@ def valid_blocks(
                 block, block_start = [], start
             block.append(record)
             if record.shard is None or record.shard_lines is not None:
-                again = retry_failed and any(record.transient for record in block)
+                failed = [record for record in block if record.status == "failed"] if retry_failed else []
+                again = any(retry_failed == "all" or record.transient for record in failed)
                 if record.shard_lines in (None, len(block)) and not again and exist(_outputs(block)):
                     done.note(block)
                     yield block_start, end, block

@@ -127,7 +127,9 @@ class ShardSink:
             if loose and self._is_input(name):
                 self._shard.refusal = f"the input has a shard {name!r}, the name for this folder's loose files"
             elif self._manifest.shard_finished(name):
-                self._shard.refusal = f"the shard {name!r} was finished before this file was there"
+                self._shard.refusal = (
+                    f"the shard {name!r} was finished before this file was there; delete it, run again"
+                )
         return self._shard
 
     def _is_input(self, name: str) -> bool:

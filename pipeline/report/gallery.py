@@ -167,4 +167,4 @@ def _add(comparison: _Comparison, name: str, file: bytes) -> None:
     try:
         comparison.add(name, file)
     except Exception as error:  # of an image library, if the file was changed
-        comparison.problem = f"{name}: {error or type(error).__name__}"
+        comparison.problem = f"{name}: {str(error) or type(error).__name__}"

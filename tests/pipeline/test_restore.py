@@ -205,6 +205,7 @@ def test_configuration_file_and_the_command_line_above_it(tmp_path, weights):
         (["--tile", "100"], "multiple of 16"),
         (["--tile", "64"], "twice the halo"),
         (["--batch", "0"], "--batch 0"),
+        (["--dry-run", "--report"], "--report: not with --dry-run"),
         (["--config", "no.yaml"], "no.yaml"),
         (["--input-dir", "nowhere"], "nowhere"),
         (["--output-dir", "in"], "is an input folder or contains one"),

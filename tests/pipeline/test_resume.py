@@ -51,17 +51,53 @@ def photographs(count: int) -> dict[str, bytes]:
 def test_failures_that_were_not_the_files_are_retried_when_wished(tmp_path, shards):
     source = fill(tmp_path / "in", {"text.jpg": b"text", "b/whole.jpg": encode(photograph(40, 36, 0), "4:2:0", 30)})
     (source / "late.jpg").symlink_to(tmp_path / "not yet")
+    (source / "shard.tar").symlink_to(tmp_path / "no tar yet")
     options = ["--weights", tiny_weights(tmp_path), *["--output-shards"] * shards]
     out = tmp_path / "out"
     first = run(source, out, *options, code=1)
-    assert (first["late.jpg"]["status"], first["late.jpg"]["transient"]) == ("failed", True)
+    for late in ("late.jpg", "shard.tar"):
+        assert (first[late]["status"], first[late]["transient"]) == ("failed", True)
     assert "transient" not in first["text.jpg"]
     (tmp_path / "not yet").write_bytes(encode(photograph(36, 40, 1), "4:2:2", 30))
-    assert run(source, out, *options, code=1) == first
+    write_tar(tmp_path / "no tar yet", {"0.jpg": encode(photograph(24, 24, 2)), "0.txt": b"zero"})
+    again = run(source, out, *options, code=1)
+    assert {source: again[source] for source in first} == first
     second = run(source, out, *options, "--retry-failed", code=1)
-    assert second["late.jpg"]["status"] == "restored"
+    assert second["late.jpg"]["status"] == second["shard.tar/0.jpg"]["status"] == "restored"
     assert second == run(source, tmp_path / "afresh", *options, code=1)
     assert outputs(out) == outputs(tmp_path / "afresh")
+
+
+def test_all_failures_are_retried_when_wished(tmp_path):
+    """Also those of files that were too large, had the same key, or were damaged."""
+    jpeg, options = encode(photograph(40, 36, 0)), ["--weights", tiny_weights(tmp_path)]
+    source = fill(
+        tmp_path / "in", {"a.jpeg": jpeg, "a.jpg": jpeg, "cut.jpg": b"cut", "large.jpg": encode(photograph(80, 80, 1))}
+    )
+    first = run(source, tmp_path / "out", *options, "--max-pixels", "3000", code=1)
+    assert [first[name]["status"] for name in sorted(first)] == ["restored", "failed", "failed", "failed"]
+    assert "--max-pixels" in first["large.jpg"]["reason"]
+    (source / "a.jpeg").rename(source / "b.jpeg")
+    (source / "cut.jpg").write_bytes(jpeg)
+    assert run(source, tmp_path / "out", *options, "--retry-failed", code=1)["large.jpg"] == first["large.jpg"]
+    second = run(source, tmp_path / "out", *options, "--retry-all-failed")
+    assert {name: record["status"] for name, record in second.items()} == dict.fromkeys(
+        ("a.jpeg", "a.jpg", "b.jpeg", "cut.jpg", "large.jpg"), "restored"
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--output-shards"]])
+def test_files_of_the_users_are_not_replaced(tmp_path, options, capsys):
+    name = "own.tar" if options else "Own.PNG"
+    source = fill(tmp_path / "in", {"a.jpg": encode(photograph(24, 24, 0))})
+    out = fill(tmp_path / "out", {f"kept/{name}": b"the user's own", "notes.txt": b""})
+    options = [*options, "--weights", tiny_weights(tmp_path)]
+    assert restore.main(command(source, out, *options)) == 2
+    assert f"kept/{name} is no run's output" in capsys.readouterr().err
+    assert (out / "kept" / name).read_bytes() == b"the user's own"
+    run(source, out, *options, "--overwrite")
+    (out / "kept" / name).rename(out / name)
+    run(source, out, *options)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,15 @@ def test_palettes_and_opaque_alpha_are_no_difference_and_transparency_is_said(tm
         assert message in capsys.readouterr().err
 
 
+def test_larger_files_are_verified_when_wished(tmp_path, capsys):
+    fill(tmp_path, {"a.jpg": encode(photograph(60, 70))})
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    pair = [str(tmp_path / "a.png"), str(tmp_path / "a.jpg")]
+    assert verify.main([*pair, "--max-pixels", "4199"]) == 2
+    assert "limit of 4199 (--max-pixels)" in capsys.readouterr().err
+    assert verify.main([*pair, "--max-pixels", "4200"]) < 2
+
+
 def test_an_image_without_an_original(capsys):
     with pytest.raises(SystemExit) as ended:
         verify.main(["a.png", "a.jpg", "b.png"])

@@ -90,5 +90,5 @@ def _decode_png(data: bytes) -> Tensor:
     try:
         pixels = np.array(PngImageFile(io.BytesIO(data)).convert("RGB"))
     except Exception as error:  # Pillow raises half a dozen types over damaged files
-        raise BitstreamError(f"Pillow cannot load it: {error or type(error).__name__}") from error
+        raise BitstreamError(f"Pillow cannot load it: {str(error) or type(error).__name__}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

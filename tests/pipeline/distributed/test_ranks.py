@@ -60,8 +60,9 @@ def test_the_union_is_a_run_of_one(tmp_path, options):
 def test_merging_says_which_ranks_are_missing(tmp_path, capfd):
     source = fill(tmp_path / "in", photographs(4))
     options = ("--weights", tiny_weights(tmp_path), "--workers", "1")
-    for rank, expected in ((2, "0-of-3, 1-of-3"), (0, "1-of-3, 2-of-3")):
-        assert restore.main(command(source, tmp_path / "out", *options, "--rank", rank, "--world-size", 3)) == 0
+    many = "0-of-9, 1-of-9, 2-of-9, 3-of-9, 4-of-9 and more"
+    for rank, size, expected in ((2, 3, "0-of-3, 1-of-3"), (0, 3, "1-of-3, 2-of-3"), (8, 9, many)):
+        assert restore.main(command(source, tmp_path / "out", *options, "--rank", rank, "--world-size", size)) == 0
         capfd.readouterr()
         assert restore.main(["--quiet", "--output-dir", str(tmp_path / "out"), "--merge"]) == 0
         assert f"these ranks have stored nothing: {expected}. " in capfd.readouterr().err
