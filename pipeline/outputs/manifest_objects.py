@@ -11,7 +11,7 @@ other's. Each rank of a run (ranks.py) has its own parts; rank 0 writes the iden
 import os
 import time
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 
 from pipeline.inputs.remote import HTTP, Remote
 from pipeline.outputs.object_store import RemoteStore
@@ -81,7 +81,8 @@ class RemoteLines:
         return self._listings.have(outputs)
 
     def start(self) -> None:
-        """See Lines; nothing to do."""
+        """See Lines."""
+        self._listings.forget()
 
     def append(self, records: Sequence[Record]) -> None:
         """See Lines. Lines are collected and written later; those of a shard at once."""
@@ -121,11 +122,15 @@ class Listings:
 
     def __init__(self, folder: Remote) -> None:
         self._folder = folder
-        self._names = lru_cache(maxsize=16)(self._list)
+        self._names = cache(self._list)  # outputs alternate between folders if their names begin with a hash
 
     def have(self, names: Iterable[str]) -> bool:
         """Whether all these outputs exist and are not empty."""
         return all(name in self._names(parent) for parent, _, name in (path.rpartition("/") for path in names))
+
+    def forget(self) -> None:
+        """Frees the names."""
+        self._names.cache_clear()
 
     def _list(self, parent: str) -> frozenset[str]:
         files, _ = (self._folder / parent if parent else self._folder).listing()

@@ -114,6 +114,26 @@ def test_output_that_is_gone_or_empty_is_done_again(memory, monkeypatch):
     assert sorted(line["source"] for line in lines(memory)) == [f"f/{number}.jpg" for number in range(9)]
 
 
+def test_each_folder_of_outputs_is_listed_once(memory, monkeypatch):
+    """Also where lines alternate between many folders."""
+    keys = [f"{n % 20:02}/{n}" for n in range(100)]
+    with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
+        for key in keys:
+            sink.write(*restored(key), [b"image"])
+    listed, listing = [], Remote.listing
+
+    def counted(place):
+        listed.append(place.address)
+        return listing(place)
+
+    monkeypatch.setattr(Remote, "listing", counted)
+    with Manifest.open(memory, RUN) as manifest:
+        assert all(manifest.finished(f"{key}.jpg") for key in keys)
+    assert sorted(address for address in listed if "manifest" not in address) == [
+        f"{memory}/{number:02}" for number in range(20)
+    ]
+
+
 def test_torn_part_counts_as_far_as_it_is_whole(memory):
     with Manifest.open(memory, RUN) as manifest, FolderSink(manifest) as sink:
         for number in range(4):
