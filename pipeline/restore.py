@@ -72,7 +72,8 @@ def make_job(given: argparse.Namespace) -> Job:
         verify=given.verify,
         quiet=given.quiet,
         share=given.share,
-        dtype=given.dtype,
+        device=restorer.device.type,
+        dtype=str(restorer.dtype).removeprefix("torch."),
         filters=filters_of(given),
         limit=given.limit,
         provenance=not given.no_provenance,
@@ -115,6 +116,7 @@ def on_cluster(given: argparse.Namespace) -> int:
     compiled, given.compile = given.compile, False  # the workers compile, not this process
     job = make_job(given)
     job.restorer.options = replace(job.restorer.options, compile=compiled)
+    job = replace(job, device="", dtype=given.dtype)
     return cluster.run(job, given.weights, device, given.dtype, address=given.address, cpus=given.actor_cpus)
 
 

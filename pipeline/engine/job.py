@@ -18,7 +18,7 @@ from pipeline.outputs.record import Retry, RunIdentity
 class Job:
     """What `run` does. The fields are the command line's options.
 
-    dtype: the option's text, `auto` included; the Restorer has the resolved type.
+    device, dtype: of the identity. On a cluster, where they are the workers', no device, and the option's text.
     limit: number of inputs, in the order of the listing, after which the run ends; None: all."""
 
     restorer: Restorer
@@ -33,7 +33,8 @@ class Job:
     verify: bool = False
     quiet: bool = False
     share: Share = SINGLE_RANK
-    dtype: str = "auto"
+    device: str = ""
+    dtype: str = ""
     filters: Filters = ALL_FILES
     limit: int | None = None
     provenance: bool = True
@@ -51,6 +52,7 @@ class Job:
             input="\n".join(str(one.resolve()) for one in self.inputs),
             frontend=options.frontend,
             noise=1 if restorer.mode == "mmse" else NOISE_VERSION,
+            device=self.device,
             dtype=self.dtype,
             tile=options.tile,
             batch=options.batch,

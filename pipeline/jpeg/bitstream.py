@@ -172,10 +172,8 @@ def parse(data: bytes, max_pixels: int | None = None) -> Layout | JpegError:
 def _check_size(header: Header, max_pixels: int) -> None:
     height, width = header.size
     if height * width > max_pixels:
-        raise BitstreamError(
-            f"the header claims {width}x{height} = {height * width} pixels, more than the limit of {max_pixels} "
-            "(--max-pixels)"
-        )
+        size = f"{width}x{height} = {height * width} pixels"
+        raise BitstreamError(f"the header claims {size}, more than the limit of {max_pixels} (--max-pixels)")
     if (height + 15) * (width + 15) >= 2**31:  # jpeglib counts coefficients in 32 bits
         raise UnsupportedJpeg(f"{width}x{height} pixels are more than 2^31 coefficients")
 

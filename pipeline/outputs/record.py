@@ -42,6 +42,7 @@ class RunIdentity:
     input: str = ""
     frontend: str = "libjpeg"
     noise: int = 1
+    device: str = ""
     dtype: str = ""
     tile: int = 0
     batch: int = 0
@@ -54,7 +55,7 @@ class RunIdentity:
 METADATA_FIELDS = ("provenance",)
 """Fields of RunIdentity that do not affect pixels: a run may be resumed with other values, with a message."""
 
-NUMERICAL_FIELDS = ("dtype", "tile", "batch", "compile")
+NUMERICAL_FIELDS = ("device", "dtype", "tile", "batch", "compile")
 """Fields of RunIdentity that only affect rounding: outputs agree to 50 dB or better, with the same certificate. A run
 may be resumed with other values, with a message."""
 

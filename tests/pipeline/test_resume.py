@@ -198,14 +198,19 @@ def test_a_run_goes_on_with_another_tile_and_says_so(tmp_path, capsys):
     """It only changes last bits. What is finished stays as it is."""
     source, out = fill(tmp_path / "in", {"a.jpg": encode(photograph(40, 36))}), tmp_path / "out"
     options = ("--weights", tiny_weights(tmp_path))
-    run(source, out, *options)
+    run(source, out, *options, "--dtype", "float32")
     before = identities(out, {"a.png"})
     assert capsys.readouterr().err == ""
     fill(source, {"b.jpg": encode(photograph(36, 40))})
-    found = run(source, out, *options, "--tile", "512", "--dtype", "float32")
+    found = run(source, out, *options, "--tile", "512", "--dtype", "bfloat16")
     assert {line["status"] for line in found.values()} == {"restored"}
     assert identities(out, {"a.png"}) == before
     said = capsys.readouterr().err
     assert "tile 1536 (now 512)" in said
-    assert "dtype 'auto' (now 'float32')" in said
+    assert "dtype 'float32' (now 'bfloat16')" in said
     assert "batch" not in said
+    assert "device" not in said
+    (identity,) = out.glob("*.run.json")
+    identity.write_text(identity.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    run(source, out, *options, "--tile", "512", "--dtype", "bfloat16")
+    assert "device 'cuda' (now 'cpu')" in capsys.readouterr().err
