@@ -19,7 +19,8 @@ JPEG = encode(photograph(50, 70), quality=40, icc_profile=SRGB, exif=exif(6))
 
 
 def fresh(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(README.parent), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    ray = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_ADDRESS": "local"}  # not the cluster of another test
+    environment = {**os.environ, "PYTHONPATH": str(README.parent), **ray}
     return subprocess.run(
         [sys.executable, script], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=250
     )
