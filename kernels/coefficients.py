@@ -70,8 +70,6 @@ def _images_of(tables: Tensor, sampling: Subsampling) -> int:
     """N, when tables are [N, components, 8, 8] int32 and N is at least 1. Raises ValueError otherwise."""
     if not isinstance(sampling, Subsampling):
         raise ValueError(f"sampling: expected a Subsampling, such as Subsampling.from_label('4:2:0'), got {sampling!r}")
-    if not isinstance(sampling, Subsampling):
-        raise ValueError(f"sampling: expected a Subsampling, such as Subsampling.from_label('4:2:0'), got {sampling!r}")
     n = tables.shape[0] if tables.ndim else 0
     if n < 1 or tuple(tables.shape) != (n, sampling.components, 8, 8) or tables.dtype != torch.int32:
         raise ValueError(
@@ -138,10 +136,14 @@ class Coefficients:
             if plane.device != self.tables.device:
                 raise ValueError(f"plane {component} is on {plane.device}, the tables on {self.tables.device}")
 
-    def check_values(self) -> None:
-        """Raises ValueError for a quantisation step below 1 (T.81, B.2.4.1) or a padding block that is not zero."""
+    def check_steps(self) -> None:
+        """Raises ValueError for a quantisation step below 1 (T.81, B.2.4.1)."""
         if int(self.tables.min()) < 1:
             raise ValueError("a quantisation table holds a step below 1")
+
+    def check_values(self) -> None:
+        """Raises ValueError for a quantisation step below 1 or a padding block that is not zero."""
+        self.check_steps()
         for component, plane in enumerate(self.planes):
             rows, columns = self.sampling.true_blocks(component, self.size)
             if plane[:, rows:].any() or plane[:, :, columns:].any():

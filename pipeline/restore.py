@@ -18,7 +18,7 @@ import torch
 from model.weights import SHIPPED
 from pipeline.command_line import MEAN_SAMPLES, UsageError, filters_of, parse
 from pipeline.distributed import cluster
-from pipeline.engine.device import DeviceLostError
+from pipeline.engine.device import DeviceLostError, dtype_name
 from pipeline.engine.dry_run import dry_run
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
@@ -73,7 +73,7 @@ def make_job(given: argparse.Namespace) -> Job:
         quiet=given.quiet,
         share=given.share,
         device=restorer.device.type,
-        dtype=str(restorer.dtype).removeprefix("torch."),
+        dtype=dtype_name(restorer.dtype),
         filters=filters_of(given),
         limit=given.limit,
         provenance=not given.no_provenance,

@@ -17,7 +17,7 @@ import torch
 
 from bench.pillow import decode, encode_png
 from pipeline.engine import run as engine
-from pipeline.engine.device import one_thread
+from pipeline.engine.device import dtype_name, one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.memory import SharedMemory
 from pipeline.engine.options import Mode, Options
@@ -128,7 +128,7 @@ def restore_shards(setup: Setup, shards: Path, warm_up: Path, output: Path, fact
         stages=dict(restorer.stopwatch.stages),
         mode=restorer.mode,
         device=torch.cuda.get_device_name(restorer.device) if on_gpu else "CPU",
-        dtype=str(restorer.dtype).removeprefix("torch."),
+        dtype=dtype_name(restorer.dtype),
         batched=restorer.batched,
         gpu_bytes=torch.cuda.max_memory_reserved(restorer.device) if on_gpu else 0,
     )

@@ -224,8 +224,7 @@ def _project(
 def project_exact(x: Tensor, c: Coefficients, settings: SearchSettings = DEFAULT_SETTINGS) -> tuple[Tensor, Tensor]:
     """See `kernels.project_exact`."""
     check_images(x, c.tables, c.sampling, c.size)
-    if int(c.tables.min()) < 1:
-        raise ValueError("a quantisation table holds a step below 1")
+    c.check_steps()
     compile_kernels()
     planes = [plane.flatten(3).contiguous().numpy() for plane in (c.planes * 3)[:3]]
     tables = c.tables.flatten(2).int().contiguous().numpy()

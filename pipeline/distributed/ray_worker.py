@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from pipeline.distributed.units import InputUnit
-from pipeline.engine.device import one_thread
+from pipeline.engine.device import dtype_name, one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
 from pipeline.engine.progress import progress_bar
@@ -121,7 +121,7 @@ class Worker:
             self._resources = self._open.enter_context(open_resources(self._job))
         except (ValueError, OSError, RemoteError, SinkError) as error:
             return WorkerReady(node, problem=f"{type(error).__name__}: {error}")
-        return WorkerReady(node, str(restorer.dtype).removeprefix("torch."))
+        return WorkerReady(node, dtype_name(restorer.dtype))
 
     def _open_store(self, output: Address) -> LocalStore | RemoteStore:
         if isinstance(output, Remote):

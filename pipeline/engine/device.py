@@ -41,6 +41,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes[name]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The inverse of `choose_dtype`: `float32` or `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def use_ieee_float32() -> None:
     """Disables TF32 in this process. By default PyTorch rounds the factors of float32 convolutions on a GPU to TF32,
     which has 10 bits of fraction."""

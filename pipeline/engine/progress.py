@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from pipeline.engine.device import dtype_name
 from pipeline.engine.job import Job
 from pipeline.engine.scheduler import Scheduler
 from pipeline.inputs.source import ReadPosition
@@ -82,7 +83,7 @@ def closing_lines(
         megapixels=megapixels,
         seconds=seconds,
         how=f", {done / seconds:.2f} images/s on {restorer.device}, "
-        f"network in {str(restorer.dtype).removeprefix('torch.')}; {how_many}",
+        f"network in {dtype_name(restorer.dtype)}; {how_many}",
         table=restorer.stopwatch.table(megapixels, seconds, threads),
     )
 
@@ -99,6 +100,6 @@ def keep_history(
         inputs=done,
         megapixels=megapixels,
         device=device or str(job.restorer.device),
-        dtype=dtype or str(job.restorer.dtype).removeprefix("torch."),
+        dtype=dtype or dtype_name(job.restorer.dtype),
         workers=workers,
     )

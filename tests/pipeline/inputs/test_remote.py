@@ -14,7 +14,7 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.inputs.listing import SourceError, list_sources
 from pipeline.inputs.remote import AddressError, Remote, address, same_place
-from pipeline.inputs.source import MAX_DENIED, Item, ReadPosition, read
+from pipeline.inputs.source import Item, ReadPosition, read
 
 __all__ = ["memory"]
 
@@ -146,29 +146,6 @@ def test_store_that_stops_answering_is_no_damaged_input(tmp_path):
         with pytest.raises(SourceError, match=r"s\.tar: ClientPayloadError.*start the run again"):
             found.extend(read(sources))
     assert all(isinstance(item, Item) and item.error is None for item in found)
-
-
-@pytest.mark.parametrize(("suffix", "denied"), [("tar", 1), ("tar", MAX_DENIED), ("jpg", 1), ("jpg", MAX_DENIED + 1)])
-def test_denied_files_fail_and_a_store_that_denies_all_ends_the_run(tmp_path, memory, monkeypatch, suffix, denied):
-    """An archived object is one file's trouble, an expired token is not."""
-    folder = upload(fill(tmp_path / "in", {f"{n:02}.{suffix}": b"x" for n in range(15)}), memory)
-    opened = memory.fs.open
-
-    def open(path, *arguments, **options):
-        if 1 <= int(Path(path).stem) <= denied:
-            raise PermissionError("archived")
-        return opened(path, *arguments, **options)
-
-    monkeypatch.setattr(type(memory.fs), "open", lambda self, *arguments, **options: open(*arguments, **options))
-    if denied > MAX_DENIED:
-        with pytest.raises(SourceError, match="archived; start the run again"):
-            list(read(list_sources(folder)))
-        return
-    found = {item.source: item for item in read(list_sources(folder))}
-    refused = [name for name, item in found.items() if item.transient]
-    assert len(found) == 15
-    assert [int(name[:2]) for name in refused] == list(range(1, denied + 1))
-    assert all("PermissionError: archived" in found[name].error for name in refused)
 
 
 def test_names_that_a_server_makes_up(tmp_path):

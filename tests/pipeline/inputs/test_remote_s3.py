@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from places import environment, files, items, lines, photographs, s3_bucket, upload
 from runs import command, outputs, tiny_weights
 
 from pipeline import restore
-from pipeline.inputs.source import Item
+from pipeline.inputs.listing import SourceError, list_sources
+from pipeline.inputs.source import MAX_DENIED, Item, read
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -42,3 +44,22 @@ def test_s3_killed_and_continued(tmp_path, monkeypatch):
             item.source for item in items(local) if isinstance(item, Item)
         )
         assert [line for line in lines(out) if line in done] == done
+
+
+@pytest.mark.parametrize(("suffix", "denied"), [("tar", 1), ("tar", MAX_DENIED), ("jpg", 1), ("jpg", MAX_DENIED + 1)])
+def test_denied_files_fail_and_a_store_that_denies_all_ends_the_run(monkeypatch, suffix, denied):
+    """S3 denies the reading of archived objects, each as one file's trouble, and an expired token's of all."""
+    with s3_bucket(monkeypatch) as bucket:
+        for number in range(15):
+            archived = {"StorageClass": "GLACIER"} if 1 <= number <= denied else {}
+            bucket.fs.pipe_file(f"bucket/in/{number:02}.{suffix}", b"x", **archived)
+        sources = list_sources(bucket / "in")
+        if denied > MAX_DENIED:
+            with pytest.raises(SourceError, match=r"PermissionError: .*; start the run again"):
+                list(read(sources))
+            return
+        found = {item.source: item for item in read(sources)}
+    refused = [name for name, item in found.items() if item.transient]
+    assert len(found) == 15
+    assert [int(name[:2]) for name in refused] == list(range(1, denied + 1))
+    assert all("PermissionError: " in found[name].error for name in refused)
