@@ -352,15 +352,16 @@ def initialise_near_zero(tail: nn.Conv2d) -> None:
 def initialise_from(generator: Generator, trained: Generator) -> None:
     """Copies the weights of a trained generator of the same width.
 
-    A sampler can be initialised from a regression network: its noise head or noise weights keep their values. A deeper
-    residual trunk gets the trained blocks at both ends, and new blocks in the middle that start as the identity. Raises
-    ValueError for other differences."""
+    A sampler can be initialised from a regression network: its noise head or noise weights keep their values. A noise
+    head with fewer maps gets the largest. A deeper residual trunk gets the trained blocks at both ends, and new blocks
+    in the middle that start as the identity. Raises ValueError for other differences."""
     ours, theirs = generator.config, trained.config
+    fewer = theirs.has_noise_head and ours.noise and ours.noise_maps < theirs.noise_maps
     deeper = ours.trunk == "residual" and not ours.inner_blocks and ours.blocks >= theirs.blocks
     grown = replace(
         theirs,
         noise=theirs.noise or ours.noise,
-        noise_maps=theirs.noise_maps if theirs.noise else ours.noise_maps,
+        noise_maps=theirs.noise_maps if theirs.noise and not fewer else ours.noise_maps,
         blocks=ours.blocks if deeper else theirs.blocks,
         finest_quality=ours.finest_quality,
     )
@@ -369,6 +370,9 @@ def initialise_from(generator: Generator, trained: Generator) -> None:
         differing = ", ".join(f"{key}={wanted[key]}, not {given[key]}" for key in wanted if wanted[key] != given[key])
         raise ValueError(f"a generator with {differing} cannot be initialised with these weights")
     tensors = {_renumbered(name, ours, theirs): tensor for name, tensor in trained.state_dict().items()}
+    if fewer:
+        head = trained.noise_head.largest_maps(ours.noise_maps)
+        tensors |= {f"noise_head.{name}": tensor for name, tensor in head.items()}
     for name, tensor in generator.state_dict().items():
         if name not in tensors:
             tensors[name] = torch.zeros_like(tensor) if ".second." in name else tensor

@@ -89,6 +89,23 @@ class NoiseHead(nn.Module):
             samples.append(self.mix(textured) + self.output(hidden))
         return torch.stack(samples, 1)
 
+    def largest_maps(self, maps: int) -> dict[str, Tensor]:
+        """The weights of a head of fewer maps: those maps whose filters, amplitudes and outgoing weights have the
+        largest product of norms."""
+
+        def power(weight: Tensor) -> Tensor:
+            return weight.flatten(1).square().sum(1)
+
+        outgoing = power(self.mix.weight.transpose(0, 1)) + power(self.texture.weight.transpose(0, 1))
+        size = power(self.filters.weight) * power(self.amplitudes.weight) * outgoing
+        kept = size.topk(maps).indices.sort().values
+        weights: dict[str, Tensor] = self.state_dict()
+        for name in ("filters.weight", "amplitudes.weight", "amplitudes.bias"):
+            weights[name] = weights[name][kept]
+        for name in ("mix.weight", "texture.weight"):
+            weights[name] = weights[name][:, kept]
+        return weights
+
 
 def dense_filters(weight: Tensor) -> Tensor:
     """Filters [M, 1, 5, 5] of older weights, of which the n-th sees channel n mod 8 only → [M, 8, 5, 5]."""

@@ -326,6 +326,17 @@ def test_a_sampler_starts_from_a_regression_network(config):
             initialise_from(other, sampler)
 
 
+def test_a_noise_head_with_fewer_maps_gets_the_largest():
+    trained, image = generator_of(replace(DEEP, noise_maps=6), seed=1), picture(32, 32)
+    with torch.no_grad():
+        trained.noise_head.filters.weight[[1, 4]] *= 1e-6
+    smaller = generator_of(replace(DEEP, noise_maps=4), seed=2)
+    initialise_from(smaller, trained)
+    assert torch.allclose(run(smaller, image), run(trained, image), atol=1e-5)
+    with pytest.raises(ValueError, match="noise_maps=6, not 4"):
+        initialise_from(trained, smaller)
+
+
 @pytest.mark.parametrize("blocks", [4, 7])
 @pytest.mark.parametrize("noise", [False, True])
 def test_a_deeper_generator_starts_as_the_one_it_grew_from(blocks, noise):
