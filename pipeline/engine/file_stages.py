@@ -33,7 +33,7 @@ from pipeline.jpeg.dali_frontend import MAX_BATCH as DALI_BATCH
 from pipeline.jpeg.dali_frontend import bitstream_or_raise
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
 from pipeline.jpeg.fallback import fallback_decode
-from pipeline.outputs.formats import Metadata, encode_image
+from pipeline.outputs.formats import encode_image
 from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.verify import count_mismatches
 
@@ -145,9 +145,7 @@ def pass_through(job: Job, file: RawFile, reason: str) -> PassedFile:
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return PassedFile(
-            (encode_image(plain.pixels, job.format, Metadata(plain.icc, plain.exif)),), (height, width), reason
-        )
+        return PassedFile((encode_image(plain.pixels, job.format, plain.metadata),), (height, width), reason)
 
 
 def merge_decoded(job: Job, step: Step, file: RawFile, found: DecodedFile | PassedFile) -> Step:
@@ -190,7 +188,7 @@ def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequen
     source, watch = restored.bitstream, job.restorer.stopwatch
     with watch("encode"):
         images = [
-            encode_image(x.numpy(), job.format, Metadata(source.icc, source.exif, provenance_of(job, restored, number)))
+            encode_image(x.numpy(), job.format, source.metadata, provenance_of(job, restored, number))
             for number, x in enumerate(restored.images)
         ]
     if job.verify:

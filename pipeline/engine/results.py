@@ -17,7 +17,8 @@ from torch import Tensor
 from pipeline.engine.transfers import Deviations, TileTask
 from pipeline.jpeg.bitstream import Bitstream, Layout
 from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
-from pipeline.outputs.formats import Format, Metadata, encode_image
+from pipeline.outputs.formats import Format, encode_image
+from pipeline.outputs.xmp import xmp_packet
 
 Source = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 """A JPEG file: its bytes, its path, or a file open for reading in binary mode."""
@@ -69,21 +70,22 @@ class Restored:
         return as_pixels(self.images[sample])
 
     def to_pil(self, sample: int = 0) -> Image.Image:
-        """The image as a Pillow image, with the file's ICC profile and EXIF in its `info`; not rotated. Raises
-        ValueError for 16-bit colour, which Pillow does not support."""
+        """The image as a Pillow image, with the file's metadata in its `info`; not rotated. Raises ValueError for
+        colour with 16 bits, which Pillow does not support."""
         pixels = self.pixels(sample)
         if pixels.dtype == np.uint16 and pixels.ndim == 3:
             raise ValueError(
                 "Pillow does not support RGB images with 16 bits per channel: use pixels(), or restore with bits=8"
             )
         image = Image.fromarray(pixels)
-        metadata = {"icc_profile": self.bitstream.icc, "exif": self.bitstream.exif}
+        own = self.bitstream.metadata
+        metadata = {"icc_profile": own.icc, "exif": own.exif, "xmp": xmp_packet(own.xmp, None), "dpi": own.dpi}
         image.info |= {name: data for name, data in metadata.items() if data}
         return image
 
     def encode(self, format: Format = "png", sample: int = 0) -> bytes:
-        """The image as a lossless file, with the JPEG file's ICC profile and EXIF. Raises EncodeError."""
-        return encode_image(self.images[sample].numpy(), format, Metadata(self.bitstream.icc, self.bitstream.exif))
+        """The image as a lossless file, with the JPEG file's metadata. Raises EncodeError."""
+        return encode_image(self.images[sample].numpy(), format, self.bitstream.metadata)
 
 
 def as_pixels(image: Tensor) -> NDArray[Any]:

@@ -37,6 +37,7 @@ from pipeline.jpeg.header import (
     scan_components,
     segment,
 )
+from pipeline.jpeg.metadata import Metadata
 
 MAX_PIXELS = 178_956_970
 """The size above which Pillow refuses a file as a decompression bomb; the default limit."""
@@ -63,15 +64,13 @@ class Bitstream:
     """One file's coefficients and metadata.
 
     coefficients: of N = 1 image, on the CPU; padding blocks are zero, whatever the file has there.
-    icc: the ICC profile, or None.
-    exif: the EXIF payload as Pillow's `exif=` takes it, or None.
+    metadata: colour profile, EXIF, XMP and resolution.
     progressive: whether the file is progressive.
     quality: the libjpeg quality, 1..100, with the nearest luma table.
     recovered: the coefficients were recovered from decoded pixels, so some may differ from the file's."""
 
     coefficients: Coefficients
-    icc: bytes | None
-    exif: bytes | None
+    metadata: Metadata
     progressive: bool
     quality: int
     recovered: bool = False
@@ -115,7 +114,7 @@ class Layout:
             size=self.size,
         )
         progressive = self.header.process == "progressive"
-        return Bitstream(coefficients, self.header.icc, self.header.exif, progressive, self.quality, recovered)
+        return Bitstream(coefficients, self.header.metadata, progressive, self.quality, recovered)
 
 
 def read_bitstream(data: bytes, max_pixels: int | None = None) -> Bitstream:

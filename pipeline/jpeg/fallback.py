@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.jpeg.errors import BitstreamError
 from pipeline.jpeg.header import read_header
+from pipeline.jpeg.metadata import Metadata
 
 _PARSED_BY_PILLOW = re.compile(rb"(?<=\xff\xe1..)Exif\0\0|(?<=\xff\xe2..)MPF\0", re.DOTALL)
 """Signatures of the segments that Pillow parses when it opens a file: EXIF, for the resolution, and the index of the
@@ -23,12 +24,10 @@ class FallbackImage:
     """An image decoded by Pillow.
 
     pixels: [3 or 1, H, W] uint8, RGB or gray.
-    icc: the ICC profile; None if there is none or the pixels were converted to other colours.
-    exif: the EXIF payload, or None."""
+    metadata: colour profile, EXIF, XMP and resolution; no profile if the pixels were converted to other colours."""
 
     pixels: NDArray[np.uint8]
-    icc: bytes | None
-    exif: bytes | None
+    metadata: Metadata
 
 
 def for_pillow(data: bytes) -> io.BytesIO:
@@ -53,7 +52,7 @@ def fallback_decode(data: bytes, max_pixels: int) -> FallbackImage:
 
     Raises BitstreamError for a file that Pillow cannot decode, or of more than `max_pixels`, before memory is
     allocated."""
-    exif = read_header(data).exif
+    metadata = read_header(data).metadata
     try:
         image = JpegImageFile(for_pillow(data))
         if image.width * image.height > max_pixels:
@@ -66,4 +65,4 @@ def fallback_decode(data: bytes, max_pixels: int) -> FallbackImage:
     natural = image.mode in ("L", "RGB")
     pixels = np.asarray(image if natural else image.convert("RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return FallbackImage(pixels, image.info.get("icc_profile") if natural else None, exif)
+    return FallbackImage(pixels, replace(metadata, icc=image.info.get("icc_profile") if natural else None))

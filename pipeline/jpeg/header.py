@@ -5,13 +5,14 @@ A header is accepted if both Pillow and libjpeg-turbo would accept it, so that l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from struct import unpack
 from typing import Any
 
 from kernels.tables import zigzag
 from pipeline.jpeg.errors import BitstreamError
+from pipeline.jpeg.metadata import XMP, Metadata, jfif_dpi, join_profile
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 DHT, DAC, DQT, DNL, DRI, DHP, COM = 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xDE, 0xFE
@@ -66,8 +67,7 @@ class Header:
     tables: selector → 64 quantisation steps in natural order, as defined before the first scan. A step may be 0 here.
     restart_interval: in MCUs; 0 for none.
     jfif, adobe_transform: determine the colour space; adobe_transform is None without an Adobe segment.
-    icc: the profile of the APP2 segments, in order; None if there is none or a chunk is missing.
-    exif: the APP1 payload, from its `Exif` signature on, as Pillow's `exif=` takes it.
+    metadata: colour profile, EXIF, XMP and resolution.
     first_scan: indices of the components in the first scan.
     segments: a copy of the header without application data, from SOI to the first scan's own header.
     size_offset: position of the frame's height and width in `segments`, two bytes each.
@@ -81,8 +81,7 @@ class Header:
     restart_interval: int
     jfif: bool
     adobe_transform: int | None
-    icc: bytes | None
-    exif: bytes | None
+    metadata: Metadata
     first_scan: tuple[int, ...]
     segments: bytes
     size_offset: int
@@ -101,8 +100,7 @@ class _Draft:
     restart_interval: int = 0
     jfif: bool = False
     adobe_transform: int | None = None
-    icc: bytes | None = None
-    exif: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
     profile_chunks: list[bytes] = field(default_factory=list)
     segments: list[bytes] = field(default_factory=lambda: [b"\xff\xd8"])
     size_offset: int = 0
@@ -243,17 +241,7 @@ def _read_frame(draft: _Draft, code: int, payload: bytes) -> None:
             )
     draft.size = height, width
     draft.size_offset = sum(map(len, draft.segments)) + 5  # after marker, length, precision
-    draft.icc, draft.profile_chunks = _join_profile(draft.profile_chunks), []
-
-
-def _join_profile(chunks: list[bytes]) -> bytes | None:
-    """Joins the ICC profile's APP2 payloads (ICC.1:2022, B.4); byte 12 is a chunk's number, byte 13 their count."""
-    chunks = sorted(chunks)
-    if chunks and len(chunks[0]) < 14:
-        raise BitstreamError("an ICC profile segment is cut short")
-    if not chunks or chunks[0][13] != len(chunks):
-        return None
-    return b"".join(chunk[14:] for chunk in chunks)
+    draft.metadata, draft.profile_chunks = replace(draft.metadata, icc=join_profile(draft.profile_chunks)), []
 
 
 def _read_dqt(draft: _Draft, payload: bytes) -> None:
@@ -291,12 +279,16 @@ def _read_dri(draft: _Draft, payload: bytes) -> None:
 def _read_jfif(draft: _Draft, payload: bytes) -> None:
     if payload.startswith(b"JFIF") and len(payload) < 7:
         raise BitstreamError("the JFIF segment is cut short")
-    draft.jfif |= payload.startswith(b"JFIF\0") and len(payload) >= 14
+    if payload.startswith(b"JFIF\0") and len(payload) >= 14:
+        draft.jfif, draft.metadata = True, replace(draft.metadata, dpi=jfif_dpi(payload))
 
 
-def _read_exif(draft: _Draft, payload: bytes) -> None:
+def _read_exif_or_xmp(draft: _Draft, payload: bytes) -> None:
+    found = draft.metadata
     if payload.startswith(b"Exif\0\0"):
-        draft.exif = payload if draft.exif is None else draft.exif + payload[6:]
+        draft.metadata = replace(found, exif=payload if found.exif is None else found.exif + payload[6:])
+    elif payload.startswith(XMP) and found.xmp is None:
+        draft.metadata = replace(found, xmp=payload.removeprefix(XMP))
 
 
 def _read_profile_chunk(draft: _Draft, payload: bytes) -> None:
@@ -320,7 +312,7 @@ _Reader = Callable[[_Draft, bytes], None]
 _TABLE_READERS: dict[int, _Reader] = {DQT: _read_dqt, DHT: _read_dht, DAC: _read_dac, DRI: _read_dri}
 _APPLICATION_READERS: dict[int, _Reader] = {
     0xE0: _read_jfif,
-    0xE1: _read_exif,
+    0xE1: _read_exif_or_xmp,
     0xE2: _read_profile_chunk,
     0xEE: _read_adobe,
 }

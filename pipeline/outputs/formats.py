@@ -14,7 +14,7 @@ import importlib.util
 import io
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,9 @@ from PIL import Image
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from pipeline.jpeg.metadata import Metadata
 from pipeline.outputs.provenance import Provenance
+from pipeline.outputs.xmp import xmp_packet
 
 Format = Literal["png", "png16", "webp", "jxl", "npy"]
 SUFFIXES: dict[Format, str] = {"png": "png", "png16": "png", "webp": "webp", "jxl": "jxl", "npy": "npy"}
@@ -36,6 +38,7 @@ _NPY = b"\x93NUMPY"
 _EXIF = b"Exif\x00\x00"
 _LEVEL = 2  # of igzip's 0 to 3
 _AVERAGE = 3  # PNG's number of the filter
+_PER_METRE = 1  # PNG's number of the unit
 _BAND = 1 << 20  # bytes of filtered rows per IDAT chunk
 
 
@@ -53,28 +56,15 @@ def check_installed(format: Format) -> None:
         raise FormatError("--format jxl needs pylibjxl; install it with: pip install '.[jxl]'")
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """What an image file contains besides pixels."""
-
-    icc: bytes | None = None
-    exif: bytes | None = None
-    provenance: Provenance | None = None
-
-    @property
-    def tiff(self) -> bytes | None:
-        """The EXIF payload without JPEG's header."""
-        return self.exif.removeprefix(_EXIF) if self.exif else None
-
-    @property
-    def xmp(self) -> bytes | None:
-        return None if self.provenance is None else self.provenance.xmp()
-
-
 NO_METADATA = Metadata()
 
 
-def encode_image(image: NDArray[Any], format: Format = "png", metadata: Metadata = NO_METADATA) -> bytes:
+def encode_image(
+    image: NDArray[Any],
+    format: Format = "png",
+    metadata: Metadata = NO_METADATA,
+    provenance: Provenance | None = None,
+) -> bytes:
     """Encodes an image as a lossless file. Thread-safe.
 
     image: [3 or 1, H, W] uint8; for `png`, `png16` and `npy` also uint16.
@@ -82,13 +72,15 @@ def encode_image(image: NDArray[Any], format: Format = "png", metadata: Metadata
         plane. `npy` is an array [H, W, 3] or [H, W] for `numpy.load`, without metadata.
     metadata: written as it is; pixels are not rotated, and viewers of JPEG XL ignore EXIF's orientation. A profile is
         left out if readers would reject it: in PNG above one megabyte (Pillow's limit), in JPEG XL if libjxl does not
-        understand it.
+        understand it. XMP that is no XML is left out; only PNG has a place for the resolution.
+    provenance: how the image was made, for the XMP and PNG's text; None to leave it out.
 
     Raises EncodeError for a format that does not support the image, such as WebP above 16383 pixels per side."""
     if image.dtype == np.uint16 and format not in ("png", "png16", "npy"):
         raise EncodeError(f"{format} is written with 8 bits per channel, not 16: use png16 or npy")
+    metadata = replace(metadata, xmp=xmp_packet(metadata.xmp, provenance))
     try:
-        return _ENCODERS[format](image, metadata)
+        return _ENCODERS[format](image, metadata, provenance)
     except (OSError, ValueError, RuntimeError) as error:
         height, width = image.shape[1:]
         raise EncodeError(f"{width}x{height} pixels cannot be written as {format}: {error}") from error
@@ -131,18 +123,21 @@ def is_16_bits(data: bytes) -> bool:
     return data.startswith(_PNG) and data[24:25] == b"\x10"
 
 
-def _encode_png(image: NDArray[Any], metadata: Metadata) -> bytes:
+def _encode_png(image: NDArray[Any], metadata: Metadata, provenance: Provenance | None) -> bytes:
     channels, height, width = image.shape
     header = struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, 2 if channels == 3 else 0, 0, 0, 0)
     chunks = [_PNG, *_chunk(b"IHDR", header)]
     if metadata.icc and len(metadata.icc) <= MAX_TEXT_CHUNK:
         chunks += _chunk(b"iCCP", b"ICC Profile\0\0" + isal_zlib.compress(metadata.icc))
-    if metadata.tiff is not None:
-        chunks += _chunk(b"eXIf", metadata.tiff)
-    if metadata.provenance is not None:
-        chunks += _chunk(b"tEXt", b"Software\0" + metadata.provenance.software.encode("latin-1"))
-        chunks += _chunk(b"tEXt", b"Restoration\0" + metadata.provenance.parameters.encode("latin-1"))
-        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.provenance.xmp())
+    if metadata.dpi is not None:
+        chunks += _chunk(b"pHYs", struct.pack(">IIB", *(round(dpi / 0.0254) for dpi in metadata.dpi), _PER_METRE))
+    if metadata.exif:
+        chunks += _chunk(b"eXIf", _tiff(metadata.exif))
+    if provenance is not None:
+        chunks += _chunk(b"tEXt", b"Software\0" + provenance.software.encode("latin-1"))
+        chunks += _chunk(b"tEXt", b"Restoration\0" + provenance.parameters.encode("latin-1"))
+    if metadata.xmp is not None:
+        chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
     deflate = isal_zlib.compressobj(_LEVEL)
     for rows in _average_rows(image):
         if data := deflate.compress(rows):
@@ -152,8 +147,13 @@ def _encode_png(image: NDArray[Any], metadata: Metadata) -> bytes:
     return b"".join(chunks)
 
 
-def _encode_png16(image: NDArray[Any], metadata: Metadata) -> bytes:
-    return _encode_png(image if image.dtype == np.uint16 else image * np.uint16(257), metadata)
+def _encode_png16(image: NDArray[Any], metadata: Metadata, provenance: Provenance | None) -> bytes:
+    return _encode_png(image if image.dtype == np.uint16 else image * np.uint16(257), metadata, provenance)
+
+
+def _tiff(exif: bytes) -> bytes:
+    """The EXIF payload without JPEG's header."""
+    return exif.removeprefix(_EXIF)
 
 
 def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
@@ -184,7 +184,7 @@ def _average_rows(image: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
         yield filtered
 
 
-def _encode_webp(image: NDArray[Any], metadata: Metadata) -> bytes:
+def _encode_webp(image: NDArray[Any], metadata: Metadata, provenance: Provenance | None) -> bytes:
     options = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
     options = {name: data for name, data in options.items() if data}
     out = io.BytesIO()
@@ -192,12 +192,14 @@ def _encode_webp(image: NDArray[Any], metadata: Metadata) -> bytes:
     return out.getvalue()
 
 
-def _encode_jxl(image: NDArray[Any], metadata: Metadata) -> bytes:
+def _encode_jxl(image: NDArray[Any], metadata: Metadata, provenance: Provenance | None) -> bytes:
     import pylibjxl  # noqa: PLC0415  # an extra
+
+    exif = _tiff(metadata.exif) if metadata.exif else None
 
     def encode(profile: bytes | None) -> bytes:
         data: bytes = pylibjxl.encode(
-            _interleaved(image), effort=1, lossless=True, icc=profile, exif=metadata.tiff, xmp=metadata.xmp
+            _interleaved(image), effort=1, lossless=True, icc=profile, exif=exif, xmp=metadata.xmp
         )
         return data
 
@@ -209,7 +211,7 @@ def _encode_jxl(image: NDArray[Any], metadata: Metadata) -> bytes:
     return encode(None)
 
 
-def _encode_npy(image: NDArray[Any], metadata: Metadata) -> bytes:
+def _encode_npy(image: NDArray[Any], metadata: Metadata, provenance: Provenance | None) -> bytes:
     out = io.BytesIO()
     np.save(out, _interleaved(image))
     return out.getvalue()
@@ -219,7 +221,7 @@ def _interleaved(image: NDArray[Any]) -> NDArray[Any]:
     return image[0] if image.shape[0] == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
-_ENCODERS: dict[Format, Callable[[NDArray[Any], Metadata], bytes]] = {
+_ENCODERS: dict[Format, Callable[[NDArray[Any], Metadata, Provenance | None], bytes]] = {
     "png": _encode_png,
     "png16": _encode_png16,
     "webp": _encode_webp,

@@ -174,6 +174,9 @@ def test_lists_in_a_configuration_file(tmp_path, weights):
     }
 
 
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+
+
 def xmp(data: bytes, format: str) -> bytes:
     """The packet's element, as another decoder finds it."""
     if format == "jxl":
@@ -188,10 +191,16 @@ def xmp(data: bytes, format: str) -> bytes:
 def test_images_say_that_they_are_restored(tmp_path, weights, format):
     if format == "jxl" and pylibjxl is None:
         pytest.skip("pylibjxl is not installed")
-    files = {"a.jpg": encode(photograph(40, 50), quality=20, icc_profile=SRGB, exif=exif(6))}
+    described = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="the sea"/>'
+    described += "</rdf:RDF></x:xmpmeta>"
+    files = {
+        "a.jpg": encode(photograph(40, 50), quality=20, icc_profile=SRGB, exif=exif(6)),
+        "described.jpg": encode(photograph(40, 50), quality=20, xmp=described.encode()),
+    }
     source = fill(tmp_path / "in", files)
     options = ("--weights", weights[1], "--seed", "7", "--samples", "2", "--format", format)
-    line = run(source, tmp_path / "with", *options)["a.jpg"]
+    found = run(source, tmp_path / "with", *options)
+    line, other = found["a.jpg"], found["described.jpg"]["outputs"][0]
     run(source, tmp_path / "without", *options, "--no-provenance")
     data = (tmp_path / "with" / line["outputs"][1]).read_bytes()
     bare = (tmp_path / "without" / line["outputs"][1]).read_bytes()
@@ -202,6 +211,10 @@ def test_images_say_that_they_are_restored(tmp_path, weights, format):
     assert wanted in texts
     assert "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced" in texts
     assert xmp(bare, format) == b""
+    assert xmp((tmp_path / "without" / other).read_bytes(), format).decode() == described
+    both = xmp((tmp_path / "with" / other).read_bytes(), format)
+    assert b"the sea" in both
+    assert b"mismatches=0" in both
     if format != "jxl":
         image, plain = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(bare))
         assert np.array_equal(image, plain)

@@ -12,6 +12,7 @@ from kernels.coefficients import Subsampling
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import BitstreamError
 from pipeline.jpeg.header import read_header
+from pipeline.jpeg.metadata import Metadata
 
 SOF0, DHT, SOS, DQT, DRI, APP0, APP1, APP2, APP14, COM = 0xC0, 0xC4, 0xDA, 0xDB, 0xDD, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
 PLAIN = encode(photograph(37, 53), "4:2:2", 80)
@@ -84,18 +85,20 @@ def test_a_header_costs_no_memory_whatever_size_it_claims():
 def test_metadata_is_carried_as_pillow_reads_it():
     profile, exif = np.random.default_rng(0).bytes(150_000), Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"
-    data = encode(photograph(20, 20), icc_profile=profile, exif=exif)
-    result, info = read_bitstream(data), Image.open(io.BytesIO(data)).info
+    data = encode(photograph(20, 20), icc_profile=profile, exif=exif, xmp=b"<x:xmpmeta/>", dpi=(300, 200))
+    result, info = read_bitstream(data).metadata, Image.open(io.BytesIO(data)).info
     assert result.icc == profile and result.exif == info["exif"]
+    assert result.xmp == info["xmp"] and result.dpi == info["dpi"]
     again = io.BytesIO()
     Image.fromarray(pixels_of(data)).save(again, "PNG", icc_profile=result.icc, exif=result.exif)
     assert Image.open(again).getexif()[0x0112] == 6
     chunks = [(start, end) for code, start, end in segments(data) if code == APP2]
     shuffled = data[: chunks[0][0]] + b"".join(data[a:b] for a, b in reversed(chunks)) + data[chunks[-1][1] :]
-    assert read_bitstream(shuffled).icc == profile
+    assert read_bitstream(shuffled).metadata.icc == profile
     incomplete = data[: chunks[1][0]] + data[chunks[1][1] :]
-    assert read_bitstream(incomplete).icc is None and Image.open(io.BytesIO(incomplete)).info["icc_profile"] is None
-    assert (read_bitstream(PLAIN).icc, read_bitstream(PLAIN).exif) == (None, None)
+    assert Image.open(io.BytesIO(incomplete)).info["icc_profile"] is None
+    assert read_bitstream(incomplete).metadata.icc is None
+    assert read_bitstream(PLAIN).metadata == Metadata()
 
 
 def test_colour_space_is_guessed_as_libjpeg_does():

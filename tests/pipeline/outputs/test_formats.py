@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from pipeline import restore
+from pipeline.jpeg.metadata import Metadata
 from pipeline.outputs import formats as encode
-from pipeline.outputs.formats import EncodeError, FormatError, Metadata, check_installed, decode_image, encode_image
+from pipeline.outputs.formats import EncodeError, FormatError, check_installed, decode_image, encode_image
 
 FORMATS = ("png", "webp", "jxl", "npy")
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
