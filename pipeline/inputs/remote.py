@@ -20,6 +20,7 @@ import fsspec
 
 HTTP = frozenset({"http", "https"})
 PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory"}) | HTTP
+_DENIED = (401, 403)  # HTTP's status codes
 _BLOCK = 8 << 20  # bytes per request
 _BUFFER = 1 << 20
 
@@ -236,7 +237,8 @@ def as_remote_errors(place: Remote) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, RemoteError):
         raise
     except Exception as error:  # every library has its own
-        kind = DeniedError if isinstance(error, PermissionError) else RemoteError
+        denied = isinstance(error, PermissionError) or getattr(error, "status", None) in _DENIED  # aiohttp's
+        kind = DeniedError if denied else RemoteError
         raise kind(f"{place}: {type(error).__name__}: {error}") from error
 
 

@@ -148,6 +148,30 @@ def test_store_that_stops_answering_is_no_damaged_input(tmp_path):
     assert all(isinstance(item, Item) and item.error is None for item in found)
 
 
+def test_a_page_that_denies_a_file_is_asked_for_the_others():
+    pytest.importorskip("aiohttp")
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = b'<a href="a.jpg">x</a><a href="b.jpg">x</a>' if self.path == "/" else b"data"
+            self.send_response(403 if self.path == "/a.jpg" and self.command == "GET" else 200)
+            self.send_header("Content-Type", "text/html" if self.path == "/" else "image/jpeg")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with web_server(Page) as server:
+        denied, other = items(Remote(server))
+    assert (denied.source, other.source, other.data) == ("a.jpg", "b.jpg", b"data")
+    assert "403" in denied.error
+    assert denied.transient
+
+
 def test_names_that_a_server_makes_up(tmp_path):
     """A link's name becomes an output's: it must not lead out of its folder."""
     pytest.importorskip("aiohttp")
