@@ -148,14 +148,15 @@ def test_store_that_stops_answering_is_no_damaged_input(tmp_path):
     assert all(isinstance(item, Item) and item.error is None for item in found)
 
 
-def test_a_page_that_denies_a_file_is_asked_for_the_others():
-    pytest.importorskip("aiohttp")
+def page_of(links: tuple[str, ...], denied: tuple[str, ...] = ()) -> type[BaseHTTPRequestHandler]:
+    """A server's page of links to files, some of which it names but does not send."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            data = b'<a href="a.jpg">x</a><a href="b.jpg">x</a>' if self.path == "/" else b"data"
-            self.send_response(403 if self.path == "/a.jpg" and self.command == "GET" else 200)
-            self.send_header("Content-Type", "text/html" if self.path == "/" else "image/jpeg")
+            is_page = self.path == "/"
+            data = "".join(f'<a href="{link}">x</a>' for link in links).encode() if is_page else b"data"
+            self.send_response(403 if self.path[1:] in denied and self.command == "GET" else 200)
+            self.send_header("Content-Type", "text/html" if is_page else "image/jpeg")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -165,35 +166,23 @@ def test_a_page_that_denies_a_file_is_asked_for_the_others():
         def log_message(self, format: str, *arguments: object) -> None:
             """Nothing."""
 
-    with web_server(Page) as server:
+    return Page
+
+
+def test_a_page_that_denies_a_file_is_asked_for_the_others():
+    pytest.importorskip("aiohttp")
+    with web_server(page_of(("a.jpg", "b.jpg"), denied=("a.jpg",))) as server:
         denied, other = items(Remote(server))
     assert (denied.source, other.source, other.data) == ("a.jpg", "b.jpg", b"data")
     assert "403" in denied.error
     assert denied.transient
 
 
-def test_names_that_a_server_makes_up(tmp_path):
+def test_names_that_a_server_makes_up():
     """A link's name becomes an output's: it must not lead out of its folder."""
     pytest.importorskip("aiohttp")
     links = ("..%2f..%2fup.tar", "..%2fup.jpg", "%2e%2e/", "a%00.jpg", "ok.jpg", "?C=N;O=D", "../")
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            data = b"data"
-            if self.path == "/":
-                data = "".join(f'<a href="{link}">x</a>' for link in links).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html" if self.path == "/" else "image/jpeg")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing."""
-
-    with web_server(Page) as server:
+    with web_server(page_of(links)) as server:
         found = items(Remote(server))
     assert [item.source for item in found if isinstance(item, Item) and item.error is None] == ["ok.jpg"]
     assert {item.source for item in found if isinstance(item, Item) and item.error} == {
