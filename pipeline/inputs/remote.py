@@ -234,12 +234,17 @@ def as_remote_errors(place: Remote) -> Iterator[None]:
     file or folder."""
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, RemoteError):
+    except (IsADirectoryError, NotADirectoryError, RemoteError):
         raise
-    except Exception as error:  # every library has its own
+    except Exception as raised:  # every library has its own
+        error: BaseException = raised
+        while place.protocol in HTTP and isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+            error = error.__cause__  # fsspec says so of every page that does not answer
+        if isinstance(error, FileNotFoundError):
+            raise
         denied = isinstance(error, PermissionError) or getattr(error, "status", None) in _DENIED  # aiohttp's
         kind = DeniedError if denied else RemoteError
-        raise kind(f"{place}: {type(error).__name__}: {error}") from error
+        raise kind(f"{place}: {type(error).__name__}: {error}") from raised
 
 
 def _last_part(path: str, protocol: str) -> str:

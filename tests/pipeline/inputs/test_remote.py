@@ -148,18 +148,20 @@ def test_store_that_stops_answering_is_no_damaged_input(tmp_path):
     assert all(isinstance(item, Item) and item.error is None for item in found)
 
 
-def page_of(links: tuple[str, ...], denied: tuple[str, ...] = ()) -> type[BaseHTTPRequestHandler]:
-    """A server's page of links to files, some of which it names but does not send."""
+def page_of(links: tuple[str, ...], denied: dict[str, str] | None = None) -> type[BaseHTTPRequestHandler]:
+    """A server's page of links to files. denied: file → the request, HEAD or GET, from which on it is denied."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             is_page = self.path == "/"
             data = "".join(f'<a href="{link}">x</a>' for link in links).encode() if is_page else b"data"
-            self.send_response(403 if self.path[1:] in denied and self.command == "GET" else 200)
+            first = (denied or {}).get(self.path[1:], "never")
+            self.send_response(403 if first in ("HEAD", self.command) else 200)
             self.send_header("Content-Type", "text/html" if is_page else "image/jpeg")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            if self.command == "GET":
+                self.wfile.write(data)
 
         do_HEAD = do_GET  # noqa: N815
 
@@ -171,11 +173,21 @@ def page_of(links: tuple[str, ...], denied: tuple[str, ...] = ()) -> type[BaseHT
 
 def test_a_page_that_denies_a_file_is_asked_for_the_others():
     pytest.importorskip("aiohttp")
-    with web_server(page_of(("a.jpg", "b.jpg"), denied=("a.jpg",))) as server:
-        denied, other = items(Remote(server))
-    assert (denied.source, other.source, other.data) == ("a.jpg", "b.jpg", b"data")
-    assert "403" in denied.error
-    assert denied.transient
+    with web_server(page_of(("a.jpg", "b.jpg", "c.jpg"), {"a.jpg": "HEAD", "b.jpg": "GET"})) as server:
+        *denied, other = items(Remote(server))
+    assert (other.source, other.data) == ("c.jpg", b"data")
+    assert [item.source for item in denied] == ["a.jpg", "b.jpg"]
+    assert all("403" in item.error and item.transient for item in denied)
+
+
+def test_a_server_that_is_gone_ends_the_run():
+    pytest.importorskip("aiohttp")
+    with web_server(page_of(("a.jpg", "b.jpg"))) as server:
+        sources = list_sources(Remote(server))
+        found = read(sources)
+        assert next(found).data == b"data"
+    with pytest.raises(SourceError, match=r"b\.jpg: Client.*start the run again"):
+        next(found)
 
 
 def test_names_that_a_server_makes_up():
