@@ -21,6 +21,7 @@ import fsspec
 HTTP = frozenset({"http", "https"})
 PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory"}) | HTTP
 _DENIED = (401, 403)  # HTTP's status codes
+_LATER = (408, 429)  # nor are these about the page
 _BLOCK = 8 << 20  # bytes per request
 _BUFFER = 1 << 20
 
@@ -75,16 +76,18 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether the file or folder exists. Raises RemoteError."""
+        if self.protocol in HTTP:  # where fsspec's says no for a server that does not answer
+            return self.is_file()
         with as_remote_errors(self):
             return bool(self.fs.exists(self.address))
 
     def is_file(self) -> bool:
         """Whether it is a file; over HTTP everything that exists is one. Raises RemoteError."""
-        with as_remote_errors(self):
-            try:
+        try:
+            with as_remote_errors(self):
                 return bool(self.fs.info(self.address)["type"] == "file")
-            except FileNotFoundError:
-                return False
+        except FileNotFoundError:
+            return False
 
     def listing(self) -> tuple[dict[str, int | None], list[str]]:
         """The folder's files with their sizes in bytes (None if unknown), and its sub folders; empty if it does not
@@ -237,14 +240,26 @@ def as_remote_errors(place: Remote) -> Iterator[None]:
     except (IsADirectoryError, NotADirectoryError, RemoteError):
         raise
     except Exception as raised:  # every library has its own
-        error: BaseException = raised
-        while place.protocol in HTTP and isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-            error = error.__cause__  # fsspec says so of every page that does not answer
-        if isinstance(error, FileNotFoundError):
+        status, error = None, raised
+        if place.protocol in HTTP:
+            error = _cause(raised)
+            status = 404 if isinstance(error, FileNotFoundError) else getattr(error, "status", None)
+        elif isinstance(error, FileNotFoundError):
             raise
-        denied = isinstance(error, PermissionError) or getattr(error, "status", None) in _DENIED  # aiohttp's
-        kind = DeniedError if denied else RemoteError
-        raise kind(f"{place}: {type(error).__name__}: {error}") from raised
+        if status is None:
+            kind = DeniedError if isinstance(error, PermissionError) else RemoteError
+            raise kind(f"{place}: {type(error).__name__}: {error}") from raised
+        message = f"{place}: HTTP status {status} {getattr(error, 'message', '')}".rstrip()  # without the query in its text
+        if 400 <= status < 500 and status not in (*_DENIED, *_LATER):
+            raise FileNotFoundError(message) from raised
+        raise (DeniedError if status in _DENIED else RemoteError)(message) from raised
+
+
+def _cause(error: Exception) -> Exception:
+    """Why fsspec takes a page for missing: it says so of every page that does not answer as it should."""
+    while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _last_part(path: str, protocol: str) -> str:

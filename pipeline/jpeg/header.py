@@ -101,6 +101,7 @@ class _Draft:
     jfif: bool = False
     adobe_transform: int | None = None
     metadata: Metadata = field(default_factory=Metadata)
+    exif: list[bytes] = field(default_factory=list)
     profile_chunks: list[bytes] = field(default_factory=list)
     segments: list[bytes] = field(default_factory=lambda: [b"\xff\xd8"])
     size_offset: int = 0
@@ -284,11 +285,10 @@ def _read_jfif(draft: _Draft, payload: bytes) -> None:
 
 
 def _read_exif_or_xmp(draft: _Draft, payload: bytes) -> None:
-    found = draft.metadata
     if payload.startswith(b"Exif\0\0"):
-        draft.metadata = replace(found, exif=payload if found.exif is None else found.exif + payload[6:])
-    elif payload.startswith(XMP) and found.xmp is None:
-        draft.metadata = replace(found, xmp=payload.removeprefix(XMP))
+        draft.exif.append(payload[6:] if draft.exif else payload)
+    elif payload.startswith(XMP) and draft.metadata.xmp is None:
+        draft.metadata = replace(draft.metadata, xmp=payload.removeprefix(XMP))
 
 
 def _read_profile_chunk(draft: _Draft, payload: bytes) -> None:
@@ -323,5 +323,6 @@ _COPIED = tuple(field.name for field in fields(Header) if field.name not in ("fi
 
 
 def _finish(draft: _Draft, first_scan: tuple[int, ...], scan_offset: int) -> Header:
+    draft.metadata = replace(draft.metadata, exif=b"".join(draft.exif) or None)
     values: dict[str, Any] = {name: getattr(draft, name) for name in _COPIED}
     return Header(**values, first_scan=first_scan, segments=b"".join(draft.segments), scan_offset=scan_offset)

@@ -36,6 +36,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")  # a bare codestream, a container
 _NPY = b"\x93NUMPY"
 _EXIF = b"Exif\x00\x00"
+_BYTE_ORDERS = (b"II*\0", b"MM\0*")  # with which TIFF begins, and so EXIF
 _LEVEL = 2  # of igzip's 0 to 3
 _AVERAGE = 3  # PNG's number of the filter
 _PER_METRE = 1  # PNG's number of the unit
@@ -72,13 +73,16 @@ def encode_image(
         plane. `npy` is an array [H, W, 3] or [H, W] for `numpy.load`, without metadata.
     metadata: written as it is; pixels are not rotated, and viewers of JPEG XL ignore EXIF's orientation. A profile is
         left out if readers would reject it: in PNG above one megabyte (Pillow's limit), in JPEG XL if libjxl does not
-        understand it. XMP that is no XML is left out; only PNG has a place for the resolution.
+        understand it. XMP that is no XML and EXIF that is no TIFF are left out; only PNG has a place for
+        the resolution.
     provenance: how the image was made, for the XMP and PNG's text; None to leave it out.
 
     Raises EncodeError for a format that does not support the image, such as WebP above 16383 pixels per side."""
     if image.dtype == np.uint16 and format not in ("png", "png16", "npy"):
         raise EncodeError(f"{format} is written with 8 bits per channel, not 16: use png16 or npy")
-    metadata = replace(metadata, xmp=xmp_packet(metadata.xmp, provenance))
+    if format != "npy":
+        xmp, exif = xmp_packet(metadata.xmp, provenance), metadata.exif
+        metadata = replace(metadata, xmp=xmp, exif=exif if exif and _tiff(exif).startswith(_BYTE_ORDERS) else None)
     try:
         return _ENCODERS[format](image, metadata, provenance)
     except (OSError, ValueError, RuntimeError) as error:

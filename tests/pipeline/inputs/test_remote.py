@@ -13,7 +13,7 @@ from shards import write_tar
 
 from pipeline import restore
 from pipeline.inputs.listing import SourceError, list_sources
-from pipeline.inputs.remote import AddressError, Remote, address, same_place
+from pipeline.inputs.remote import AddressError, Remote, RemoteError, address, same_place
 from pipeline.inputs.source import Item, ReadPosition, read
 
 __all__ = ["memory"]
@@ -148,15 +148,15 @@ def test_store_that_stops_answering_is_no_damaged_input(tmp_path):
     assert all(isinstance(item, Item) and item.error is None for item in found)
 
 
-def page_of(links: tuple[str, ...], denied: dict[str, str] | None = None) -> type[BaseHTTPRequestHandler]:
-    """A server's page of links to files. denied: file → the request, HEAD or GET, from which on it is denied."""
+def page_of(links: tuple[str, ...], statuses: dict[tuple[str, str], int] | None = None) -> type[BaseHTTPRequestHandler]:
+    """A server's page of links to files. statuses: (request, file) → the status of the answer, if not 200."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             is_page = self.path == "/"
             data = "".join(f'<a href="{link}">x</a>' for link in links).encode() if is_page else b"data"
-            first = (denied or {}).get(self.path[1:], "never")
-            self.send_response(403 if first in ("HEAD", self.command) else 200)
+            name = self.path[1:].partition("?")[0]
+            self.send_response((statuses or {}).get((self.command, name), 200))
             self.send_header("Content-Type", "text/html" if is_page else "image/jpeg")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -171,23 +171,35 @@ def page_of(links: tuple[str, ...], denied: dict[str, str] | None = None) -> typ
     return Page
 
 
-def test_a_page_that_denies_a_file_is_asked_for_the_others():
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+@pytest.mark.parametrize("requests", [("GET",), ("HEAD", "GET")])
+def test_a_page_that_refuses_a_file_is_asked_for_the_others(status, requests):
     pytest.importorskip("aiohttp")
-    with web_server(page_of(("a.jpg", "b.jpg", "c.jpg"), {"a.jpg": "HEAD", "b.jpg": "GET"})) as server:
-        *denied, other = items(Remote(server))
-    assert (other.source, other.data) == ("c.jpg", b"data")
-    assert [item.source for item in denied] == ["a.jpg", "b.jpg"]
-    assert all("403" in item.error and item.transient for item in denied)
+    refused = {(request, "b.jpg"): status for request in requests}
+    with web_server(page_of(("a.jpg", "b.jpg", "c.jpg"), refused)) as server:
+        found = items(Remote(server))
+        with pytest.raises((OSError, RemoteError), match=rf"b\.jpg: HTTP status {status}") as raised:
+            Remote(f"{server}/b.jpg?secret=1").read_bytes()
+    assert [(item.source, item.data) for item in found] == [("a.jpg", b"data"), ("b.jpg", None), ("c.jpg", b"data")]
+    assert f"HTTP status {status}" in found[1].error
+    assert found[1].transient
+    assert "secret" not in str(raised.value)
 
 
-def test_a_server_that_is_gone_ends_the_run():
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_fails_ends_the_run(status):
     pytest.importorskip("aiohttp")
-    with web_server(page_of(("a.jpg", "b.jpg"))) as server:
-        sources = list_sources(Remote(server))
-        found = read(sources)
+    busy = {(request, "b.jpg"): status for request in ("HEAD", "GET")}
+    with web_server(page_of(("a.jpg", "b.jpg"), busy)) as server:
+        found = read(list_sources(Remote(server)))
         assert next(found).data == b"data"
-    with pytest.raises(SourceError, match=r"b\.jpg: Client.*start the run again"):
-        next(found)
+        with pytest.raises(SourceError, match=rf"b\.jpg: HTTP status {status}.*start the run again"):
+            next(found)
+        for asked in (Remote(f"{server}/b.jpg").exists, Remote(f"{server}/b.jpg").is_file):
+            with pytest.raises(RemoteError, match=f"{status}"):
+                asked()
+    with pytest.raises(RemoteError):  # nobody answers
+        Remote(f"{server}/b.jpg").exists()
 
 
 def test_names_that_a_server_makes_up():

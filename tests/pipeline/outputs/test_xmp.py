@@ -21,6 +21,7 @@ NAMES = {
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
     "xmpNote": "http://ns.adobe.com/xmp/note/",
     "crs": "http://ns.adobe.com/camera-raw-settings/1.0/",
+    "GCamera": "http://ns.google.com/photos/1.0/camera/",
 }
 HISTORY = '<xmpMM:History><rdf:Seq><rdf:li stEvt:action="saved"/></rdf:Seq></xmpMM:History>'
 KEYWORDS = "<dc:subject><rdf:Bag><rdf:li>Grüße &amp; Meer</rdf:li></rdf:Bag></dc:subject>"
@@ -84,11 +85,46 @@ def test_what_is_no_longer_true_is_removed(claim):
     assert values(properties(xmp_packet(extended, None)), "xmpNote", "HasExtendedXMP") == []
 
 
+@pytest.mark.parametrize(
+    "history",
+    [
+        "<xmpMM:History/>",
+        '<xmpMM:History><rdf:Bag><rdf:li stEvt:action="saved"/></rdf:Bag></xmpMM:History>',
+        '<xmpMM:History rdf:parseType="Resource"><stEvt:action>saved</stEvt:action></xmpMM:History>',
+    ],
+)
+def test_a_history_that_is_no_sequence_is_replaced(history):
+    rdf = properties(xmp_packet(file_packet(history), PROVENANCE))
+    assert len(rdf.findall(".//xmpMM:History", NAMES)) == 1
+    assert values(rdf, "stEvt", "action") == ["edited"]
+
+
+def test_what_is_of_the_jpeg_file_alone_is_left_out():
+    packet = file_packet(
+        "<dc:format>image/jpeg</dc:format><GCamera:MotionPhoto>1</GCamera:MotionPhoto>", 'xmp:Rating="5"'
+    )
+    rdf = properties(xmp_packet(packet, None))
+    assert values(rdf, "dc", "format") == values(rdf, "GCamera", "MotionPhoto") == []
+    assert values(rdf, "xmp", "Rating") == ["5"]
+
+
 def test_names_and_comments_stay_as_they_are():
-    content = f'<!-- by hand -->{KEYWORDS}<crs:Look crs:Name="a &lt; b"/>'
+    content = f'<!-- by hand -->{KEYWORDS}<crs:Look crs:Name="a &lt; b"></crs:Look><?tool 1?>'
     packet = xmp_packet(file_packet(content), None).decode()
     assert content in packet
     assert xmp_packet(packet.encode(), None).decode() == packet
+
+
+def test_line_breaks_and_cdata_stay():
+    packet = file_packet("<crs:a>1&#13;\n2</crs:a><crs:b><![CDATA[x < y]]></crs:b>", 'crs:c="1&#xA;2&#x9;3&quot;"')
+    rdf = properties(xmp_packet(packet, None))
+    assert values(rdf, "crs", "a") == ["1\r\n2"]
+    assert values(rdf, "crs", "b") == ["x < y"]
+    assert values(rdf, "crs", "c") == ['1\n2\t3"']
+
+
+def test_what_follows_a_packet_is_ignored():
+    assert xmp_packet(file_packet(KEYWORDS) + b"\xc3\xa9\0garbage", None) == xmp_packet(file_packet(KEYWORDS), None)
 
 
 def test_without_a_packet_there_is_the_restoration_alone():
