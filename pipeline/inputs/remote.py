@@ -249,7 +249,7 @@ def as_remote_errors(place: Remote) -> Iterator[None]:
         if status is None:
             kind = DeniedError if isinstance(error, PermissionError) else RemoteError
             raise kind(f"{place}: {type(error).__name__}: {error}") from raised
-        message = f"{place}: HTTP status {status} {getattr(error, 'message', '')}".rstrip()  # without the query in its text
+        message = f"{place}: HTTP status {status} {getattr(error, 'message', '')}".rstrip()  # the text has the query
         if 400 <= status < 500 and status not in (*_DENIED, *_LATER):
             raise FileNotFoundError(message) from raised
         raise (DeniedError if status in _DENIED else RemoteError)(message) from raised
