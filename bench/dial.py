@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     for strength in options.strengths:
         networks.sampler.options = replace(networks.sampler.options, strength=strength)
         report = evaluate(photographs, networks, settings, extractors)
-        points += [Point(**vars(row), strength=strength) for row in report.rows if row.mode == "projected"]
+        points += [Point(**vars(row), strength=strength) for row in report.rows]
     print(heading(COLUMNS))
     print(*(line(point, COLUMNS) for point in sorted(points, key=lambda point: point.quality)), sep="\n")
     crops = f"Fréchet distances over {report.crops} crops of {CROP}x{CROP}"

@@ -46,7 +46,7 @@ class GeneratorConfig:
     inner_blocks: int = 0  # residual blocks at an eighth of the resolution
     embedding: int = 64  # width of the conditioning
     noise: bool = False  # whether it draws samples
-    noise_maps: int = 24  # residual: maps of filtered noise in the noise head
+    noise_maps: int = 24  # residual: maps of filtered noise in the noise head, 24 in old files that do not say
     trunk: str = "residual"  # or rrdb
     growth: int = 32  # rrdb: channels that a convolution of a dense block adds
     finest_quality: int = 97  # finer tables condition it as those of this quality: at least the best in training

@@ -36,7 +36,8 @@ CHANGEABLE = frozenset(
     | {"data.validation", "data.workers", "optimiser.steps", "optimiser.accumulate"}
 )
 """Keys that may differ from the checkpoint's when a run is resumed: output, hardware, arithmetic, and the length. Other
-`optimiser.steps` stretch or shorten the rest of the schedules; for `run.seconds` see train/clock.py."""
+`optimiser.steps` stretch or shorten the schedules as a whole, so that the learning rate jumps; for `run.seconds` see
+train/clock.py."""
 
 
 def save_checkpoint(state: State, source: CropSource, config: Config, folder: Path) -> None:
@@ -65,7 +66,8 @@ def save_checkpoint(state: State, source: CropSource, config: Config, folder: Pa
 
 def load_checkpoint(state: State, config: Config, folder: Path, device: torch.device) -> dict[str, Any]:
     """Restores `state`, and returns the state of the crop source. Raises TrainingError if the checkpoint cannot be
-    read, or was made with another configuration of model, data or schedules."""
+    read, or was made with another configuration of model, data or schedules, OSError of the disk, and errors of
+    memory."""
     path, afresh = folder / CHECKPOINT, "or another run.output to start afresh"
     try:
         content = torch.load(path, weights_only=True, map_location=device)
@@ -82,9 +84,14 @@ def load_checkpoint(state: State, config: Config, folder: Path, device: torch.de
                 state.critic.network.load_state_dict(content["critic"])
                 state.critic.adam.load_state_dict(content["critic_optimiser"])
         data: dict[str, Any] = content["data"]
+    except (OSError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # PyTorch's unpickler raises a dozen types over damaged files
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise TrainingError(f"cannot read the checkpoint {path} ({reason}): delete it, {afresh}") from error
+        raise TrainingError(
+            f"cannot read the checkpoint {path} ({reason}): give another run.output, and to start from its averaged "
+            f"weights run.start={folder / WEIGHTS}"
+        ) from error
     if differing:
         raise TrainingError(
             f"{path} was made with another {', '.join(differing)}: give the same configuration to resume, {afresh}"

@@ -65,7 +65,8 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration. Of the sections `regression`, `energy` and `game` only that of the objective is used."""
+    """A whole configuration. Of the sections `regression`, `energy` and `game` only that of the objective is used, and
+    `game.mmse` to validate a sampler without a regression output."""
 
     objective: str = "regression"  # or energy, game
     model: GeneratorConfig = field(default_factory=GeneratorConfig)

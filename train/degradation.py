@@ -108,20 +108,22 @@ def group_by_sampling(samplings: list[Subsampling], device: torch.device) -> Ite
 def random_qualities(config: DegradationConfig, uniform: Tensor) -> Tensor:
     """Uniform numbers [n, 2] float64, 0..1 → qualities [n] int64: log-uniform below and above `quality_mean`, half of
     them on each side, because artefacts change with the logarithm of the quality."""
-    low, middle, high = (log(quality) for quality in (config.quality[0], config.quality_mean, config.quality[1]))
+    ends = config.quality[0] - 0.5, config.quality_mean, config.quality[1] + 0.5  # half a quality more, for rounding
+    low, middle, high = map(log, ends)
     below = uniform[:, 0] < 0.5
     bottom, span = torch.where(below, low, middle), torch.where(below, middle - low, high - middle)
     return (bottom + uniform[:, 1] * span).exp().round().long().clamp(*config.quality)
 
 
-PERTURBATIONS = 4 + 3 * 64
+PERTURBATIONS = 4 + 2 * 64
 """Random numbers that `perturb` takes for an image."""
 
 
 def perturb(tables: Tensor, normal: Tensor) -> Tensor:
-    """Varies tables [n, 3, 8, 8] int32 as other encoders do: the range between fine and coarse steps (flat tables have
-    none, ImageMagick's and MozJPEG's a larger one), a tilt over frequencies, coarser or finer chroma, and independent
-    noise on each entry. normal: [n, PERTURBATIONS] standard normal numbers."""
+    """Varies tables [n, 3, 8, 8] int32 as other encoders do: the range between fine and coarse steps (smaller towards
+    flat tables, larger as in ImageMagick's and MozJPEG's), a tilt over frequencies, coarser or finer chroma, and
+    independent noise on each entry of luma's and of chroma's table. normal: [n, PERTURBATIONS] standard normal
+    numbers."""
     scales = to_device(torch.tensor([0.4, 0.5, 0.5, 0.3]), normal.device)
     spread, down, across, chroma = (normal[:, :4] * scales)[:, :, None, None].unbind(1)
     frequency = torch.linspace(-0.5, 0.5, 8, device=tables.device)
@@ -130,7 +132,7 @@ def perturb(tables: Tensor, normal: Tensor) -> Tensor:
     logs = tables.float().log()
     level = logs.mean((2, 3), keepdim=True)
     spread_logs = level + (1 + spread).clamp(0, 2)[:, None] * (logs - level)
-    noise = 0.05 * normal[:, 4:].reshape(-1, 3, 8, 8)
+    noise = 0.05 * normal[:, 4:].reshape(-1, 2, 8, 8)[:, [0, 1, 1]]
     return (spread_logs + tilt[:, None] + coarser + noise).exp().round().clamp(1, 255).int()
 
 

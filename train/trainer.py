@@ -2,8 +2,9 @@
 weights. In between the loop logs, validates and saves.
 
 All random numbers of a step are a function of (seed, step) and are drawn for all its crops, of which each rank takes
-its own. The result therefore depends neither on the number of ranks nor on interruptions; train/checkpoint.py states
-how closely a resumed run equals an uninterrupted one."""
+its own. The result therefore does not depend on interruptions, nor on the number of ranks except for losses that
+compare crops with each other (objectives/energy.py); train/checkpoint.py states how closely a resumed run equals an
+uninterrupted one."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from train.distributed import Ranks, process_group
 from train.interruption import InterruptionError, StopSignals
 from train.logger import Logger, MeanMeter
 from train.numerics import numerics, warn_of_slow_bfloat16
-from train.objectives.energy import Energy
+from train.objectives.energy import Energy, warn_of_few_crops
 from train.objectives.forward import Objective, Terms
 from train.objectives.frozen import load_regression
 from train.objectives.game import Game
@@ -35,7 +36,7 @@ from train.objectives.regression import Regression
 from train.schedule import learning_rate, progress
 from train.state import State, new_state, start_from, update_average
 from train.update import Guard
-from train.validate import picture, validate
+from train.validate import centre_crops, picture, validate
 
 MIN_VALIDATION_SIDE = 128
 """Pixels. Smaller validation images are left out."""
@@ -72,6 +73,7 @@ def _train(config: Config, ranks: Ranks) -> Path:
         torch.set_num_threads(config.run.threads)
     if ranks.is_first:
         warn_of_slow_bfloat16(config.run, ranks.device)
+        warn_of_few_crops(config, ranks.size)
     state, source_state = new_state(config, ranks), {}
     if (folder / CHECKPOINT).exists():
         source_state = load_checkpoint(state, config, folder, ranks.device)
@@ -83,7 +85,7 @@ def _train(config: Config, ranks: Ranks) -> Path:
     validates = bool(config.data.validation) and ranks.is_first
     needs_mmse = validates and not config.model.has_regression
     objective = open_objective(config, ranks.device)
-    held_out = load_images([config.data.validation], MIN_VALIDATION_SIDE) if validates else []
+    held_out = list(centre_crops(load_images([config.data.validation], MIN_VALIDATION_SIDE))) if validates else []
     mmse = load_regression(config.game.mmse, "game.mmse", ranks.device) if needs_mmse else None
     with closing(open_source(config, ranks)) as source:
         if source_state:

@@ -18,7 +18,7 @@ from train.objectives.forward import draw, restore
 from train.texture import FlatTexture
 
 QUALITIES = (10, 20, 40)
-"""Qualities of `validate`, libjpeg's scale."""
+"""Qualities of `validate`, libjpeg's scale, of which those are used that `degradation.quality` has."""
 
 SAMPLES = 4
 """Samples per image of `validate`."""
@@ -29,8 +29,8 @@ SIDE = 160
 BATCH = 16
 """Images per forward pass."""
 
-GRID_IMAGES, GRID_QUALITY, GRID_SAMPLES = 8, 10, 16
-"""Images, quality and samples per image of `picture`."""
+GRID_IMAGES, GRID_SAMPLES = 8, 16
+"""Images and samples per image of `picture`, which is of the lowest quality of `validate`."""
 
 
 def centre_crops(images: list[Tensor]) -> Tensor:
@@ -39,6 +39,12 @@ def centre_crops(images: list[Tensor]) -> Tensor:
     side = min(SIDE, *(min(image.shape[1:]) // 16 * 16 for image in images))
     corners = [((i.shape[1] - side) // 2, (i.shape[2] - side) // 2) for i in images]
     return torch.stack([i[:, y : y + side, x : x + side] for i, (y, x) in zip(images, corners, strict=True)])
+
+
+def qualities(config: Config) -> tuple[int, ...]:
+    """Those of QUALITIES that training has; if none, the median of training's."""
+    low, high = config.degradation.quality
+    return tuple(q for q in QUALITIES if low <= q <= high) or (round(config.degradation.quality_mean),)
 
 
 def compressed(clean: Tensor, quality: int, device: torch.device) -> Batch:
@@ -68,7 +74,7 @@ def outputs(generator: Generator, batch: Batch, config: Config, samples: int) ->
 def validate(
     generator: Generator, images: list[Tensor], config: Config, device: torch.device, mmse: Generator | None = None
 ) -> dict[str, float]:
-    """Figures on centre crops of the images [3, H, W] uint8, as 4:2:0 JPEGs of three qualities; names end in _QUALITY.
+    """Figures on centre crops of the images [3, H, W] uint8, as 4:2:0 JPEGs of `qualities`; names end in _QUALITY.
 
     gain: dB, the regression's PSNR above that of plain decode. Of a sampler also
     sample_gain: dB, that of one sample; mean_gain: dB, that of the mean of SAMPLES samples;
@@ -78,7 +84,7 @@ def validate(
     regression's output: `mmse`'s if given, else the generator's own.
     """
     figures = {}
-    for quality in QUALITIES:
+    for quality in qualities(config):
         found, texture = [], FlatTexture()
         for clean in centre_crops(images).split(BATCH):
             batch = compressed(clean, quality, device)
@@ -122,10 +128,9 @@ def _gain(restored: Tensor, batch: Batch) -> Tensor:
 
 
 def picture(generator: Generator, images: list[Tensor], config: Config, device: torch.device) -> Image.Image:
-    """An image grid with a row for each of the first images [3, H, W] uint8: the input at quality 10, the regression's
-    output if there is one, of a sampler two samples, the mean of 16 and their standard deviation, and the clean
-    image."""
-    batch = compressed(centre_crops(images)[:GRID_IMAGES], GRID_QUALITY, device)
+    """An image grid with a row for each of the first images [3, H, W] uint8: the input, the regression's output if
+    there is one, of a sampler two samples, the mean of 16 and their standard deviation, and the clean image."""
+    batch = compressed(centre_crops(images)[:GRID_IMAGES], qualities(config)[0], device)
     made = outputs(generator, batch, config, GRID_SAMPLES)
     columns = {"input": to_uint8(batch.decoded)}
     if made.expected is not None:

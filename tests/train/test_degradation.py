@@ -39,12 +39,14 @@ def test_qualities_are_log_uniform_on_both_sides_of_the_middle():
     uniform = torch.rand(8000, 2, generator=step_generator(0, 0), dtype=torch.float64)
     drawn = random_qualities(DRAWN, uniform).numpy()
     assert (drawn.min(), drawn.max()) == (5, 95)
-    for low, high in ((5, 30), (30, 95)):
+    for low, high in ((4.5, 30), (30, 95.5)):
         for share in (0.25, 0.5, 0.75, 1.0):
             bound = low * (high / low) ** share
             expected = np.log(np.clip((np.floor(bound) + 0.5) / low, 1, high / low)) / np.log(high / low) / 2
             expected += 0.5 if low == 30 else 0
             assert abs((drawn <= np.floor(bound)).mean() - min(expected, 1)) < 0.03
+    narrow = random_qualities(DegradationConfig(quality=(10, 12), quality_mean=11.0), uniform)
+    assert (torch.bincount(narrow)[10:] / len(narrow)).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
     fixed = DegradationConfig(quality=(40, 40), quality_mean=40.0)
     assert set(random_qualities(fixed, uniform[:50]).tolist()) == {40}
 

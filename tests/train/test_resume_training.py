@@ -24,6 +24,7 @@ from training import (
 
 from model.weights import load
 from train.checkpoint import WEIGHTS
+from train.state import TrainingError
 from train.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +141,19 @@ def test_more_steps_go_on_from_a_finished_run(photos, tmp_path):
 def test_settings_of_other_objectives_may_change(photos, tmp_path):
     for changes in ({}, {"critic": {"features": 5}, "game": {"samples": 5}}):
         train(config_of(photos, tmp_path, optimiser={"steps": 2}, **changes))
+
+
+def test_a_damaged_checkpoint_is_named_and_its_weights_are_a_start(photos, tmp_path):
+    weights = train(config_of(photos, tmp_path / "a", optimiser={"steps": 2}))
+    whole = (tmp_path / "a" / "checkpoint.pt").read_bytes()
+    (tmp_path / "a" / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match=rf"cannot read.*another run\.output.*run\.start={weights}"):
+        train(config_of(photos, tmp_path / "a", optimiser={"steps": 4}))
+    assert weights.exists()
+    (tmp_path / "a" / "checkpoint.pt").unlink()
+    (tmp_path / "a" / "checkpoint.pt").mkdir()
+    with pytest.raises(IsADirectoryError):  # an error of the disk, not of the checkpoint
+        train(config_of(photos, tmp_path / "a", optimiser={"steps": 4}))
 
 
 def test_a_checkpoint_without_later_configuration_keys_goes_on(photos, tmp_path):

@@ -13,6 +13,7 @@ from training import config_of, game_of, lines, write_photos
 from model.weights import load
 from train.checks import ConfigError
 from train.config import Config, RunConfig
+from train.degradation import DegradationConfig
 from train.texture import FlatTexture
 from train.trainer import train
 from train.validate import QUALITIES, SAMPLES, compressed, outputs, validate
@@ -51,6 +52,13 @@ def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks
         assert figures[f"flat_deviation_{quality}"] == pytest.approx(texture.deviation, abs=1e-3)
         assert texture.deviation > 0
     assert not set(NAMES) & set(validate(mmse, images, FLOAT32, CPU))
+
+
+@pytest.mark.parametrize(("trained", "median", "measured"), [((5, 5), 5, {5}), ((15, 95), 30, {20, 40})])
+def test_qualities_are_those_of_training(networks, trained, median, measured):
+    config = Config(run=RunConfig(bfloat16=False), degradation=DegradationConfig(trained, median))
+    figures = validate(networks[1], [grainy(0)], config, CPU)
+    assert figures.keys() == {f"gain_{quality}" for quality in measured}
 
 
 def test_images_without_flat_areas_have_no_texture_and_all_other_figures(networks):

@@ -104,8 +104,7 @@ def open_index(paths: Sequence[str], smallest: int, cache: Path) -> Index:
         raise SourceError(f"cannot index {', '.join(paths)} in the cache folder {cache}: {error}") from error
     if not len(index):
         raise SourceError(
-            f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}{_sample(index)}: "
-            "give larger images, or a smaller crop"
+            f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}{_sample(index)}: give larger ones"
         )
     return index
 

@@ -60,10 +60,7 @@ def load_images(paths: Sequence[str], smallest: int) -> list[Tensor]:
             else:
                 small += 1
     if not images:
-        raise SourceError(
-            f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}: "
-            "give larger images, or a smaller crop"
-        )
+        raise SourceError(f"no image of at least {smallest}x{smallest} pixels in {', '.join(paths)}: give larger ones")
     if small:
         tqdm.write(f"{small} of {small + len(images)} images are left out: smaller than {smallest}x{smallest} pixels")
     return images
