@@ -151,7 +151,10 @@ class Coefficients:
 
     @classmethod
     def cat(cls, several: Sequence[Coefficients]) -> Coefficients:
-        """The images of all of them, which must have one sampling, size and device; a copy, if there are several."""
+        """The images of all of them, which must have one sampling, size and device; a copy, if there are several.
+        Raises ValueError, also for none."""
+        if not several:
+            raise ValueError("there are no coefficients to join")
         first = several[0]
         if len(several) == 1:
             return first

@@ -4,9 +4,10 @@ q = sign(f) ((|f| + 4 Q) // 8 Q),  f = 8 DCT(downsample(YCC(x))), each step roun
 
 Shapes: N images, C components, P pixels of an MCU, B blocks of an MCU; images [N, C, H, W] uint8.
 
-Every value is an integer held in a float: float32 where all partial sums stay below 2^24, float64 in the DCT's second
-pass. `floor(x / 2^n)` is C's arithmetic shift. Source: the behaviour of libjpeg-turbo's default encoder (the tests'
-oracle is Pillow's copy of it); the DCT is Loeffler, Ligtenberg and Moschytz's with 13-bit constants.
+Every value is an integer held in a float: float32 where all partial sums stay below 2^24 (float64 in matrix products
+on CUDA, where those of float32 may be of TF32), float64 in the DCT's second pass. `floor(x / 2^n)` is C's arithmetic
+shift. Source: the behaviour of libjpeg-turbo's default encoder (the tests' oracle is Pillow's copy of it); the DCT is
+Loeffler, Ligtenberg and Moschytz's with 13-bit constants.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def _passes(device: torch.device) -> tuple[Tensor, Tensor]:
     identity = torch.eye(8, dtype=torch.float64)
     rows = torch.kron(identity, integer_basis()).T / 2**11
     columns = torch.kron(integer_basis(), identity).T / 2**15
-    return rows.float().contiguous().to(device), columns.contiguous().to(device)
+    return rows.to(_exact(device)).contiguous().to(device), columns.contiguous().to(device)
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """The dtype in which a matrix product is exact for integers below 2^24."""
+    return torch.float64 if device.type == "cuda" else torch.float32
 
 
 def integer_dct(blocks: Tensor) -> Tensor:
@@ -59,7 +65,7 @@ def integer_dct(blocks: Tensor) -> Tensor:
 
     Scaling the matrices by a power of two is exact, and so is adding a half before the floor."""
     rows, columns = _passes(blocks.device)
-    first = (blocks @ rows).add_(0.5).floor_()
+    first = (blocks.to(rows.dtype) @ rows).add_(0.5).floor_()
     return (first.double() @ columns).add_(0.5).floor_()
 
 
@@ -85,7 +91,7 @@ def _downsampling(mcu: Mcu, device: torch.device) -> tuple[Tensor, Tensor]:
     count = vertical * horizontal
     odd = (torch.arange(64) % 2).float()
     bias = {1: 0 * odd, 2: odd if horizontal == 2 else odd * 0 + 1, 4: 1 + odd}[count]
-    return (mcu.chroma_sums() / count).to(device), (bias / count).to(device)
+    return (mcu.chroma_sums() / count).to(device, _exact(device)), (bias / count).to(device)
 
 
 @constant
@@ -103,7 +109,8 @@ def integer_forward(tiles: Tensor, mcu: Mcu) -> Tensor:
     blocks = luma.unflatten(-1, (-1, 64))
     if chroma:
         sums, bias = _downsampling(mcu, tiles.device)
-        blocks = torch.cat((blocks, (torch.stack(chroma, -2) @ sums).add_(bias).floor_()), -2)
+        averages = (torch.stack(chroma, -2).to(sums.dtype) @ sums).add_(bias).floor_()
+        blocks = torch.cat((blocks, averages.to(blocks.dtype)), -2)
     return integer_dct(blocks)
 
 
@@ -122,7 +129,8 @@ def compress(image: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficien
     images, size = image.shape[0], (image.shape[2], image.shape[3])
     planes = empty_planes(sampling, size, images, image.device)
     for region in flat_regions(sampling, size, images):
-        dcts = integer_forward(to_tiles(image, region).float(), region.mcu)
+        with torch.autocast(image.device.type, enabled=False):  # which would multiply in bfloat16
+            dcts = integer_forward(to_tiles(image, region).float(), region.mcu)
         for component, dct in enumerate(dcts.split(region.mcu.blocks(sampling.components), -2)):
             quantised = quantise(dct, steps_of(tables, component, dct.dtype))
             put_blocks(planes[component], component, region, quantised.to(torch.int16))

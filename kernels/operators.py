@@ -48,8 +48,8 @@ def roundtrip(x: Tensor, tables: Tensor, sampling: Subsampling) -> Tensor:
     """JPEG_Q of the paper's section 3.1: compresses and decompresses, chroma upsampled by repetition. Computed in at
     least float32 and returned in the input's dtype (float32 for uint8).
 
-    Gradient, in reverse mode: straight through the rounding; zero where a decoded plane or the final colour leaves
-    0..255 (the clamp's own)."""
+    Gradient, first derivatives in reverse mode only: straight through the rounding; zero where a decoded plane or the
+    final colour leaves 0..255 (the clamp's own)."""
     image: Tensor = implementation(x.device).roundtrip(x, tables, sampling)
     return image
 
@@ -59,7 +59,8 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
     `margin` (0..0.5) of a step. float32 (float64 for float64 on the CPU); not limited to 0..255.
 
     Inside the image that is exact in one pass; MCUs over its edge average the correction over the places that repeat a
-    pixel, and need not arrive. Gradient: the projection's own (the clamp's, carried through both linear maps).
+    pixel, and need not arrive. Gradient: the projection's own (the clamp's, 0 at its ends, carried through both linear
+    maps); second derivatives on the CPU only.
 
     Raises ValueError for another margin."""
     image: Tensor = implementation(x.device).project(x, c, margin)
@@ -67,9 +68,9 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
 
 
 def excess(x: Tensor, c: Coefficients) -> Tensor:
-    """[N] float64: by how many quantisation steps, at most, an image's coefficients lie outside c's intervals; 0: the
-    real-number JPEG compresses it to c. x is not limited to 0..255. PyTorch on every device: a measure, not a stage. No
-    gradient."""
+    """[N] float64: by how many quantisation steps, at most, an image's coefficients lie outside c's intervals, their
+    ends included; 0: the real-number JPEG compresses it to c, but for ties. x is not limited to 0..255. PyTorch on
+    every device: a measure, not a stage. No gradient."""
     largest: Tensor = implementation(x.device).excess(x, c)
     return largest
 

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
 from math import cos, pi, sqrt
-from typing import TypeVar
+from operator import index
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
-def constant(make: Callable[..., T]) -> Callable[..., T]:
-    """Caches what a function makes. Also under `torch.inference_mode` that is ordinary tensors, for a later call may
-    need them for a gradient."""
-    return cache(torch.inference_mode(False)(make))
+@contextmanager
+def usual_tensors() -> Iterator[None]:
+    """Makes tensors that are cached the same whatever the modes of the first call: ordinary ones under
+    `torch.inference_mode`, for a later call may need them for a gradient; on the CPU unless they name a device; of full
+    precision under autocast."""
+    with torch.inference_mode(False), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        yield
+
+
+def constant(make: Callable[P, T]) -> Callable[P, T]:
+    """Caches what a function makes. Dynamo, which traces through caches but not through these modes, gets a new one."""
+    made = cache(usual_tensors()(make))
+
+    @wraps(make)
+    def get(*arguments: P.args, **options: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return make(*arguments, **options)
+        return made(*arguments, **options)  # type: ignore[arg-type]  # hashable, as every cache's
+
+    return get
 
 
 # fmt: off
@@ -56,8 +75,8 @@ def zigzag() -> Tensor:
 def quality_to_tables(quality: int, components: int) -> Tensor:
     """[components, 8, 8] int32: Annex K's tables at libjpeg's `quality`, 1..100, limited to 1..255 (baseline).
 
-    Raises ValueError for another quality, and for no components."""
-    if quality not in range(1, 101) or components < 1:
+    Raises ValueError for another quality, and for no components; TypeError for one that is no integer."""
+    if not 1 <= index(quality) <= 100 or components < 1:
         raise ValueError(f"expected a quality of 1..100 and components, got {quality!r} and {components}")
     return scale_tables(torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1)), quality)
 
@@ -81,6 +100,8 @@ def _luma_logs() -> Tensor:
 
 def nearest_quality(tables: Tensor) -> int:
     """The libjpeg quality, 1..100, whose luma table is nearest to `tables[0]` ([components, 8, 8]) in mean squared
-    difference of logarithms; exact for libjpeg's own tables."""
+    difference of logarithms; exact for libjpeg's own tables. Raises ValueError for other shapes."""
+    if tables.dim() != 3:
+        raise ValueError(f"tables: expected one image's, [components, 8, 8], got {list(tables.shape)}")
     distance = (_luma_logs() - tables[0].cpu().double().log()).square().mean(dim=(1, 2))
     return int(distance.flip(0).argmin().neg().add(100))

@@ -41,7 +41,7 @@ COMPILED_MEGAPIXELS = 16
 @contextmanager
 def whole_images() -> Iterator[None]:
     """torch_ops works in bands that fit a CPU's cache. On a GPU they only add launches and code to compile, so here
-    it takes whole images (except for decode, which has bands of another kind)."""
+    it takes whole images."""
     before = blocks.BAND_PIXELS
     blocks.BAND_PIXELS = 1 << 62
     try:
@@ -132,6 +132,7 @@ def time_row(row: Row, settings: Settings, codec: Any, device: torch.device) -> 
 
 
 def time_compiled(row: Row, settings: Settings, device: torch.device) -> None:
+    """torch_ops under torch.compile, which makes its constants, such as the DCT's matrices, anew in each call."""
     torch._dynamo.reset()
     operators = Operators(
         torch.compile(torch_ops.encode, dynamic=False),
@@ -140,11 +141,12 @@ def time_compiled(row: Row, settings: Settings, device: torch.device) -> None:
         torch.compile(torch_ops.project, dynamic=False),
         in_torch().project_exact,
     )
-    inputs = [make_inputs(row.case, device, seed) for seed in range(2)]
+    sets = sets_of(row.case)
+    inputs = [make_inputs(row.case, device, seed) for seed in range(sets)]
     attempt(
         row,
         "compiled",
-        lambda: time_cuda(lambda k: run(operators, row.case, inputs[k]), 2, settings.seconds, settings.repetitions),
+        lambda: time_cuda(lambda k: run(operators, row.case, inputs[k]), sets, settings.seconds, settings.repetitions),
     )
 
 

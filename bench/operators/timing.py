@@ -20,7 +20,7 @@ def time_cuda(call: Callable[[int], object], sets: int, seconds: float, repetiti
     The GPU waits before each call until the host has queued it, unless the call itself synchronises: so the time of a
     small kernel does not include its launch. Takes about `seconds`, and at most `repetitions` calls."""
     kept: list[object] = [None] * sets
-    for k in range(min(sets, 2)):
+    for k in range(sets):
         kept[k] = call(k)
     torch.cuda.synchronize()
     begun = time.perf_counter()

@@ -230,4 +230,4 @@ def project_exact(x: Tensor, c: Coefficients, settings: SearchSettings = DEFAULT
     tables = c.tables.flatten(2).int().contiguous().numpy()
     images = x.detach().float().contiguous().numpy()
     out, mismatches = _project(images, planes, tables, c.sampling.factors, settings)
-    return torch.from_numpy(out), torch.tensor(mismatches)
+    return torch.from_numpy(out), torch.tensor(mismatches, device=x.device)

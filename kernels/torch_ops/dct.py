@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.tables import constant, dct_basis
+from kernels.tables import constant, dct_basis, usual_tensors
 from kernels.torch_ops.blocks import Mcu, Region
 
 FEW_ROWS = 16
@@ -26,7 +26,8 @@ def times(x: Tensor, matrix: Tensor) -> Tensor:
     it."""
     runs = x.reshape(-1, matrix.shape[0])
     missing = max(0, FEW_ROWS - len(runs))
-    product = (F.pad(runs, (0, 0, 0, missing)) if missing else runs) @ matrix
+    with torch.autocast(x.device.type, enabled=False):  # which would multiply in bfloat16
+        product = (F.pad(runs, (0, 0, 0, missing)) if missing else runs) @ matrix
     return product[: len(runs)].reshape(*x.shape[:-1], x.shape[-1] // matrix.shape[0] * matrix.shape[1])
 
 
@@ -59,10 +60,12 @@ def repetition_inverse(spread: Tensor) -> Tensor:
     return spread.T / spread.sum(1).clamp(min=1)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # as `constant`, but of limited size: the 256 kinds of 4:2:0 take 200 MB
 def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
     """Places beyond the image and blocks of padding have rows and columns of zeros."""
+    return (_matrices if torch.compiler.is_compiling() else _cached_matrices)(mcu, device, dtype)
+
+
+def _matrices(mcu: Mcu, device: torch.device | str, dtype: torch.dtype) -> McuMatrices:
     dct = block_dct("cpu", torch.float64)
     average = mcu.chroma_sums().double() / (mcu.sampling.factors[0] * mcu.sampling.factors[1])
     repeat = mcu.chroma_samples().double().T
@@ -75,6 +78,9 @@ def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtyp
         chroma_back = chroma_back @ repetition_inverse(F.one_hot(mcu.chroma_source(), mcu.pixels).double().T)
     matrices = (luma, luma_back, average @ dct, chroma_back)
     return McuMatrices(*(m.to(device, dtype).contiguous() for m in matrices))
+
+
+_cached_matrices = lru_cache(maxsize=64)(usual_tensors()(_matrices))  # the 256 kinds of 4:2:0 take 200 MB
 
 
 def forward_dct(planes: tuple[Tensor, ...], region: Region) -> list[Tensor]:

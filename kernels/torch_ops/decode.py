@@ -9,10 +9,10 @@ Shapes: coefficients [N, rows, columns, 8, 8] of each component; planes [N, h, w
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.coefficients import Coefficients
+from kernels.torch_ops import blocks
 from kernels.torch_ops.colour import to_rgb
 from kernels.torch_ops.dct import block_dct, times
 
@@ -24,7 +24,7 @@ def decode(c: Coefficients) -> Tensor:
     ]
     vertical = c.sampling.factors[0]
     bands = []
-    band_rows = max(1, (1 << 17) // (8 * vertical * c.size[1] * len(c)))
+    band_rows = max(1, 2 * blocks.BAND_PIXELS // (8 * vertical * c.size[1] * len(c)))
     for top in range(0, c.planes[0].shape[1] // vertical, band_rows):
         luma = _component(c, 0, top * vertical, (top + band_rows) * vertical)
         first = 8 * vertical * top
@@ -36,8 +36,8 @@ def decode(c: Coefficients) -> Tensor:
 def _component(c: Coefficients, component: int, top: int, bottom: int) -> Tensor:
     """Rows of blocks `top` to `bottom` of a component: [N, rows, columns] decoded samples less 128, cut to its size."""
     height, width = c.sampling.component_size(component, c.size)
-    blocks = c.planes[component][:, top:bottom].float().flatten(3) * c.tables[:, component].reshape(-1, 1, 1, 64)
-    samples = times(blocks, block_dct(c.device).T).clamp_(-128, 127).unflatten(3, (8, 8))
+    dct = c.planes[component][:, top:bottom].float().flatten(3) * c.tables[:, component].reshape(-1, 1, 1, 64)
+    samples = times(dct, block_dct(c.device).T).clamp_(-128, 127).unflatten(3, (8, 8))
     plane: Tensor = samples.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return plane[:, : height - 8 * top, :width]
 
@@ -52,8 +52,8 @@ def upsample_rows(plane: Tensor, c: Coefficients, top: int, bottom: int) -> Tens
         first, last = top // 2, -(-bottom // 2)
         near = plane[:, first:last]
         if smooth:
-            rows = torch.arange(first - 1, last + 1, device=plane.device).clamp(0, plane.shape[1] - 1)
-            far = plane[:, rows]
+            above, below = max(first - 1, 0), min(last, plane.shape[1] - 1)
+            far = torch.cat((plane[:, above : above + 1], near, plane[:, below : below + 1]), 1)
             near = torch.stack((_blend(near, far[:, :-2]), _blend(near, far[:, 2:])), dim=2).flatten(1, 2)
         else:
             near = near.repeat_interleave(2, dim=1)
@@ -64,7 +64,7 @@ def upsample_rows(plane: Tensor, c: Coefficients, top: int, bottom: int) -> Tens
         return plane
     if not smooth:
         return plane.repeat_interleave(2, dim=2)[:, :, : c.size[1]]
-    padded = F.pad(plane, (1, 1), mode="replicate")
+    padded = torch.cat((plane[..., :1], plane, plane[..., -1:]), 2)
     pair = torch.stack((_blend(plane, padded[..., :-2]), _blend(plane, padded[..., 2:])), dim=3)
     return pair.flatten(2)[:, :, : c.size[1]]
 

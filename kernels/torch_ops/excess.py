@@ -23,7 +23,8 @@ def excess(x: Tensor, c: Coefficients) -> Tensor:
     largest = torch.zeros(len(c), dtype=torch.float64, device=x.device)
     for region in flat_regions(c.sampling, c.size, len(c)):
         tiles = to_tiles(x, region)
-        tiles = tiles.to(torch.promote_types(tiles.dtype, torch.float32))
+        exact = torch.float64 if tiles.is_cuda else torch.float32  # where float32 may mean TF32
+        tiles = tiles.to(torch.promote_types(tiles.dtype, exact))
         for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
             quotient = dct / steps_of(c.tables, component, dct.dtype)
             beyond = (quotient - blocks_of(c.planes[component], component, region)).abs() - 0.5

@@ -33,8 +33,10 @@ def project(x: Tensor, c: Coefficients, margin: float = 0.0) -> Tensor:
         for component, dct in enumerate(forward_dct(tile_planes(tiles), region)):
             steps = steps_of(c.tables, component, dct.dtype)
             centre = blocks_of(c.planes[component], component, region).to(dct.dtype) * steps
-            half = (0.5 - margin) * steps
-            nearest = torch.minimum(torch.maximum(dct, centre - half), centre + half)
+            low, high = centre - (0.5 - margin) * steps, centre + (0.5 - margin) * steps
+            nearest = torch.minimum(torch.maximum(dct, low), high)
+            if dct.requires_grad:  # at an end of the interval none: minimum and maximum would pass a part of it
+                nearest = torch.where((dct > low) & (dct < high), dct, nearest.detach())
             changes.append(times((nearest - dct).flatten(-2), backs[component]))
         if len(changes) == 1:
             return from_tiles(tiles + changes[0][:, :, :, None], region)

@@ -51,11 +51,11 @@ def correction(x, low, high, SAMPLES: tl.constexpr):
 
 @triton.jit
 def correction_adjoint(gradient, x, low, high, SAMPLES: tl.constexpr):
-    """IDCT(([f in its interval] - 1) DCT(gradient)) / SAMPLES of blocks x, each value the sum of SAMPLES."""
+    """IDCT(([f inside its interval] - 1) DCT(gradient)) / SAMPLES of blocks x, each value the sum of SAMPLES."""
     f = forward_dct8(beside(x, gradient))
     f, g = tl.split(tl.permute(tl.reshape(f, [2, x.shape[1], 8, 8]), (1, 2, 3, 0)))
     f *= 0.125 / SAMPLES
-    return inverse_dct8(tl.where((f >= low) & (f <= high), 0.0, g * (-1 / 64 / SAMPLES)))
+    return inverse_dct8(tl.where((f > low) & (f < high), 0.0, g * (-1 / 64 / SAMPLES)))
 
 
 @triton.jit

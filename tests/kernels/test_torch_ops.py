@@ -347,6 +347,51 @@ def test_another_default_dtype_changes_nothing():
     assert done.returncode == 0, done.stderr
 
 
+@ALL
+def test_autocast_changes_nothing(sampling, seed):
+    x, steps = images(sampling, (21, 37), seed, 2), tables(sampling, 50, 90)
+    c, near = compress(x, steps, sampling), blurred(x).requires_grad_()
+
+    def results(autocast: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            changed = project(near, c) + roundtrip(near, steps, sampling)
+            planes = compress(x, steps, sampling).planes + encode(near, steps, sampling).planes
+            found = [*planes, decode(c), excess(near, c), changed, *project_exact(near, c)]
+        return [*found, *torch.autograd.grad(changed.square().sum(), near)]
+
+    for one, other in zip(results(autocast=True), results(autocast=False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_default_device_changes_nothing():
+    """Of the first use, which makes the constants, and of what is cached; "meta" stands for a GPU."""
+    code = (
+        "import torch\n"
+        "from kernels import Subsampling, encode, excess, project, project_exact, quality_to_tables, roundtrip\n"
+        "from kernels.libjpeg import compress\n"
+        "x, tables = torch.rand(1, 3, 21, 18) * 255, quality_to_tables(50, 3)[None]\n"
+        "def results():\n"
+        "    c = encode(x, tables, Subsampling.S420)\n"
+        "    both = [roundtrip(x, tables, Subsampling.S420), project(x, c), excess(x, c), *project_exact(x, c)]\n"
+        "    return both + list(compress(both[3], tables, Subsampling.S420).planes)\n"
+        "with torch.device('meta'):\n"
+        "    first = results()\n"
+        "assert all(torch.equal(one, other) for one, other in zip(first, results(), strict=True))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_project_has_no_gradient_at_the_ends_of_an_interval():
+    """As all points of a flat image: f = 0 for all but the mean, in the middle of an interval or a point."""
+    x = torch.full((1, 1, 8, 8), 128.0, dtype=torch.float64, requires_grad=True)
+    steps = torch.full((1, 1, 8, 8), 16, dtype=torch.int32)
+    c = encode(x.detach(), steps, Subsampling.GRAY)
+    for margin, passed in ((0.0, 1.0), (0.5, 0.0)):
+        (gradient,) = torch.autograd.grad((project(x, c, margin) * torch.arange(64.0).view(1, 1, 8, 8)).sum(), x)
+        assert torch.allclose(gradient, passed * torch.arange(64.0).double().view(1, 1, 8, 8), atol=1e-9)
+
+
 def test_decode_reads_what_a_real_encoder_wrote_for_each_image_of_a_batch(seed):
     sampling = Subsampling.S422
     pixels = [scene(31, 53, seed + i) for i in range(3)]
