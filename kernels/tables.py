@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
 from math import cos, pi, sqrt
-from operator import index
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -75,10 +74,10 @@ def zigzag() -> Tensor:
 def quality_to_tables(quality: int, components: int) -> Tensor:
     """[components, 8, 8] int32: Annex K's tables at libjpeg's `quality`, 1..100, limited to 1..255 (baseline).
 
-    Raises ValueError for another quality, and for no components; TypeError for one that is no integer."""
-    if not 1 <= index(quality) <= 100 or components < 1:
+    Raises ValueError for another quality, and for no components."""
+    if quality not in range(1, 101) or components < 1:
         raise ValueError(f"expected a quality of 1..100 and components, got {quality!r} and {components}")
-    return scale_tables(torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1)), quality)
+    return scale_tables(torch.stack([ANNEX_K_LUMA] + [ANNEX_K_CHROMA] * (components - 1)), int(quality))
 
 
 def scale_tables(tables: Tensor, quality: int) -> Tensor:
