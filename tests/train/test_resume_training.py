@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -20,9 +21,11 @@ from training import (
     game_of,
     lines,
     newest,
+    write_photos,
 )
 
 from model.weights import load
+from pipeline.inputs.listing import SourceError
 from train.checkpoint import WEIGHTS
 from train.state import TrainingError
 from train.trainer import train
@@ -154,6 +157,17 @@ def test_a_damaged_checkpoint_is_named_and_its_weights_are_a_start(photos, tmp_p
     (tmp_path / "a" / "checkpoint.pt").mkdir()
     with pytest.raises(IsADirectoryError):  # an error of the disk, not of the checkpoint
         train(config_of(photos, tmp_path / "a", optimiser={"steps": 4}))
+
+
+def test_a_folder_that_has_got_another_image_is_noticed(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    write_photos(folder)
+    data = {"train": [str(folder / "gray")], "batch": 2}
+    train(config_of(folder, tmp_path / "run", optimiser={"steps": 2}, data=data))
+    shutil.copy(folder / "gray" / "one.jpg", folder / "gray" / "two.jpg")
+    with pytest.raises(SourceError, match=r"gray: not the images with which the run was begun"):
+        train(config_of(folder, tmp_path / "run", optimiser={"steps": 4}, data=data))
 
 
 def test_a_checkpoint_without_later_configuration_keys_goes_on(photos, tmp_path):

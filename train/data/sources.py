@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from model.generator import ALIGNMENT
+from pipeline.inputs.listing import SourceError
 from train.checks import expect, expect_positive
 from train.data.crops import areas_of, random_crops, step_generator
 from train.data.loader import Loader
@@ -88,10 +90,17 @@ class MemorySource:
         return to_device(crops, self.ranks.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        sizes = ",".join(f"{image.shape[1]}x{image.shape[2]}" for image in self.images)
+        return {"sizes": blake2b(sizes.encode(), digest_size=8).hexdigest()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Without effect: there is no state."""
+        """Raises SourceError if the images have not the number and sizes of those when the state was saved."""
+        own = self.state_dict()
+        if state.get("sizes", own["sizes"]) != own["sizes"]:
+            raise SourceError(
+                f"{', '.join(self.config.data.train)}: not the images with which the run was begun (by number or size): "
+                "give these, or another run.output to start afresh"
+            )
 
     def close(self) -> None:
         """Without effect: there are no resources."""
