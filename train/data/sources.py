@@ -98,7 +98,7 @@ class MemorySource:
         own = self.state_dict()
         if state.get("sizes", own["sizes"]) != own["sizes"]:
             raise SourceError(
-                f"{', '.join(self.config.data.train)}: not the images with which the run was begun (by number or size): "
+                f"{', '.join(self.config.data.train)}: not the images with which the run was begun, by number or size: "
                 "give these, or another run.output to start afresh"
             )
 
