@@ -119,9 +119,9 @@ def _text_of(node: Node, depth: int = 0) -> str:
     if depth > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} elements within each other")
     if isinstance(node, Element):
-        attributes = "".join(f" {name}={quoteattr(value)}" for name, value in node.attributes.items())
+        start = node.tagName + "".join(f" {name}={quoteattr(value)}" for name, value in node.attributes.items())
         content = "".join(_text_of(child, depth + 1) for child in node.childNodes)
-        return f"<{node.tagName}{attributes}>{content}</{node.tagName}>"
+        return f"<{start}>{content}</{node.tagName}>" if content else f"<{start}/>"
     if isinstance(node, Text):
         return escape(node.data, {"\r": "&#13;"})
     if isinstance(node, Comment):

@@ -145,7 +145,7 @@ def test_mean_lies_amid_the_samples(noisy):
     assert (mean.image.double() - draws.mean(0)).square().mean().sqrt() < 0.5 * distance
 
 
-@pytest.mark.parametrize(("size", "least"), [((64, 64), 40), ((100, 90), 48), ((128, 128), 50), ((300, 210), 50)])
+@pytest.mark.parametrize(("size", "least"), [((64, 64), 38), ((100, 90), 45), ((128, 128), 50), ((300, 210), 50)])
 def test_shipped_weights_make_the_same_image_in_batches(size, least):
     """To so many dB. A batch is padded to one of few shapes, as on a GPU; what differs is at the right and lower edges,
     so most in images of less than 128 pixels a side."""
