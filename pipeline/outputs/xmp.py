@@ -38,11 +38,11 @@ def xmp_packet(packet: bytes | None, provenance: Provenance | None) -> bytes | N
     packet: the file's; one that is no XML in UTF-8, declares a document type, or has no RDF counts as None.
     provenance: None to add nothing."""
     own = None if provenance is None else provenance.xmp()
+    if packet is None:
+        return own
     try:
-        root = None if packet is None else _parse(packet)
-        rdf = None if root is None else _rdf(root)
-        if root is None or rdf is None:
-            return own
+        root = _parse(packet)
+        rdf = _rdf(root)
         for namespace, name in _NOT_CARRIED:
             _remove(rdf, namespace, name)
         if own is not None:
@@ -52,20 +52,25 @@ def xmp_packet(packet: bytes | None, provenance: Provenance | None) -> bytes | N
         return own
 
 
-def _parse(packet: bytes) -> Element | None:
+def _parse(packet: bytes) -> Element:
     """The document's root. Raises ValueError."""
     text = packet.decode().partition("<?xpacket end")[0].strip("\ufeff\0 \r\n\t")
-    if "<!DOCTYPE" in text:  # may define entities, which explode
-        return None
+    if "<!DOCTYPE" in text:
+        raise ValueError("a document type may define entities, which explode")
     try:
-        return parseString(text).documentElement
+        root = parseString(text).documentElement
     except ExpatError as error:
         raise ValueError(str(error)) from error
+    assert root is not None  # or it would be no XML
+    return root
 
 
-def _rdf(root: Element) -> Element | None:
-    """The element rdf:RDF: the root, or a child of it."""
-    return next((e for e in (root, *_elements(root)) if (e.namespaceURI, e.localName) == (_RDF, "RDF")), None)
+def _rdf(root: Element) -> Element:
+    """The element rdf:RDF: the root, or a child of it. Raises ValueError if there is none."""
+    for element in (root, *_elements(root)):
+        if (element.namespaceURI, element.localName) == (_RDF, "RDF"):
+            return element
+    raise ValueError("no element rdf:RDF")
 
 
 def _elements(parent: Element) -> list[Element]:
@@ -90,9 +95,7 @@ def _add(rdf: Element, packet: bytes) -> None:
     """Adds the properties in a packet of `Provenance`: the event at the end of the history, and the tool only if the
     file names none, for that is the one that made the image first."""
     theirs = _elements(rdf)
-    root = _parse(packet)
-    assert root is not None
-    ours = _elements(_elements(root)[0])[0]
+    ours = _elements(_rdf(_parse(packet)))[0]
     history = _elements(ours)[0]
     event = _elements(_elements(history)[0])[0]
     for namespace, name in _REPLACED:
