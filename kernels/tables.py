@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from math import cos, pi, sqrt
 from typing import ParamSpec, TypeVar
 
@@ -24,9 +24,10 @@ def usual_tensors() -> Iterator[None]:
         yield
 
 
-def constant(make: Callable[P, T]) -> Callable[P, T]:
-    """Caches what a function makes. Dynamo, which traces through caches but not through these modes, gets a new one."""
-    made = cache(usual_tensors()(make))
+def constant(make: Callable[P, T], kept: int | None = None) -> Callable[P, T]:
+    """Caches what a function makes, the last `kept` of them. Dynamo, which traces through caches but not through these
+    modes, gets a new one."""
+    made = lru_cache(maxsize=kept)(usual_tensors()(make))
 
     @wraps(make)
     def get(*arguments: P.args, **options: P.kwargs) -> T:

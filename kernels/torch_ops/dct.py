@@ -7,13 +7,12 @@ component of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.tables import constant, dct_basis, usual_tensors
+from kernels.tables import constant, dct_basis
 from kernels.torch_ops.blocks import Mcu, Region
 
 FEW_ROWS = 16
@@ -60,12 +59,8 @@ def repetition_inverse(spread: Tensor) -> Tensor:
     return spread.T / spread.sum(1).clamp(min=1)
 
 
-def mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
+def _mcu_matrices(mcu: Mcu, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> McuMatrices:
     """Places beyond the image and blocks of padding have rows and columns of zeros."""
-    return (_matrices if torch.compiler.is_compiling() else _cached_matrices)(mcu, device, dtype)
-
-
-def _matrices(mcu: Mcu, device: torch.device | str, dtype: torch.dtype) -> McuMatrices:
     dct = block_dct("cpu", torch.float64)
     average = mcu.chroma_sums().double() / (mcu.sampling.factors[0] * mcu.sampling.factors[1])
     repeat = mcu.chroma_samples().double().T
@@ -80,7 +75,7 @@ def _matrices(mcu: Mcu, device: torch.device | str, dtype: torch.dtype) -> McuMa
     return McuMatrices(*(m.to(device, dtype).contiguous() for m in matrices))
 
 
-_cached_matrices = lru_cache(maxsize=64)(usual_tensors()(_matrices))  # the 256 kinds of 4:2:0 take 200 MB
+mcu_matrices = constant(_mcu_matrices, kept=64)  # the 256 kinds of 4:2:0 take 200 MB
 
 
 def forward_dct(planes: tuple[Tensor, ...], region: Region) -> list[Tensor]:

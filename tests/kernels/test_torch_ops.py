@@ -1,8 +1,6 @@
 """encode, decode, roundtrip and project against real decoders and against the formulas in float64."""
 
 import io
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -334,19 +332,6 @@ def test_excess_is_how_far_coefficients_lie_outside_their_intervals(sampling, si
         assert not found.requires_grad
 
 
-def test_another_default_dtype_changes_nothing():
-    code = (
-        "import torch\n"
-        "torch.set_default_dtype(torch.float64)\n"
-        "from kernels import Subsampling, encode, project, quality_to_tables, roundtrip\n"
-        "x, tables = torch.rand(1, 3, 21, 18, dtype=torch.float32), quality_to_tables(50, 3)[None]\n"
-        "assert roundtrip(x, tables, Subsampling.S420).dtype == torch.float32\n"
-        "assert project(x, encode(x, tables, Subsampling.S420)).dtype == torch.float32\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @ALL
 def test_autocast_changes_nothing(sampling, seed):
     x, steps = images(sampling, (21, 37), seed, 2), tables(sampling, 50, 90)
@@ -361,25 +346,6 @@ def test_autocast_changes_nothing(sampling, seed):
 
     for one, other in zip(results(autocast=True), results(autocast=False), strict=True):
         assert torch.equal(one, other)
-
-
-def test_a_default_device_changes_nothing():
-    """Of the first use, which makes the constants, and of what is cached; "meta" stands for a GPU."""
-    code = (
-        "import torch\n"
-        "from kernels import Subsampling, encode, excess, project, project_exact, quality_to_tables, roundtrip\n"
-        "from kernels.libjpeg import compress\n"
-        "x, tables = torch.rand(1, 3, 21, 18) * 255, quality_to_tables(50, 3)[None]\n"
-        "def results():\n"
-        "    c = encode(x, tables, Subsampling.S420)\n"
-        "    both = [roundtrip(x, tables, Subsampling.S420), project(x, c), excess(x, c), *project_exact(x, c)]\n"
-        "    return both + list(compress(both[3], tables, Subsampling.S420).planes)\n"
-        "with torch.device('meta'):\n"
-        "    first = results()\n"
-        "assert all(torch.equal(one, other) for one, other in zip(first, results(), strict=True))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_project_has_no_gradient_at_the_ends_of_an_interval():
