@@ -28,7 +28,7 @@ from train.distributed import Ranks, process_group
 from train.interruption import InterruptionError, StopSignals
 from train.logger import Logger, MeanMeter
 from train.numerics import numerics, warn_of_slow_bfloat16
-from train.objectives.energy import Energy, warn_of_few_crops
+from train.objectives.energy import Energy
 from train.objectives.forward import Objective, Terms
 from train.objectives.frozen import load_regression
 from train.objectives.game import Game
@@ -73,7 +73,6 @@ def _train(config: Config, ranks: Ranks) -> Path:
         torch.set_num_threads(config.run.threads)
     if ranks.is_first:
         warn_of_slow_bfloat16(config.run, ranks.device)
-        warn_of_few_crops(config, ranks.size)
     state, source_state = new_state(config, ranks), {}
     if (folder / CHECKPOINT).exists():
         source_state = load_checkpoint(state, config, folder, ranks.device)

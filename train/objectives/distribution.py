@@ -4,9 +4,6 @@ Over all images and files, samples of the posterior have the distribution of nat
 2). An energy score compares samples with the original at the same position and responds little to texture that is too
 weak or of the wrong kind, as most of what it sees cannot be predicted. Here positions do not matter, so that nothing
 hides the difference. It says nothing about the file: it must be used with terms that do.
-
-Between finite sets the distance is biased: it is least for samples that vary somewhat less than the originals (with the
-crops of a step by 2 %), the more so the fewer positions are compared.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import torch
 from torch import Tensor
 
 from train.distributed import to_device
-from train.objectives.energy_score import channel_moments
+from train.objectives.energy_score import channel_moments, score
 
 DIRECTIONS = 32
 """Random projections of each level's features, at most as many as it has channels."""
@@ -31,18 +28,22 @@ resolution."""
 def sliced_wasserstein(samples: Sequence[Tensor], clean: Sequence[Tensor], random: torch.Generator) -> Tensor:
     """The squared 2-Wasserstein distance of the distributions of features of one level over all images and positions,
     or over random ones if there are many, projected onto random orthonormal directions (Rabin et al., "Wasserstein
-    barycenter and its application to texture mixing", 2011): the mean over directions, samples and levels. A scalar.
+    barycenter and its application to texture mixing", 2011): the mean over directions, samples and levels, minus half
+    that of two samples. A scalar.
 
-    samples: levels [n, K, c, h, w]. clean: levels [n, c, h, w]. random: a generator on the CPU. Channels are normalised
-    by their mean and standard deviation in the clean images."""
+    It is, in expectation, the squared difference of the originals' quantiles and the samples' expected ones. Without
+    the second term it is not: of finite sets, the distance is least for samples that vary less than the originals.
+
+    samples: levels [n, K, c, h, w], K at least 2. clean: levels [n, c, h, w]. random: a generator on the CPU. Channels
+    are normalised by their mean and standard deviation in all images given (`channel_moments`)."""
     distances = []
     for own, true in zip(samples, clean, strict=True):
-        mean, deviation = channel_moments(true)
+        mean, deviation = channel_moments(own, true)
         directions = to_device(_orthonormal(len(mean), random), true.device) / (deviation + 1e-3)[:, None]
         positions = to_device(torch.randperm(true[:, 0].numel(), generator=random)[:POSITIONS], true.device)
         theirs = _quantiles(true, positions, mean, directions)
-        for draw in own.unbind(1):
-            distances.append((_quantiles(draw, positions, mean, directions) - theirs).square().mean())
+        ours = [_quantiles(draw, positions, mean, directions) for draw in own.unbind(1)]
+        distances.append(score(ours, theirs, lambda a, b: (a - b).square().mean()))
     return torch.stack(distances).mean()
 
 

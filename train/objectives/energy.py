@@ -10,20 +10,18 @@ intervals (equation 11), as users get them. The projection has a straight-throug
 commitment term, as in VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017), keeps samples close to their projection.
 
 The scores of features and spectra and D are normalised by the crops of a micro-batch of a rank, and D and P are those
-of its distributions. They depend on its number of crops: D of a single crop is four times that of eight, and least for
-texture that is 8 % too weak (of eight: 2 %). Hence at least eight crops (`FEWEST_CROPS`) for each rank and micro-batch.
+of its distributions, so that their values depend on its number of crops; all are least for the originals' distribution,
+whatever that number.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from train.checks import expect, expect_not_negative
 from train.data.crops import DIRECTIONS, step_generator
@@ -42,9 +40,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = ("first_moment", "pixels", "features", "spectra", "power", "distribution", "commitment", "regression")
 """Names of the terms and of their weights."""
-
-FEWEST_CROPS = 8
-"""Crops that a rank's micro-batch should have."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +67,6 @@ class EnergyConfig:
         expect(self, "pixels", anything, "a weight above 0 here or for another term")
         expect(self, "spectra_from", 0 <= self.spectra_from <= 1, "a share, 0..1")
         expect(self, "commitment", self.projected or not self.commitment, "0 without energy.projected")
-
-
-def warn_of_few_crops(config: Config, ranks: int) -> None:
-    """Says on stderr if crops are compared with too few others. ranks: their number."""
-    crops = config.data.batch // (ranks * config.optimiser.accumulate)
-    if config.objective == "energy" and crops < FEWEST_CROPS:
-        tqdm.write(
-            f"data.batch: {crops} crops in each micro-batch of a rank; the losses compare them with each other, and "
-            f"make samples too smooth with fewer than {FEWEST_CROPS}",
-            file=sys.stderr,
-        )
 
 
 def check_energy(config: Config) -> None:

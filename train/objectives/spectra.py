@@ -63,7 +63,8 @@ def spectral_energy(spectra: FlatSpectra) -> Tensor:
 
 def power_difference(spectra: FlatSpectra) -> Tensor:
     """The squared difference between the logarithms of the power of the samples and of the clean images, each the
-    weighted mean over all images and windows: the mean over frequencies and channels. A scalar.
+    weighted mean over all images and windows: the mean over frequencies and channels, minus half that of two samples.
+    A scalar.
 
     Detail of flat areas hardly changes an image's features, hence is weaker than the originals' without this term."""
     weights = spectra.weights[:, None, :, :, None, None]
@@ -71,8 +72,8 @@ def power_difference(spectra: FlatSpectra) -> Tensor:
     def level(power: Tensor) -> Tensor:
         return ((power * weights).sum((0, 2, 3)) + TINY).log()
 
-    true = level(spectra.clean)
-    return torch.stack([(level(draw) - true).square().mean() for draw in spectra.samples]).mean()
+    levels = [level(draw) for draw in spectra.samples]
+    return score(levels, level(spectra.clean), lambda a, b: (a - b).square().mean())
 
 
 def _flatness(x: Tensor) -> Tensor:

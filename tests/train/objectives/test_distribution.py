@@ -1,10 +1,13 @@
 """The sliced Wasserstein distance of features against NumPy's order statistics, and what it does and does not see."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 from train.objectives.distribution import DIRECTIONS, POSITIONS, sliced_wasserstein
+from train.objectives.energy_score import feature_energy
 
 
 def normal(*shape, seed=0):
@@ -28,13 +31,14 @@ def test_it_is_that_of_its_definition():
         channels = true.shape[1]
         drawn = torch.randn(channels, min(channels, DIRECTIONS), generator=random)
         vectors = np.linalg.qr(drawn.double().numpy())[0]
-        positions = torch.randperm(true[:, 0].numel(), generator=random).numpy()[:POSITIONS]
-
-        def projected(x, true=true, vectors=vectors, positions=positions):
-            x, true = (y.double().numpy().transpose(0, 2, 3, 1).reshape(-1, y.shape[1]) for y in (x, true))
-            return np.sort((x[positions] - true.mean(0)) / (true.std(0, ddof=1) + 1e-3) @ vectors, 0)
-
-        expected.append(np.mean([(projected(own[:, k]) - projected(true)) ** 2 for k in range(3)]))
+        chosen = torch.randperm(true[:, 0].numel(), generator=random).numpy()[:POSITIONS]
+        truth, *draws = (x.double().numpy().transpose(0, 2, 3, 1).reshape(-1, channels) for x in (true, *own.unbind(1)))
+        together = np.concatenate((truth, *draws))
+        normaliser = vectors / (together.std(0, ddof=1) + 1e-3)[:, None]
+        truth, *draws = (np.sort((x[chosen] - together.mean(0)) @ normaliser, 0) for x in (truth, *draws))
+        near = np.mean([(draw - truth) ** 2 for draw in draws])
+        apart = np.mean([(a - b) ** 2 for a, b in combinations(draws, 2)])
+        expected.append(near - apart / 2)
     assert float(sliced_wasserstein(samples, clean, generator())) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
@@ -47,17 +51,24 @@ def test_positions_and_images_do_not_matter():
 def test_it_sees_a_correlation_of_channels():
     """Each channel alone has the originals' distribution."""
     clean = normal(2, 1, 64, 64).expand(-1, 4, -1, -1)
-    assert distance(normal(2, 1, 1, 64, 64, seed=2).expand(-1, -1, 4, -1, -1), clean) < 0.02
-    assert distance(normal(2, 1, 4, 64, 64, seed=1), clean) > 0.2
+    assert distance(normal(2, 2, 1, 64, 64, seed=2).expand(-1, -1, 4, -1, -1), clean) < 0.02
+    assert distance(normal(2, 2, 4, 64, 64, seed=1), clean) > 0.2
 
 
-def test_its_gradient_leads_to_the_originals_texture():
-    """From noise of half the deviation, at places of its own."""
-    strength = torch.tensor(0.5, requires_grad=True)
-    optimiser = torch.optim.Adam([strength], 2e-2)
-    for step in range(100):
-        clean, noise = normal(4, 3, 16, 16, seed=2 * step), normal(4, 2, 3, 16, 16, seed=2 * step + 1)
-        optimiser.zero_grad()
-        sliced_wasserstein([strength * noise], [clean], generator()).backward()
-        optimiser.step()
-    assert strength.item() == pytest.approx(1, abs=0.05)
+def energy(samples, clean, random):
+    return feature_energy(samples, clean)
+
+
+@pytest.mark.parametrize(("loss", "side"), [(sliced_wasserstein, 5), (energy, 8)])
+def test_of_few_positions_it_is_least_for_the_originals_strength(loss, side):
+    """So is the energy score of features. From noise at other places than the originals'; strong and weak images."""
+    slopes = []
+    for strength in (0.8, 1.0, 1.25):
+        factor, random = torch.tensor(strength, requires_grad=True), torch.Generator().manual_seed(3)
+        for _ in range(500):
+            image = 1 + torch.rand(1, 1, 1, 1, generator=random)
+            clean, noise = (torch.randn(1, *n, side, side, generator=random) * image for n in ((3,), (2, 3)))
+            loss([factor * noise], [clean], random).backward()
+        slopes.append(factor.grad.item() / 500)
+    assert slopes[0] < 0 < slopes[2]
+    assert abs(slopes[1]) < 0.15 * (slopes[2] - slopes[0])
