@@ -37,7 +37,7 @@ CONFIG = Path(__file__).parents[1] / "train/configs/game.yaml"
 QUALITY = 10
 
 ROWS = {
-    "no C": ["game.consistency=[0,0]", "game.first_moment=3", "game.second_moment=0"],
+    "FM": ["game.consistency=[0,0]", "game.first_moment=3", "game.second_moment=0"],
     "C": ["game.first_moment=0", "game.second_moment=0"],
     "C + FM": ["game.first_moment=3", "game.second_moment=0"],
     "C + SM": ["game.first_moment=0", "game.second_moment=100"],

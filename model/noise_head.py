@@ -30,11 +30,12 @@ TILE = 192
 400 bytes per pixel, stay in the cache."""
 
 HALO = 4
-"""Pixels around a tile that are computed with it: half a filter, and one for each of two convolutions."""
+"""Pixels around a tile that are computed with it: two for the interpolation of the amplitudes, and one for each of two
+convolutions."""
 
 
 class NoiseHead(nn.Module):
-    """textured = filtered noise · amplitudes
+    """textured = filtered noise, which does not end at the image's edges, · amplitudes
     out = mix(textured) + output(act(texture(textured) + context(decoded, change)))"""
 
     receptive_radius = 2  # pixels beyond that of its inputs: one for each of the two 3x3 convolutions
@@ -42,7 +43,7 @@ class NoiseHead(nn.Module):
     def __init__(self, features: int, maps: int) -> None:
         """features: channels of the trunk. maps: number of maps of filtered noise."""
         super().__init__()
-        self.filters = nn.Conv2d(UNIFORM_CHANNELS, maps, KERNEL, padding=KERNEL // 2, bias=False)
+        self.filters = nn.Conv2d(UNIFORM_CHANNELS, maps, KERNEL, bias=False)  # of noise beyond the image's edges, too
         self.amplitudes = nn.Conv2d(features, maps, 1)
         self.mix = nn.Conv2d(maps, 3, 1, bias=False)
         self.texture = nn.Conv2d(maps, WIDTH, 3, padding=1, bias=False)
@@ -76,14 +77,14 @@ class NoiseHead(nn.Module):
         self, features: Tensor, decoded: Tensor, change: Tensor, seeds: Tensor, origins: Tensor
     ) -> Tensor:
         """See `forward`."""
-        size, dtype = (decoded.shape[2], decoded.shape[3]), self.output.weight.dtype
+        (height, width), dtype, reach = decoded.shape[2:], self.output.weight.dtype, KERNEL // 2
         amplitudes = self.amplitudes(F.leaky_relu(features, NEGATIVE_SLOPE))
-        amplitudes = F.interpolate(amplitudes, size=size, mode="bilinear", align_corners=False)
+        amplitudes = F.interpolate(amplitudes, size=(height, width), mode="bilinear", align_corners=False)
         inputs = torch.cat((decoded - 0.5, change.to(decoded.dtype) * CHANGE_SCALE), 1)
         context = self.context(inputs.to(dtype, memory_format=torch.channels_last))
         samples = []
         for seed in seeds.unbind(1):
-            z = uniform(seed, origins, size).to(dtype)
+            z = uniform(seed, origins - reach, (height + 2 * reach, width + 2 * reach)).to(dtype)
             textured = self.filters(z) * amplitudes
             hidden = F.leaky_relu(self.texture(textured) + context, NEGATIVE_SLOPE)
             samples.append(self.mix(textured) + self.output(hidden))

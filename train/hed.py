@@ -2,7 +2,7 @@
 whose features no loss uses; EfficientNet-Lite0's earlier layers are part of the energy score.
 
 The network was initialised as ImageNet's VGG-16 and trained for edges on the training and validation parts of BSDS500.
-Distances on photographs of that set are therefore comparable only with others on the same photographs."""
+On photographs of that set, distances are therefore comparable only with others on the same photographs."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Images are [C, H, W] uint8, C = 3 for RGB and 1 for gray."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import log10, sqrt
+from math import exp, lgamma, log10, sqrt
 
 import torch
 from torch import Tensor
@@ -78,6 +78,13 @@ def consistency(output: Tensor, compressed: Compressed) -> Consistency:
     return Consistency(rmse, int(again.coefficients.mismatches(c)))
 
 
+def unbiased_deviation(deviation: Tensor, count: int) -> Tensor:
+    """Sample standard deviations (n - 1) of `count` normal values each, at least 2 → their unbiased estimates, divided
+    by c4(count): otherwise means over pixels depend on the number of samples (of 2, they are a fifth too small)."""
+    c4 = sqrt(2 / (count - 1)) * exp(lgamma(count / 2) - lgamma((count - 1) / 2))
+    return deviation / c4
+
+
 class PixelMoments:
     """Running mean and standard deviation of each pixel over samples (Welford's update)."""
 
@@ -95,8 +102,10 @@ class PixelMoments:
 
     @property
     def deviation(self) -> Tensor | None:
-        """The sample standard deviation (n - 1) [C, H, W], in the unit of the samples; None for fewer than 2."""
-        return (self._squares / (self.count - 1)).sqrt() if self.count > 1 else None
+        """`unbiased_deviation` [C, H, W], in the unit of the samples; None for fewer than 2."""
+        if self.count < 2:
+            return None
+        return unbiased_deviation((self._squares / (self.count - 1)).sqrt(), self.count)
 
 
 @dataclass

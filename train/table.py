@@ -29,7 +29,7 @@ class TableRow:
     disputed: int | None  # images whose certificate states another number of mismatches than was counted
     std: float | None  # deviation over the samples, range 0..1, mean over pixels and channels
     correlation: float | None  # of that deviation with |X - mmse|, over all pixels. X is a single draw, so that it
-    # stays well below 1 for a perfect sampler, too
+    # stays well below 1 for a perfect sampler, too. It grows with the number of samples (2: 0.29, 4: 0.38, 16: 0.45)
     frechet: float | None  # Fréchet distance to the originals, over all crops of both
     frechet_halves: float | None  # between halves of different images; compare it with the report's floor
     fid: float | None  # as `frechet`, with Inception's features

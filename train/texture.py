@@ -1,11 +1,12 @@
 """Texture in flat areas, where it is most visible: its strength, and whether it repeats every 4 pixels, as noise does
-that a network draws on a coarser grid and upsamples, or every 8, as JPEG's blocks.
+that a network draws on a coarser grid and upsamples.
 
 The residual of an image x is r = Y(x) - Y(m), with m the regression's image and Y the luma. Only windows of 32x32
 pixels in which Y(m) is flat count. P is the mean of their periodograms |FFT(w r)|², w a Hann window. The lattice at a
 frequency (i/4, j/4) cycles per pixel is P there over the median of P at a distance of 2 to 3 bins: about 1 for noise
-with any smooth spectrum, more for a pattern of 4x4 or 8x8 pixels. Compare it with that of the originals' own residual.
-Of few windows it is too large: of white noise its maximum is about 1.6 for 10 windows, 1.2 for 100.
+with any smooth spectrum, more for a pattern of 4x4 pixels. Of one that repeats every 8 pixels it sees only the part
+that repeats every 4. Compare it with that of the originals' own residual. Of few windows it is too large: of white
+noise its maximum is about 1.6 for 10 windows, 1.2 for 100.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from model.generator import Generator
 from train.config import Config
 from train.degradation import Batch, as_batch, compress
 from train.grid import deviation_picture, grid
+from train.measures import unbiased_deviation
 from train.objectives.forward import draw, restore
 from train.texture import FlatTexture
 
@@ -115,7 +116,7 @@ def _figures(made: Outputs, batch: Batch) -> dict[str, Tensor]:
         jpegs = [roundtrip(255 * x, batch.tables, Subsampling.S420) for x in (batch.clean, samples[:, 0])]
         figures["sample_gain"] = _gain(samples[:, 0], batch)
         figures["mean_gain"] = _gain(samples.mean(1), batch)
-        figures["std"] = samples.std(1).flatten(1).mean(1)
+        figures["std"] = unbiased_deviation(samples.std(1), SAMPLES).flatten(1).mean(1)
         figures["consistency"] = (jpegs[0] - jpegs[1]).square().flatten(1).mean(1)
     return figures
 

@@ -34,7 +34,7 @@ Image.open(sys.argv[1]).filter(ImageFilter.GaussianBlur(0.6)).save(sys.argv[2])
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory):
     """Two clean images, large enough for crops."""
-    return clean_shard(tmp_path_factory.mktemp("data"), [(136, 200), (200, 130)])
+    return clean_shard(tmp_path_factory.mktemp("data"), [(141, 203), (205, 133)])
 
 
 @pytest.fixture

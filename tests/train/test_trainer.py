@@ -23,10 +23,11 @@ from model.weights import load
 from train.checkpoint import CHECKPOINT, WEIGHTS
 from train.config import RECIPE
 from train.data.photographs import load_images
+from train.distributed import Ranks
 from train.logger import METRICS
 from train.main import main
 from train.schedule import learning_rate
-from train.state import TrainingError
+from train.state import TrainingError, new_state, update_average
 from train.trainer import train
 from train.validate import validate
 
@@ -81,6 +82,21 @@ def test_the_learning_rate_warms_up_and_falls(photos, tmp_path):
     assert rates[55] == pytest.approx((3e-3 + 1e-5) / 2)
     assert rates[105] == pytest.approx(1e-5) == learning_rate(config, 1000)
     assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_the_averaged_weights_are_those_of_the_formula(photos, tmp_path):
+    """A smaller decay at first; a failed step leaves them alone."""
+    state, random = new_state(config_of(photos, tmp_path), Ranks()), torch.Generator().manual_seed(0)
+    weight, average = (network.head.weight for network in (state.generator.network, state.average))
+    expected = average.detach().double()
+    for step, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
+        state.step = step
+        weight.data += torch.randn(weight.shape, generator=random)
+        update_average(state, 0.9, torch.zeros(()))
+        expected = decay * expected + (1 - decay) * weight.detach().double()
+        assert torch.allclose(average.double(), expected, atol=1e-6)
+    update_average(state, 0.9, torch.ones(()))
+    assert torch.allclose(average.double(), expected, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(photos, tmp_path):

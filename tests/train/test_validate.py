@@ -10,6 +10,7 @@ from runs import tiny_weights
 from scenes import tensor_of
 from training import config_of, game_of, lines, write_photos
 
+from kernels import Subsampling, roundtrip
 from model.weights import load
 from train.checks import ConfigError
 from train.config import Config, RunConfig
@@ -81,6 +82,30 @@ def test_both_outputs_of_a_sampler_are_watched(networks):
         gain = 10 * (errors[0] / errors[1]).log10().mean()
         assert figures[f"gain_{quality}"] == pytest.approx(float(gain), abs=1e-3)
         assert figures[f"sample_gain_{quality}"] < figures[f"mean_gain_{quality}"]
+
+
+def test_figures_of_samples_are_those_of_their_definitions(networks):
+    sampler, _ = networks
+    images = [tensor_of(photograph(160, 160, seed))[0].to(torch.uint8) for seed in (1, 2)]
+    figures = validate(sampler, images, FLOAT32, CPU)
+    for quality in QUALITIES:
+        batch = compressed(torch.stack(images), quality, CPU)
+        samples = outputs(sampler, batch, FLOAT32, SAMPLES).samples
+        x, clean, decoded = (y.double().numpy() for y in (samples, batch.clean, batch.decoded))
+
+        def gain(restored, clean=clean, decoded=decoded):
+            before, after = (((y - clean) ** 2).mean((1, 2, 3)) for y in (decoded, restored))
+            return (10 * np.log10(before / after)).mean()
+
+        assert figures[f"sample_gain_{quality}"] == pytest.approx(gain(x[:, 0]), abs=1e-3)
+        assert figures[f"mean_gain_{quality}"] == pytest.approx(gain(x.mean(1)), abs=1e-3)
+        c4 = 2 * math.sqrt(2 / (3 * math.pi))  # of four values
+        assert figures[f"std_{quality}"] == pytest.approx(x.std(1, ddof=1).mean() / c4, abs=1e-4)
+        jpegs = [
+            roundtrip(255 * y, batch.tables, Subsampling.S420).double().numpy() for y in (batch.clean, samples[:, 0])
+        ]
+        rmse = math.sqrt(((jpegs[0] - jpegs[1]) ** 2).mean())
+        assert figures[f"consistency_{quality}"] == pytest.approx(rmse, rel=1e-3)
 
 
 def test_training_a_sampler_prints_its_texture_and_wants_a_regression_for_that(tmp_path):

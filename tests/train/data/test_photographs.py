@@ -12,8 +12,10 @@ from PIL import Image
 from runs import corrupt_exif
 from shards import clean_shard
 
+from kernels import Subsampling
 from pipeline.inputs.listing import SourceError
 from train.data.photographs import Photographs, load_images
+from train.measures import compress, psnr
 
 
 def write(folder, name, data):
@@ -72,11 +74,28 @@ def test_photographs_in_order_and_no_more_than_wanted(tmp_path):
     assert [key for key, _ in Photographs(shard)] == ["0", "1", "2"]
     assert [key for key, _ in Photographs(shard, 2)] == ["0", "1"]
     ((_, gray),) = Photographs(write(tmp_path, "gray.jpg", encode(photograph(20, 30), "gray", 95)))
-    assert gray.shape == (3, 20, 30)
+    assert gray.shape == (3, 15, 27)
     cut = tmp_path / "cut.tar"
     cut.write_bytes(shard.read_bytes()[:3000])
     with pytest.raises(SourceError, match=r"cut\.tar.*damaged"):
         list(Photographs(cut))
+
+
+def test_jpegs_are_measured_off_their_own_grid(tmp_path):
+    """Compressed again as it was, the rest of an image changes as others do. PNGs are whole, and so are images to train
+    on."""
+    jpeg = encode(photograph(72, 88), "4:2:0", 95)
+    folder = write(tmp_path, "photos/a.jpg", jpeg).parent
+    whole = torch.from_numpy(pixels_of(jpeg).copy()).permute(2, 0, 1)
+    Image.fromarray(pixels_of(jpeg)).save(folder / "b.png")
+    write(tmp_path, "photos/c.jpg", encode(photograph(8, 30)))
+    found = dict(Photographs(folder))
+    assert torch.equal(found["a"], whole[:, 5:, 3:])
+    assert torch.equal(found["b"], whole)
+    assert found["c"].shape == (3, 8, 30)
+    assert torch.equal(load_images([str(folder)], 64)[0], whole)
+    losses = [psnr(compress("", x, 95, Subsampling.S420).decoded, x) for x in (whole, found["a"])]
+    assert losses[0] > losses[1] + 3
 
 
 def png(pixels, mode="RGB"):
