@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -17,6 +18,12 @@ COMMANDS = {
 }
 """Command → its module and a description. Modules are imported when needed: training lies in a layer above this
 package, and imports slowly."""
+
+
+def escape_names() -> None:
+    """Lets stdout print file names that it cannot encode, with escapes, as stderr does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def usage() -> str:

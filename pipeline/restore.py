@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ import torch
 
 from model.weights import SHIPPED
 from pipeline.command_line import MEAN_SAMPLES, UsageError, filters_of, parse
+from pipeline.console import escape_names
 from pipeline.distributed import cluster
 from pipeline.engine.device import DeviceLostError, dtype_name
 from pipeline.engine.dry_run import dry_run
@@ -93,7 +95,7 @@ def restore(given: argparse.Namespace) -> int:
         return SOME_FAILED if on_cluster(given) else FINISHED
     job = make_job(given)
     if given.dry_run:
-        print(dry_run(job))
+        print(dry_run(job), flush=True)
         return FINISHED
     if job.share.part and not job.quiet:
         rank = f"rank {job.share.rank} of {job.share.world_size} ({job.share.origin})"
@@ -145,6 +147,7 @@ def sigterm_as_interrupt() -> Iterator[list[int]]:
 def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.restore") -> int:
     """Restores and returns the exit code; see --help. Must be called from the main thread, which receives signals."""
     arrived: list[int] = []
+    escape_names()
     try:
         with sigterm_as_interrupt() as arrived:
             given = parse(arguments, prog)
@@ -157,6 +160,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
     except KeyboardInterrupt:
         print("restore: interrupted; run the same command again to continue", file=sys.stderr)
         return 128 + (signal.SIGTERM if arrived else signal.SIGINT)
+    except BrokenPipeError:  # of a program that reads what is printed; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (UsageError, SourceError, SinkError, FrontendError, DeviceLostError, cluster.ClusterError) as error:
         print(f"restore: {error}", file=sys.stderr)
         return STOPPED

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pipeline.console import escape_names
 from pipeline.engine.options import Options
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError
@@ -74,6 +75,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.ver
     """Verifies and returns the exit code; see --help."""
     commands = parser(prog)
     given = commands.parse_args(arguments)
+    escape_names()
     if len(given.files) % 2:
         commands.error(f"{given.files[-1]} has no original: give pairs, RESTORED ORIGINAL RESTORED ORIGINAL …")
     paths = list(map(Path, given.files))

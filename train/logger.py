@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.atomic import write_atomically
+from pipeline.engine.progress import LOGGED_EVERY_S, update_interval
 from train.checks import ConfigError
 from train.config import Config
 from train.distributed import Ranks
@@ -112,12 +113,17 @@ class Logger:
 
 
 def _bar_of_steps(config: Config, ranks: Ranks, step: int) -> tqdm[Any]:
-    return tqdm(total=config.optimiser.steps, initial=step, unit="step", smoothing=0.05, disable=not ranks.is_first)
+    return _bar(ranks, total=config.optimiser.steps, initial=step, unit="step", smoothing=0.05)
 
 
 def _bar_of_seconds(config: Config, ranks: Ranks) -> tqdm[Any]:
-    layout = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}"
-    return tqdm(total=config.run.seconds, bar_format=layout, disable=not ranks.is_first)
+    return _bar(ranks, total=config.run.seconds, bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}")
+
+
+def _bar(ranks: Ranks, **options: Any) -> tqdm[Any]:
+    every = update_interval()
+    bar: tqdm[Any] = tqdm(**options, disable=not ranks.is_first, mininterval=every, maxinterval=LOGGED_EVERY_S)
+    return bar
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.inputs.keys import Keys
+from pipeline.inputs.keys import EARLIER_INPUT, Keys
 from pipeline.inputs.listing import Entry
 from pipeline.inputs.source import Item, read
 from pipeline.outputs.shard_sink import LOOSE_SHARD
@@ -49,7 +49,7 @@ def split_into_units(
     """The units that are left to do, in order. shards: outputs are tars; then a unit is an input tar, or a folder's
     loose files, which become one tar. may_have_outputs: whether an item may have outputs, and so claims its key."""
     if not shards:
-        yield from _units_with_keys(entries, manifest.finished, may_have_outputs)
+        yield from _units_with_keys(entries, manifest, may_have_outputs)
         return
     for _, group in itertools.groupby(entries, lambda x: (x.shard and x.name, posixpath.dirname(x.name))):
         found = tuple(group)
@@ -66,7 +66,7 @@ def split_into_units(
 
 
 def _units_with_keys(
-    entries: Iterable[Entry], finished: Callable[[str], bool], may_have_outputs: Callable[[Item], bool]
+    entries: Iterable[Entry], manifest: ManifestWriter, may_have_outputs: Callable[[Item], bool]
 ) -> Iterator[InputUnit]:
     """Units for image files as outputs: tars, and FILES_PER_UNIT loose files at a time. Keys are claimed here, where
     all names are read in order."""
@@ -78,8 +78,10 @@ def _units_with_keys(
             left = 0
             for item in read(replace(entry, assigned=False) for entry in found):
                 assert isinstance(item, Item)  # side members are not requested
-                owner = keys.claim(item) if may_have_outputs(item) else None
-                if finished(item.source):
+                owner = None
+                if may_have_outputs(item):
+                    owner = keys.claim(item) or (EARLIER_INPUT if manifest.key_taken(item.key) else None)
+                if manifest.finished(item.source):
                     done.add(item.source)
                     continue
                 left += 1

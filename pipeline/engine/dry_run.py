@@ -24,8 +24,8 @@ from pipeline.inputs.names import digest
 from pipeline.inputs.remote import RemoteError
 from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
-from pipeline.outputs.manifest import read_records
-from pipeline.outputs.record import Record, SinkError, Status, check_same_run, read_identity
+from pipeline.outputs.manifest import finished_inputs
+from pipeline.outputs.record import FinishedInputs, Record, SinkError, Status
 from pipeline.report.statistics import Reasons, Statistics
 
 RESERVOIR_FILES = 64
@@ -104,38 +104,40 @@ def dry_run(job: Job) -> str:
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
         resources = stack.enter_context(open_resources(job))
-        done, position, total = finished_sources(job), ReadPosition(), input_total(sources.count, job.limit)
-        items = read(sources, lambda source: digest(source) in done, position=position)
+        done, position, total = finished_before(job), ReadPosition(), input_total(sources.count, job.limit)
+        items = read(sources, lambda source: digest(source) in done.sources, position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
-            found = survey(job, islice(items, job.limit), progress, left)
+            found = survey(job, islice(items, job.limit), progress, left, lambda key: digest(key) in done.keys)
         restored, passed_through = (measure(resources, sample) for sample in (found.restored, found.passed_through))
     return describe(job, resources.workers, found, restored, passed_through)
 
 
-def finished_sources(job: Job) -> set[bytes]:
-    """Digests of the sources that an earlier run has finished. Raises SinkError if the folder holds the outputs of
-    another run or cannot be read."""
+def finished_before(job: Job) -> FinishedInputs:
+    """What an earlier run has finished. Raises SinkError if the folder holds the outputs of another run or cannot be
+    read."""
     if job.overwrite:
-        return set()
+        return FinishedInputs()
     try:
-        if (earlier := read_identity(job.output)) is not None:
-            check_same_run(str(job.output), earlier, job.identity())
-        return {digest(record.source) for record in read_records(job.output, job.retry_failed)}
+        return finished_inputs(job.output, job.identity(), job.retry_failed)
     except FileNotFoundError:
-        return set()
+        return FinishedInputs()
     except (OSError, RemoteError) as error:
         raise SinkError(f"{job.output}: cannot be read: {error}") from error
 
 
 def survey(
-    job: Job, items: Iterable[Item | SideMember], progress: tqdm[NoReturn], left: Callable[[], str] = lambda: ""
+    job: Job,
+    items: Iterable[Item | SideMember],
+    progress: tqdm[NoReturn],
+    left: Callable[[], str] = lambda: "",
+    key_taken: Callable[[str], bool] = lambda key: False,
 ) -> Survey:
     """Reads every header."""
     found, keys = Survey(), Keys(per_shard=job.shards)
     for item in items:
         assert isinstance(item, Item)  # side members are not requested
-        steps = list(make_tasks(job, [item], keys))
+        steps = list(make_tasks(job, [item], keys, key_taken))
         found.finished += not steps
         for step in steps:
             record = expected(job, step)

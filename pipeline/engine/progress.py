@@ -18,12 +18,29 @@ from pipeline.outputs.history import append_run
 from pipeline.outputs.manifest import manifest_address
 from pipeline.outputs.record import STATUSES, Record, describe_counts
 
+LOGGED_EVERY_S = 30.0
+"""Seconds between two states of a bar in a file, where all of them stay."""
+
+
+def update_interval() -> float:
+    """Seconds between two states of a bar on stderr, at least."""
+    return 0.1 if sys.stderr.isatty() else LOGGED_EVERY_S
+
 
 def progress_bar(total: int | None, done: int, quiet: bool) -> tqdm[NoReturn]:
     """total: number of inputs; None if unknown. done: inputs that earlier runs have finished."""
     where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{n_fmt} images [{elapsed}"
     bar = where + ", {rate_noinv_fmt}{postfix}]"
-    return tqdm(total=total, initial=done, unit=" images", disable=quiet, smoothing=0.1, bar_format=bar)
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=" images",
+        disable=quiet,
+        smoothing=0.1,
+        bar_format=bar,
+        mininterval=update_interval(),
+        maxinterval=LOGGED_EVERY_S,
+    )
 
 
 def report_failures(progress: tqdm[NoReturn], records: Iterable[Record]) -> None:

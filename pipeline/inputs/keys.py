@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pipeline.inputs.names import digest
 from pipeline.inputs.source import Item
 
+EARLIER_INPUT = "an input of an earlier run"
+"""The owner of a key that was restored before an input with the same one was there."""
+
 
 class Keys:
     """The keys in use, about 130 bytes each whatever their length. Not thread-safe.

@@ -49,6 +49,11 @@ class Item:
     prefix: str = ""
 
     @property
+    def is_container(self) -> bool:
+        """Whether it is a folder or a tar that could not be read, not a file."""
+        return self.error is not None and self.source == self.key
+
+    @property
     def suffix(self) -> str:
         """The extension, with the dot."""
         return PurePosixPath(_REPEATED.sub("", self.source)).suffix

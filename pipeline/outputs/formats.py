@@ -90,15 +90,16 @@ def encode_image(
         raise EncodeError(f"{width}x{height} pixels cannot be written as {format}: {error}") from error
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """Decodes a PNG, WebP, JPEG XL or npy file: [H, W, 3] or [H, W]. Raises ValueError for any other kind and for an
-    image with transparency; damaged files raise what the decoding library raises."""
+def decode_image(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decodes a PNG, WebP, JPEG XL or npy file: [H, W, 3] or [H, W]. size: (H, W) that it must have; PNG and WebP are
+    not decoded otherwise. Raises ValueError for another size, for any other kind and for an image with transparency;
+    damaged files raise what the decoding library raises."""
     stream = io.BytesIO(data)
-    # Image.open would refuse large images; their size was checked when the input was read.
+    # Image.open would refuse large images.
     if data.startswith(_PNG):
-        return _opaque(PngImageFile(stream))
+        return _opaque(_of_size(PngImageFile(stream), size))
     if data[:4] == b"RIFF":
-        return _opaque(WebPImageFile(stream))
+        return _opaque(_of_size(WebPImageFile(stream), size))
     if data.startswith(_NPY):
         pixels: NDArray[np.uint8] = np.load(stream, allow_pickle=False)
         return pixels
@@ -108,6 +109,18 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         pixels = pylibjxl.decode(data)
         return pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels
     raise ValueError(f"not a PNG, WebP, JPEG XL or npy file: it begins with {data[:8]!r}")
+
+
+def check_size(found: tuple[int, int], expected: tuple[int, int]) -> None:
+    """Raises ValueError unless an image has the size (H, W) of its JPEG file."""
+    if found != expected:
+        (rows, columns), (height, width) = found, expected
+        raise ValueError(f"the image has {columns}x{rows} pixels, the JPEG file {width}x{height}")
+
+
+def _of_size(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    check_size((image.height, image.width), size or (image.height, image.width))
+    return image
 
 
 def _opaque(image: Image.Image) -> NDArray[Any]:

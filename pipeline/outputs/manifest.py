@@ -18,17 +18,18 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline.inputs.names import SHARD_SUFFIXES, digest
+from pipeline.inputs.names import JPEG, SHARD_SUFFIXES, digest
 from pipeline.inputs.remote import Address, Remote, RemoteError
 from pipeline.outputs import manifest_file, manifest_objects
 from pipeline.outputs.formats import SUFFIXES
 from pipeline.outputs.history import clear_history
-from pipeline.outputs.manifest_file import ManifestFile, manifest_name
-from pipeline.outputs.manifest_objects import PARTS, RemoteLines
+from pipeline.outputs.manifest_file import ManifestFile, manifest_name, outputs_exist
+from pipeline.outputs.manifest_objects import PARTS, Listings, RemoteLines
 from pipeline.outputs.record import (
     IDENTITY,
     FinishedInputs,
@@ -37,6 +38,7 @@ from pipeline.outputs.record import (
     RunIdentity,
     SinkError,
     check_same_run,
+    read_identity,
     valid_blocks,
 )
 from pipeline.outputs.store import Store
@@ -151,6 +153,10 @@ class Manifest:
         """Whether an earlier run has written this source's line, and its outputs exist."""
         return digest(source) in self._done.sources
 
+    def key_taken(self, key: str) -> bool:
+        """Whether an earlier run has written outputs of this key, outside of shards."""
+        return digest(key) in self._done.keys
+
     def shard_finished(self, shard: str) -> bool:
         """Whether an earlier run has finished this output shard."""
         return shard in self._done.shards
@@ -189,13 +195,28 @@ def merge(folder: Path) -> Counter[str]:
         return manifest.counts
 
 
-def read_records(output: Address, retry_failed: Retry = "") -> Iterator[Record]:
+def read_records(output: Address) -> Iterator[Record]:
     """Yields the lines of all parts that count; of several lines of a source the first. Nothing is locked or changed,
-    and outputs are not checked. retry_failed: as in `Manifest.open`. Raises OSError and RemoteError."""
+    and outputs are not checked. Raises OSError and RemoteError."""
     done = FinishedInputs()
     for lines in _parts_in(output):
-        for _, _, records in valid_blocks(lines, done, lambda outputs: True, retry_failed):
+        for _, _, records in valid_blocks(lines, done, lambda outputs: True, ""):
             yield from records
+
+
+def finished_inputs(output: Address, run: RunIdentity, retry_failed: Retry = "") -> FinishedInputs:
+    """What `Manifest.open` would find; nothing is locked or changed. Raises SinkError for the outputs of another run,
+    OSError and RemoteError."""
+    done = FinishedInputs()
+    if (found := read_identity(output)) is None:
+        _check_unused(output, run)
+    else:
+        check_same_run(str(output), found, run)
+    exist = Listings(output).have if isinstance(output, Remote) else partial(outputs_exist, output)
+    for lines in _parts_in(output):
+        for _ in valid_blocks(lines, done, exist, retry_failed):
+            pass
+    return done
 
 
 def _parts_in(output: Address) -> Iterator[Iterable[bytes]]:
@@ -221,25 +242,26 @@ def _settle_identity(lines: Lines, where: str, run: RunIdentity, overwrite: bool
             f"{where}: has manifest lines but no {IDENTITY}, so their run is unknown; "
             "choose another folder, or use --overwrite"
         )
-    elif (foreign := _foreign_output(lines.store.address, run)) is not None and lines.identity() is None:
-        raise SinkError(
-            f"{where}: {foreign} is no run's output, and files of such names might be replaced; "
-            "choose another folder, or use --overwrite"
-        )
+    else:
+        _check_unused(lines.store.address, run)
     if not lines.identify(run):
         check_same_run(where, lines.identity() or {}, run)
 
 
-def _foreign_output(output: Address, run: RunIdentity) -> str | None:
-    """A file, below an output folder on a disk, of the kind that the run writes."""
+def _check_unused(output: Address, run: RunIdentity) -> None:
+    """Raises SinkError if a folder on a disk that no run has used has files of the kinds that this run writes."""
     if isinstance(output, Remote):
-        return None
-    own = tuple(f".{suffix}" for form, suffix in SUFFIXES.items() if form == run.format)
+        return
+    own = (f".{suffix}" for form, suffix in SUFFIXES.items() if form == run.format)
+    copies = JPEG.suffixes if "passed-through copy" in run.filters else ()
+    suffixes = SHARD_SUFFIXES if run.shards else (*own, *copies)
     for folder, _, names in os.walk(output):
         for name in names:
-            if name.lower().endswith(SHARD_SUFFIXES if run.shards else own):
-                return str(Path(folder, name).relative_to(output))
-    return None
+            if name.lower().endswith(suffixes) and read_identity(output) is None:  # another rank may have started
+                raise SinkError(
+                    f"{output}: {Path(folder, name).relative_to(output)} is no run's output, and files of such names "
+                    "might be replaced; choose another folder, or use --overwrite"
+                )
 
 
 def _recover(lines: Lines, part: str, retry_failed: Retry) -> FinishedInputs:

@@ -51,6 +51,15 @@ def read_part(folder: Path, part: str) -> Iterator[bytes]:
         yield from lines
 
 
+def outputs_exist(folder: Path, names: Iterable[str]) -> bool:
+    """Whether all these outputs exist and are not empty: after a power failure some file systems leave an empty file in
+    place of one that was just renamed."""
+    try:
+        return all((folder / name).stat().st_size for name in names)
+    except OSError:
+        return False
+
+
 class ManifestFile:
     """See manifest.Lines. part: of this rank; empty for a run of one process."""
 
@@ -118,11 +127,7 @@ class ManifestFile:
 
     def exist(self, outputs: Iterable[str]) -> bool:
         """See Lines."""
-        try:
-            # After a power failure some file systems leave an empty file in place of one that was just renamed.
-            return all((self.folder / name).stat().st_size for name in outputs)
-        except OSError:
-            return False
+        return outputs_exist(self.folder, outputs)
 
     def start(self) -> None:
         """See Lines."""
@@ -183,8 +188,8 @@ class ManifestFile:
         self._locks.append(_lock_one(self.folder, _lock_name(self.part)))
         for other in _rank_parts(self.folder):
             if other.split("-of-")[1] != self.part.split("-of-")[1] and (self.folder / _lock_name(other)).exists():
-                # Raises SinkError while a run with another number of ranks is active:
-                os.close(_lock_one(self.folder, _lock_name(other)))
+                # Raises SinkError while a run with another number of ranks is active. Shared, as others look, too:
+                os.close(_lock_one(self.folder, _lock_name(other), shared=True))
 
     def _replace(self, path: Path, pieces: Iterable[bytes], new: bool = False) -> bool:
         """Writes a file atomically and flushes it to the disk first; raises OSError. new: do not replace an existing

@@ -163,10 +163,12 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 class FinishedInputs:
-    """What a manifest's lines say is finished: digests of sources, complete shards, and counts by status."""
+    """What a manifest's lines say is finished: digests of sources, and of the keys of those with outputs outside of
+    shards; complete shards; counts by status."""
 
     def __init__(self) -> None:
         self.sources: set[bytes] = set()
+        self.keys: set[bytes] = set()
         self.shards: set[str] = set()
         self.counts: Counter[str] = Counter()
 
@@ -175,6 +177,8 @@ class FinishedInputs:
         for record in block:
             self.sources.add(digest(record.source))
             self.counts[record.status] += 1
+            if record.outputs and record.shard is None:
+                self.keys.add(digest(record.key))
         shard = block[0].shard
         if shard is not None:
             self.shards.add(shard)

@@ -29,12 +29,15 @@ COPY = 1 << 20
 
 @dataclass
 class _OpenShard:
-    """An unfinished shard: its records, and a temporary tar once it has a member."""
+    """An unfinished shard: its records, and a temporary tar once it has a member.
+
+    refusal: why it takes no members. late: because it is finished; without it, they would have a place."""
 
     name: str
     records: list[Record] = field(default_factory=list)
     members: set[str] = field(default_factory=set)
     refusal: str | None = None
+    late: bool = False
     temporary: Path | None = None
     file: BinaryIO | None = None
     packed: gzip.GzipFile | None = None
@@ -82,17 +85,20 @@ class ShardSink:
                 self._add(shard, name, data)
             record = replace(record, outputs=tuple(f"{shard.name}/{name}" for name in names))
         except OutputNameError as error:
-            record = record.failed(str(error))
+            record = record.failed(str(error), transient=shard.late)
         return shard.keep(record)
 
-    def copy_member(self, member: SideMember) -> None:
-        """Copies the member; if the shard already has one of its name, writes a failed line."""
+    def copy_member(self, member: SideMember) -> Record | None:
+        """Copies the member; if the shard already has one of its name, returns a failed line, which is written."""
         shard = self._turn_to(member.shard, loose=False)
         if shard.refusal is None and member.name not in shard.members:
             self._add(shard, member.name, member.data)
-            return
-        reason = shard.refusal or f"not carried along: the shard already has a member {member.name!r}"
-        shard.keep(Record(member.name, member.source, "failed", reason))
+            return None
+        reason = shard.refusal or (
+            f"not carried along: the shard already has a member {member.name!r}; choose another --format for the "
+            "restored images, or leave out --output-shards"
+        )
+        return shard.keep(Record(member.name, member.source, "failed", reason, transient=shard.late or None))
 
     def close(self) -> None:
         """Completes the last shard."""
@@ -127,8 +133,10 @@ class ShardSink:
             if loose and self._is_input(name):
                 self._shard.refusal = f"the input has a shard {name!r}, the name for this folder's loose files"
             elif self._manifest.shard_finished(name):
+                self._shard.late = True
                 self._shard.refusal = (
-                    f"the shard {name!r} was finished before this file was there; delete it, run again"
+                    f"the shard {name!r} was finished before this file was there; "
+                    "delete the shard, and run again with --retry-failed"
                 )
         return self._shard
 

@@ -34,6 +34,9 @@ class ManifestWriter(Protocol):
     def finished(self, source: str) -> bool:
         """Whether an earlier run has written this source's line, and its outputs exist."""
 
+    def key_taken(self, key: str) -> bool:
+        """Whether an earlier run has written outputs of this key, outside of shards."""
+
     def shard_finished(self, shard: str) -> bool:
         """Whether an earlier run has finished this output shard."""
 
@@ -58,8 +61,8 @@ class Sink(Protocol):
 
         Raises SinkError if the run cannot continue."""
 
-    def copy_member(self, member: SideMember) -> None:
-        """Copies a side member. Raises SinkError."""
+    def copy_member(self, member: SideMember) -> Record | None:
+        """Copies a side member. Returns its `failed` line if that is not possible. Raises SinkError."""
 
     def close(self) -> None:
         """Completes the last shard. Raises SinkError."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kernels import Subsampling
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
-from pipeline.outputs.formats import decode_image
+from pipeline.outputs.formats import check_size, decode_image
 
 TURBO = "turbo210"
 """jpeglib's name of the libjpeg-turbo that writes 4:4:0, which Pillow does not."""
@@ -53,7 +53,7 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
 def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
     """How many coefficients of an output file, of any format, differ from the input's when it is compressed again.
     Raises ValueError as `mismatches_of` does, and what decoding the file raises."""
-    return mismatches_of(decode_image(encoded), bitstream)
+    return mismatches_of(decode_image(encoded, bitstream.coefficients.size), bitstream)
 
 
 def mismatches_of(pixels: NDArray[np.uint8], bitstream: Bitstream) -> int:
@@ -62,9 +62,7 @@ def mismatches_of(pixels: NDArray[np.uint8], bitstream: Bitstream) -> int:
     c = bitstream.coefficients
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
         raise ValueError(f"not an 8-bit gray or RGB image: {pixels.dtype} {list(pixels.shape)}")
-    if pixels.shape[:2] != c.size:
-        (height, width), (rows, columns) = c.size, pixels.shape[:2]
-        raise ValueError(f"the image has {columns}x{rows} pixels, the JPEG file {width}x{height}")
+    check_size((pixels.shape[0], pixels.shape[1]), c.size)
     gray = c.sampling is Subsampling.GRAY
     if gray != (pixels.ndim == 2):
         pixels = np.asarray(Image.fromarray(pixels).convert("L" if gray else "RGB"))

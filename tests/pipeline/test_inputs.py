@@ -124,6 +124,18 @@ def test_an_excluded_file_that_cannot_be_read_is_no_failure(tmp_path, weights):
     assert {name: line["status"] for name, line in found.items()} == {"a.jpg": "restored", "c.jpg": "passed_through"}
 
 
+@pytest.mark.parametrize("how", ["decode", "skip"])
+def test_a_damaged_tar_is_a_failure_whatever_the_patterns(tmp_path, weights, how):
+    whole = write_tar(
+        tmp_path / "whole.tar", {"a.jpg": encode(photograph(20, 20)), "b.jpg": encode(photograph(20, 20))}
+    )
+    fill(tmp_path / "in", {"cut.tar": whole.read_bytes()[:1800]})
+    options = ("--include", "*.jpg", "--passed-through", how)
+    found = restored([tmp_path / "in"], tmp_path / "out", weights, *options, code=1)
+    assert found["cut.tar"]["status"] == "failed"
+    assert "damaged or cut off" in found["cut.tar"]["reason"]
+
+
 def test_inputs_of_the_command_line_replace_those_of_the_configuration(tmp_path, weights):
     fill(tmp_path, {"x/a.jpg": encode(photograph(20, 20)), "y/b.jpg": encode(photograph(20, 20))})
     settings = {

@@ -161,6 +161,22 @@ def test_output_shards_have_the_same_keys_and_the_other_members(tmp_path, weight
     assert members == expected
 
 
+def test_a_member_that_a_restored_image_leaves_no_place_for_is_said(tmp_path, weights, capfd):
+    """As masks in PNG beside photographs."""
+    jpeg = encode(photograph(24, 24))
+    write_tar(tmp_path / "in" / "a.tar", [("a.jpg", jpeg), ("a.png", b"mask"), ("b.png", b"mask"), ("b.jpg", jpeg)])
+    options = ("--weights", weights, "--output-shards")
+    found = run(tmp_path / "in", tmp_path / "out", *options, code=1)
+    assert {name: line["status"] for name, line in found.items()} == {
+        "a.tar/a.jpg": "restored",
+        "a.tar/a.png": "failed",
+        "a.tar/b.jpg": "failed",
+    }
+    assert "failed: a.tar/a.png: not carried along" in capfd.readouterr().err
+    assert "choose another --format" in found["a.tar/a.png"]["reason"]
+    assert len(run(tmp_path / "in", tmp_path / "webp", *options, "--format", "webp")) == 2
+
+
 def test_verify_agrees(tmp_path, weights):
     files = bag()
     found = run(fill(tmp_path / "in", files), tmp_path / "out", "--weights", weights, "--verify", "--workers", "2")

@@ -86,14 +86,53 @@ def test_all_failures_are_retried_when_wished(tmp_path):
     )
 
 
-@pytest.mark.parametrize("options", [[], ["--output-shards"]])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_an_input_that_is_added_before_another_of_its_key_takes_nothing_from_it(tmp_path, sharded):
+    jpegs, options = [encode(photograph(24, 24, n)) for n in range(2)], ["--weights", tiny_weights(tmp_path)]
+    source, names = tmp_path / "in", ("0.tar", "1.tar") if sharded else ("a.jpeg", "a.jpg")
+
+    def add(number):
+        if sharded:
+            write_tar(source / names[number], {"a.jpg": jpegs[number]})
+        else:
+            fill(source, {names[number]: jpegs[number]})
+
+    add(1)
+    run(source, tmp_path / "out", *options)
+    kept = (tmp_path / "out" / "a.png").read_bytes()
+    add(0)
+    for again in ([], ["--retry-all-failed"]):
+        found = run(source, tmp_path / "out", *options, *again, code=1)
+        added = found["0.tar/a.jpg" if sharded else "a.jpeg"]
+        assert (added["status"], added["outputs"]) == ("failed", [])
+        assert "duplicate key: an input of an earlier run has it already" in added["reason"]
+        assert (tmp_path / "out" / "a.png").read_bytes() == kept
+
+
+def test_a_file_that_came_too_late_for_its_shard_is_restored_when_the_shard_is_deleted(tmp_path):
+    """As the message says."""
+    source = fill(tmp_path / "in", {"b.jpg": encode(photograph(24, 24, 0))})
+    out, options = tmp_path / "out", ["--weights", tiny_weights(tmp_path), "--output-shards"]
+    run(source, out, *options)
+    fill(source, {"a.jpg": encode(photograph(24, 24, 1))})
+    late = run(source, out, *options, code=1)["a.jpg"]
+    assert "delete the shard, and run again with --retry-failed" in late["reason"]
+    (out / "files.tar").unlink()
+    found = run(source, out, *options, "--retry-failed")
+    assert {name: line["outputs"] for name, line in found.items()} == {
+        f"{name}.jpg": [f"files.tar/{name}.png"] for name in "ab"
+    }
+
+
+@pytest.mark.parametrize("options", [[], ["--output-shards"], ["--passed-through", "copy"]])
 def test_files_of_the_users_are_not_replaced(tmp_path, options, capsys):
-    name = "own.tar" if options else "Own.PNG"
+    name = {"--output-shards": "own.tar", "--passed-through": "Own.JPG"}[options[0]] if options else "Own.PNG"
     source = fill(tmp_path / "in", {"a.jpg": encode(photograph(24, 24, 0))})
     out = fill(tmp_path / "out", {f"kept/{name}": b"the user's own", "notes.txt": b""})
     options = [*options, "--weights", tiny_weights(tmp_path)]
-    assert restore.main(command(source, out, *options)) == 2
-    assert f"kept/{name} is no run's output" in capsys.readouterr().err
+    for trial in ([], ["--dry-run"]):
+        assert restore.main(command(source, out, *options, *trial)) == 2
+        assert f"kept/{name} is no run's output" in capsys.readouterr().err
     assert (out / "kept" / name).read_bytes() == b"the user's own"
     run(source, out, *options, "--overwrite")
     (out / "kept" / name).rename(out / name)

@@ -1,9 +1,11 @@
 """The certificate without the run, and the console script."""
 
 import io
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +97,19 @@ def test_larger_files_are_verified_when_wished(tmp_path, capsys):
     assert verify.main([*pair, "--max-pixels", "4199"]) == 2
     assert "limit of 4199 (--max-pixels)" in capsys.readouterr().err
     assert verify.main([*pair, "--max-pixels", "4200"]) < 2
+
+
+def test_names_that_cannot_be_printed_are_escaped(tmp_path):
+    """Also where Python's output is strict."""
+    image = photograph(20, 30)
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9")
+    Path(f"{name}.jpg").write_bytes(encode(image))
+    Image.open(f"{name}.jpg").save(f"{name}.png")
+    arguments = [sys.executable, "-m", "pipeline.verify", f"{name}.png", f"{name}.jpg"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=strict)
+    assert f"{tmp_path}/\\udce9.png: " in done.stdout
+    assert (done.returncode, done.stderr) == (1, "")  # a plain decode, some coefficients of which differ
 
 
 def test_an_image_without_an_original(capsys):

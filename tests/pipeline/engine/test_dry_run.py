@@ -57,6 +57,13 @@ def test_what_is_finished_is_not_counted_again(tmp_path, weights, capfd):
     assert "2 to restore" in text
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert "5 to restore" in said(capfd, source, out, "--weights", weights[0], "--overwrite")
+    (out / "1.png").unlink()
+    assert "2 finished by an earlier run" in said(capfd, source, out, "--weights", weights[0])
+    fill(source, {"0.jpeg": b""})
+    text = said(capfd, source, out, "--weights", weights[0])
+    assert "1 that will fail" in text
+    assert "duplicate key" in text
+    (source / "0.jpeg").unlink()
     run(source, out, "--weights", weights[0])
     text = said(capfd, source, out, "--weights", weights[0])
     assert "0 to restore" in text
