@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipeline.inputs.names import digest
 from pipeline.inputs.source import Item
 
-EARLIER_INPUT = "an input of an earlier run"
+EARLIER_INPUT = "an input of an earlier run (if that is gone, delete its image)"
 """The owner of a key that was restored before an input with the same one was there."""
 
 
