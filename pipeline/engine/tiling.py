@@ -103,8 +103,8 @@ def _whole_spans(length: int, tile: int, halo: int) -> list[Span]:
 
 
 def slice_coefficients(c: Coefficients, top: int, bottom: int, left: int, right: int) -> Coefficients:
-    """The coefficients of a rectangle of pixels [top, bottom) x [left, right). Its corners must lie on the MCU grid or
-    on the image's edge."""
+    """The coefficients of a rectangle of pixels [top, bottom) x [left, right). Its corners must lie on the MCU grid, on
+    the image's edge, or on that of the last blocks."""
     planes = []
     height, width = c.sampling.mcu
     for component, plane in enumerate(c.planes):
@@ -115,8 +115,11 @@ def slice_coefficients(c: Coefficients, top: int, bottom: int, left: int, right:
 
 
 def tile_coefficients(c: Coefficients, tile: Tile) -> Coefficients:
-    """The coefficients of a tile: core and halo."""
-    return slice_coefficients(c, tile.rows.first, tile.rows.last, tile.columns.first, tile.columns.last)
+    """The coefficients of a tile, core and halo, with a size in whole blocks: they hold pixels beyond the image's edge,
+    too, which tell the network more than repeated ones."""
+    top, left = tile.origin
+    bottom, right = (-(-span.last // 8) * 8 for span in (tile.rows, tile.columns))
+    return slice_coefficients(c, top, bottom, left, right)
 
 
 def aligned(length: int) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from jpegs import SAMPLINGS, encode, photograph
 
 from kernels import Coefficients, decode
@@ -48,6 +49,18 @@ def test_decoded_cores_are_the_decoded_image(sampling):
     for tile in plan(c.size, 208, HALO):
         paste(pasted, cut_core(decode(tile_coefficients(c, tile)), tile)[0], tile)
     assert torch.allclose(pasted, whole[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:0", "gray"])
+def test_a_tile_has_what_its_last_blocks_hold_beyond_the_images_edge(sampling):
+    """There, libjpeg has repeated the edge."""
+    c = read_bitstream(encode(photograph(20, 26), sampling, 97)).coefficients
+    (tile,) = plan(c.size, 208, HALO)
+    found, image = decode(tile_coefficients(c, tile)), decode(c)
+    assert found.shape[2:] == (24, 32)
+    assert torch.allclose(found[..., :19, :25], image[..., :19, :25], atol=1e-3)  # at the edge libjpeg repeats chroma
+    repeated = F.pad(image, (0, 6, 0, 4), mode="replicate")
+    assert (found - repeated).abs().mean() < 3
 
 
 @pytest.mark.parametrize("sampling", [*SAMPLINGS, "gray"])
