@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.inputs.remote import Address
+from pipeline.outputs.files import link_to, read_inputs, read_outputs
 from pipeline.outputs.record import Record
-from pipeline.report.files import link_to, read_inputs, read_outputs
 from pipeline.report.pictures import (
     Box,
     Pixels,

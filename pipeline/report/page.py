@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from model.atomic import write_atomically
-from pipeline.inputs.remote import Address, AddressError, Remote, RemoteError, address
+from pipeline.inputs.remote import Address, Remote, RemoteError
+from pipeline.outputs.files import inputs_of
 from pipeline.outputs.history import RunSummary, read_history
 from pipeline.outputs.manifest import read_records
 from pipeline.outputs.provenance import program_version
@@ -59,9 +59,7 @@ def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
         selection.note(record)
     if run is None and not statistics.counts:
         raise SinkError(f"{output}: has no {IDENTITY} and no manifest lines; give the output folder of a run")
-    if not inputs and run is not None:
-        with suppress(AddressError):
-            inputs = [address(line) for line in str(run.get("input", "")).split("\n") if line]
+    inputs = inputs or inputs_of(run)
     exhibits, skipped = make_gallery(output, inputs, selection.chosen())
     return render(output, run or {}, statistics, read_history(output), exhibits=exhibits, skipped=skipped)
 

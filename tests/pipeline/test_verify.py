@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -12,6 +13,7 @@ import pytest
 from jpegs import encode, photograph
 from PIL import Image
 from runs import bag, command, fill, lines, mismatches, weights
+from shards import write_tar
 
 from pipeline import console, restore, verify
 
@@ -110,6 +112,68 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=strict)
     assert f"{tmp_path}/\\udce9.png: " in done.stdout
     assert (done.returncode, done.stderr) == (1, "")  # a plain decode, some coefficients of which differ
+
+
+@pytest.mark.parametrize("options", [(), ("--output-shards", "--format", "webp"), ("--samples", "2")])
+def test_all_certificates_of_a_run(tmp_path, weights, capsys, options):
+    """Of loose files and of tars, whose members of one name have numbers; what has none does not count."""
+    files = bag()
+    source = fill(tmp_path / "in", {f"loose/{name}": data for name, data in files.items()} | {"bad.jpg": b"text"})
+    write_tar(source / "s.tar", [*files.items(), ("s.json", b"{}"), *list(files.items())[:1]])
+    out = tmp_path / "out"
+    code = restore.main(command(source, out, "--weights", weights[1], *options))
+    assert code == 1
+    capsys.readouterr()
+    found = [line for line in lines(out).values() if line["status"] == "restored"]
+    assert verify.main(["--output-dir", str(out)]) == 0
+    images = sum(len(line["outputs"]) for line in found)
+    total = sum(len(line["outputs"]) * line["coefficients"] for line in found)
+    wrong = sum(line["mismatches"] for line in found)
+    assert capsys.readouterr().out == f"{images} images verified: {wrong} of {total} coefficients differ\n"
+    source.rename(tmp_path / "moved")
+    assert verify.main(["--output-dir", str(out), "--quiet"]) == 2
+    assert capsys.readouterr().err.count("the input cannot be read") == len(found)
+    assert verify.main(["--output-dir", str(out), "--input-dir", str(tmp_path / "moved"), "--quiet"]) == 0
+
+
+def test_false_certificates_of_a_run(tmp_path, weights, capsys):
+    source = fill(tmp_path / "in", {f"{n}.jpg": encode(photograph(40, 50, n), quality=50) for n in range(4)})
+    out = tmp_path / "out"
+    assert restore.main(command(source, out, "--weights", weights[0])) == 0
+    black = np.zeros((40, 50, 3), np.uint8)
+    Image.fromarray(black).save(out / "1.png")
+    capsys.readouterr()
+    assert verify.main(["--output-dir", str(out)]) == 1
+    said = capsys.readouterr()
+    count = mismatches((source / "1.jpg").read_bytes(), (out / "1.png").read_bytes())
+    assert f"1.jpg: {count} coefficients differ, the manifest states 0" in said.out
+    assert "4 images verified" in said.out
+    (out / "2.png").unlink()
+    (out / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert verify.main(["--output-dir", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "verify: 2.jpg: 2.png cannot be read" in said.err
+    assert "verify: 3.jpg: 3.png: " in said.err
+    assert "2 images verified" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give pairs"),
+        (["a.png", "a.jpg", "--output-dir", "out"], "give pairs"),
+        (["--output-dir", "sftp2://x/y"], "sftp2"),
+        (["--output-dir", "nowhere"], r"nowhere: has no manifest\.run\.json"),
+    ],
+)
+def test_a_run_that_cannot_be_verified(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = verify.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_an_image_without_an_original(capsys):

@@ -1,18 +1,26 @@
-"""Reads the inputs and outputs that the report shows, by their names in the manifest; each tar is read once."""
+"""Reads inputs and outputs of a run by their names in the manifest; each tar is read once."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import quote
 
 from pipeline.inputs.listing import Entry, SourceError, find_input
 from pipeline.inputs.names import UnsafeNameError, is_shard, safe_name
-from pipeline.inputs.remote import Address, RemoteError
+from pipeline.inputs.remote import Address, AddressError, RemoteError, address
 from pipeline.inputs.source import read
 from pipeline.outputs.record import Record
+
+
+def inputs_of(run: Mapping[str, object] | None) -> list[Address]:
+    """Where the inputs of a run were, from the fields of its identity; none if it does not say."""
+    try:
+        return [address(line) for line in str((run or {}).get("input", "")).split("\n") if line]
+    except AddressError:
+        return []
 
 
 def read_inputs(inputs: Sequence[Address], sources: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -47,7 +55,7 @@ def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
                 missing.discard(item.source)
             if not missing:
                 return
-    except SourceError:  # a store does not answer: the report goes without these files
+    except SourceError:  # a store does not answer: it goes without these files
         return
 
 
