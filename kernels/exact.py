@@ -54,7 +54,7 @@ class SearchSettings:
     its intervals' mean width in quantisation steps, where each counts up to WIDE_STEP. In narrow intervals what is not
     found soon is hardly ever found."""
 
-    edge_projections: int = 16
+    edge_projections: int = 64
     """Onto the intervals of a block at an edge, whose repeated places one projection does not bring to the nearest
     point."""
 

@@ -47,6 +47,19 @@ def test_images_are_certified_up_to_quality_50(sampling, size, seed):
     assert mismatches.tolist() == counted(image, c) == [0, 0, 0, 0]
 
 
+def test_half_a_block_at_the_edge_is_certified_for_texture_far_from_the_original():
+    """A sample of quality 10. The last of four rows is repeated four times, and projections onto the intervals approach
+    them slowly."""
+    original = "216 201 213 201 173 174 154 186 210 206 186 150 177 169 163 159 "
+    original += "169 172 162 146 180 165 141 150 126 164 167 196 206 181 166 153"
+    wanted = "204 212 221 194 172 136 147 176 142 174 152 180 142 149 162 175 "
+    wanted += "142 160 182 215 179 167 192 187 169 99 186 169 158 204 178 128"
+    pixels = np.array(original.split(), np.uint8).reshape(4, 8)
+    c = by_libjpeg(pixels, tables_of(10, Subsampling.GRAY), Subsampling.GRAY)
+    image, mismatches = project_exact(torch.tensor(list(map(float, wanted.split()))).reshape(1, 1, 4, 8), c)
+    assert mismatches.tolist() == counted(image, c) == [0]
+
+
 @pytest.mark.parametrize("sampling", [Subsampling.S422, Subsampling.S420], ids=lambda sampling: sampling.label)
 def test_certificates_are_true_where_a_column_has_a_chroma_sample_of_its_own_and_shares_another(sampling, seed):
     """An even number of columns, less than an MCU's: averages that luma's bounds make impossible are counted. Of these
