@@ -257,7 +257,9 @@ def _check_unused(output: Address, run: RunIdentity) -> None:
     suffixes = SHARD_SUFFIXES if run.shards else (*own, *copies)
     for folder, _, names in os.walk(output):
         for name in names:
-            if name.lower().endswith(suffixes) and read_identity(output) is None:  # another rank may have started
+            if name.lower().endswith(suffixes):
+                if read_identity(output) is not None:  # another rank has started
+                    return
                 raise SinkError(
                     f"{output}: {Path(folder, name).relative_to(output)} is no run's output, and files of such names "
                     "might be replaced; choose another folder, or use --overwrite"
