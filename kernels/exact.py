@@ -54,9 +54,9 @@ class SearchSettings:
     its intervals' mean width in quantisation steps, where each counts up to WIDE_STEP. In narrow intervals what is not
     found soon is hardly ever found."""
 
-    projections_per_step: int = 32
+    edge_projections: int = 192
     """Onto the intervals of a block at an edge, whose repeated places one projection does not bring to the nearest
-    point, until nothing moves: at most so many for each unit of its intervals' mean width, counted as for turns."""
+    point."""
 
     max_clipping: int = 256
     """Gray levels, all samples together, by which luma's limits may clip the rounded samples of a block that is

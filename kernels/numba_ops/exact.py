@@ -22,6 +22,7 @@ from kernels.exact import (
     CHROMA_FIRST,
     DEFAULT_SETTINGS,
     INTO_ROWS,
+    WIDE_STEP,
     SearchSettings,
     edge_bases,
     ranges_of,
@@ -31,7 +32,7 @@ from kernels.numba_ops.compiler import compiling, inlined, jit, kernel
 from kernels.numba_ops.gamut import convert, convert_back, recount, to_pixels, to_triples
 from kernels.numba_ops.mcus import Geometry, load_intervals, load_pixels, slots_of
 from kernels.numba_ops.pixels import search_pixels
-from kernels.numba_ops.planes import BLOCK, SAMPLES, Constants, attempt, gather_block, put_luma, width_of
+from kernels.numba_ops.planes import BLOCK, SAMPLES, Constants, attempt, gather_block, put_luma
 from kernels.numba_ops.samples import WORK, Ints, into_intervals
 
 Settings = namedtuple("Settings", [field.name for field in fields(SearchSettings)])  # type: ignore[misc]
@@ -80,7 +81,8 @@ def turn_limit(low: Ints, high: Ints, turns_per_step: int) -> int:
     """The turns after which an MCU is given no further attempt. low, high: [blocks, 64]."""
     widths = 0
     for n in range(low.shape[0]):
-        widths += width_of(low[n], high[n])
+        for i in range(64):
+            widths += min(high[n, i] - low[n, i] + 1, 8 * WIDE_STEP)
     return turns_per_step * widths // (8 * 64)
 
 

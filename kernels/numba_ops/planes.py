@@ -13,7 +13,7 @@ import numpy as np
 from numba import int32
 from numpy.typing import NDArray
 
-from kernels.exact import CHROMA_FIRST, PAIRED, RED_SECOND, WHOLE_INTERVAL, WIDE_STEP, SearchSettings
+from kernels.exact import CHROMA_FIRST, PAIRED, RED_SECOND, WHOLE_INTERVAL, SearchSettings
 from kernels.numba_ops.chroma import average, bound_slots, spread_chroma
 from kernels.numba_ops.compiler import inlined, jit
 from kernels.numba_ops.gamut import bound_chroma, bound_luma
@@ -73,15 +73,6 @@ def round_pairs(block: Ints, rows: int, slot_rows: int, shape: int, samples: Int
         halve(total, r, shape, samples)
 
 
-@jit
-def width_of(low: Ints, high: Ints) -> int:
-    """The sum of the widths of a block's intervals, in eighths of the DCT's unit, each up to WIDE_STEP units."""
-    widths = 0
-    for i in range(64):
-        widths += min(high[i] - low[i] + 1, 8 * WIDE_STEP)
-    return widths
-
-
 @inlined
 def settle(
     low: Ints, high: Ints, rows: int, slot_rows: int, slot_columns: int, margin: int, constants: Constants, work: Ints
@@ -91,10 +82,7 @@ def settle(
     turns taken."""
     settings, bases, spread = constants.settings, constants.bases, constants.spreads[slot_rows]
     block, samples, least, most = work[BLOCK], work[SAMPLES], work[LEAST], work[MOST]
-    projections = 1
-    if slot_rows < 8 or slot_columns != 8:
-        projections = max(settings.projections_per_step * width_of(low, high) // (8 * 64), 1)
-    for _ in range(projections):
+    for _ in range(1 if slot_rows == 8 and slot_columns == 8 else settings.edge_projections):
         if not into_intervals(block, low, high, bases, slot_rows, slot_columns, margin, work):
             break
     held = 0

@@ -45,7 +45,6 @@ from kernels.triton_ops.samples import (
 )
 
 WHOLE_INTERVAL = tl.constexpr(constants.WHOLE_INTERVAL)
-WIDE_STEP = tl.constexpr(constants.WIDE_STEP)
 CHROMA_FIRST = tl.constexpr(constants.CHROMA_FIRST)
 BLUE_SECOND = tl.constexpr(constants.BLUE_SECOND)
 
@@ -68,14 +67,13 @@ def bring_near(wanted, low, high, bases, slots, margin, going, SETTINGS: tl.cons
     if len(slots) == 0:
         return into_intervals(wanted, low, high, bases, slots, margin)
     else:
-        widths = total(tl.minimum(high - low + 1, 8 * WIDE_STEP))
-        moving, done, limit = going, 0, SETTINGS.projections_per_step * widths // (8 * 64)
-        while any_of(moving):
+        moving, done = going, 0
+        while any_of(moving) & (done < SETTINGS.edge_projections):
             nearer = into_intervals(wanted, low, high, bases, slots, margin)
             moved = moving & (total(nearer != wanted) > 0)
             wanted = tl.where(expand(moving), nearer, wanted)
+            moving = moved & (whole_of(slots) == 0)
             done += 1
-            moving = moved & (whole_of(slots) == 0) & (done < limit)
         return wanted
 
 

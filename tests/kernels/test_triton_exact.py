@@ -96,7 +96,7 @@ def test_attempts_at_edges_take_turns_as_the_cpus(sampling, device):
 
 def test_averages_that_bounds_make_impossible_are_counted_as_the_cpus(device):
     """A picture whose third attempt finds chroma that no pixels within luma's bounds have."""
-    settings = replace(limited(3), alternations=3, projections_per_step=1, max_turns=8, max_stale_turns=4)
+    settings = replace(limited(3), alternations=3, edge_projections=2, max_turns=8, max_stale_turns=4)
     check(*blurred(Subsampling.S420, (4, 4), 90, 890), device, settings)
 
 
