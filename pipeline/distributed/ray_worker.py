@@ -87,10 +87,6 @@ class RecordCollector:
         """See ManifestWriter."""
         return source in self._unit.finished
 
-    def key_taken(self, key: str) -> bool:
-        """See ManifestWriter. The unit's owners say so."""
-        return False
-
     def shard_finished(self, shard: str) -> bool:
         """See ManifestWriter."""
         return shard in self._unit.finished_shards

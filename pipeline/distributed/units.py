@@ -10,11 +10,11 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.inputs.keys import EARLIER_INPUT, Keys
+from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Entry
 from pipeline.inputs.source import Item, read
+from pipeline.outputs.manifest import Manifest
 from pipeline.outputs.shard_sink import LOOSE_SHARD
-from pipeline.outputs.sink import ManifestWriter
 
 FILES_PER_UNIT = 128
 """Loose files per unit."""
@@ -43,7 +43,7 @@ class InputUnit:
 def split_into_units(
     entries: Iterable[Entry],
     shards: bool,
-    manifest: ManifestWriter,
+    manifest: Manifest,
     may_have_outputs: Callable[[Item], bool] = lambda item: True,
 ) -> Iterator[InputUnit]:
     """The units that are left to do, in order. shards: outputs are tars; then a unit is an input tar, or a folder's
@@ -66,11 +66,11 @@ def split_into_units(
 
 
 def _units_with_keys(
-    entries: Iterable[Entry], manifest: ManifestWriter, may_have_outputs: Callable[[Item], bool]
+    entries: Iterable[Entry], manifest: Manifest, may_have_outputs: Callable[[Item], bool]
 ) -> Iterator[InputUnit]:
     """Units for image files as outputs: tars, and FILES_PER_UNIT loose files at a time. Keys are claimed here, where
     all names are read in order."""
-    keys = Keys()
+    keys = Keys(taken=manifest.key_taken)
     for shard, group in itertools.groupby(entries, lambda entry: entry.shard):
         while found := tuple(itertools.islice(group, 1 if shard else FILES_PER_UNIT)):
             done: set[str] = set()
@@ -78,9 +78,7 @@ def _units_with_keys(
             left = 0
             for item in read(replace(entry, assigned=False) for entry in found):
                 assert isinstance(item, Item)  # side members are not requested
-                owner = None
-                if may_have_outputs(item):
-                    owner = keys.claim(item) or (EARLIER_INPUT if manifest.key_taken(item.key) else None)
+                owner = keys.claim(item) if may_have_outputs(item) else None
                 if manifest.finished(item.source):
                     done.add(item.source)
                     continue

@@ -20,7 +20,6 @@ from pipeline.engine.resources import RunResources, open_resources
 from pipeline.engine.run import input_total, list_inputs, make_tasks
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
-from pipeline.inputs.names import digest
 from pipeline.inputs.remote import RemoteError
 from pipeline.inputs.source import Item, ReadPosition, SideMember, read
 from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
@@ -105,10 +104,10 @@ def dry_run(job: Job) -> str:
         stack.enter_context(one_thread(job.restorer.device))
         resources = stack.enter_context(open_resources(job))
         done, position, total = finished_before(job), ReadPosition(), input_total(sources.count, job.limit)
-        items = read(sources, lambda source: digest(source) in done.sources, position=position)
+        items = read(sources, done.finished, position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
-            found = survey(job, islice(items, job.limit), progress, left, lambda key: digest(key) in done.keys)
+            found = survey(job, islice(items, job.limit), Keys(job.shards, done.key_taken), progress, left)
         restored, passed_through = (measure(resources, sample) for sample in (found.restored, found.passed_through))
     return describe(job, resources.workers, found, restored, passed_through)
 
@@ -129,15 +128,15 @@ def finished_before(job: Job) -> FinishedInputs:
 def survey(
     job: Job,
     items: Iterable[Item | SideMember],
+    keys: Keys,
     progress: tqdm[NoReturn],
     left: Callable[[], str] = lambda: "",
-    key_taken: Callable[[str], bool] = lambda key: False,
 ) -> Survey:
     """Reads every header."""
-    found, keys = Survey(), Keys(per_shard=job.shards)
+    found = Survey()
     for item in items:
         assert isinstance(item, Item)  # side members are not requested
-        steps = list(make_tasks(job, [item], keys, key_taken))
+        steps = list(make_tasks(job, [item], keys))
         found.finished += not steps
         for step in steps:
             record = expected(job, step)

@@ -23,7 +23,7 @@ from pipeline.engine.resources import open_resources
 from pipeline.engine.signals import defer_signals
 from pipeline.engine.stopwatch import Stopwatch
 from pipeline.engine.task import RawFile, Step, Task
-from pipeline.inputs.keys import EARLIER_INPUT, Keys
+from pipeline.inputs.keys import Keys
 from pipeline.inputs.listing import Sources, list_sources
 from pipeline.inputs.remote import contains, same_place
 from pipeline.inputs.source import Item, ReadPosition, SideMember, read
@@ -59,7 +59,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         position = ReadPosition()
         items = read(entries, sink.finished, sink.shard_finished, side_members=sink.copies_members, position=position)
         items = watch.each("read", islice(items, job.limit))
-        tasks = make_tasks(job, items, key_taken=manifest.key_taken)
+        tasks = make_tasks(job, items, Keys(per_shard=job.shards, taken=manifest.key_taken))
         left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
         megapixels = write(scheduler.run(tasks), sink, progress, watch, left)
         with watch("write"):
@@ -105,14 +105,9 @@ def claims_key(job: Job, reason: str | None) -> bool:
     return reason is None or job.filters.passed_through != "skip"
 
 
-def make_tasks(
-    job: Job,
-    items: Iterable[Item | SideMember],
-    keys: Keys | None = None,
-    key_taken: Callable[[str], bool] = lambda key: False,
-) -> Iterator[Step]:
+def make_tasks(job: Job, items: Iterable[Item | SideMember], keys: Keys | None = None) -> Iterator[Step]:
     """Turns unfinished items into tasks; unreadable items and duplicate keys become failed tasks. Side members are
-    yielded as they are. key_taken: whether an input of an earlier run has this key."""
+    yielded as they are."""
     keys = keys or Keys(per_shard=job.shards)
     advice = (
         "rename this one" if job.shards else "rename this one, or restore them into folders (or shards) of their own"
@@ -126,8 +121,6 @@ def make_tasks(
         owner = keys.claim(item) if wanted else None
         if item.data is None and item.error is None:
             continue
-        if wanted and owner is None and key_taken(item.key):
-            owner = EARLIER_INPUT
         record, bare = new_record(job, item), replace(item, data=None)
         if item.data is None and wanted:
             yield Task(bare, record.failed(item.error or "", item.transient))

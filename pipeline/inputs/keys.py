@@ -1,6 +1,6 @@
 """Detects inputs of a run that map to the same output name. The first in the listing keeps the name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pipeline.inputs.names import digest
 from pipeline.inputs.source import Item
@@ -16,9 +16,11 @@ class Keys:
     claimed in reading order, including finished and unreadable ones: then the first is the same however often a run is
     resumed."""
 
-    def __init__(self, per_shard: bool = False) -> None:
-        """per_shard: keys must differ only within a shard, as with tar output."""
+    def __init__(self, per_shard: bool = False, taken: Callable[[str], bool] = lambda key: False) -> None:
+        """per_shard: keys must differ only within a shard, as with tar output. taken: whether an input of an earlier
+        run has this key; an unfinished item is another input."""
         self._per_shard = per_shard
+        self._taken_before = taken
         self._shard: str | None = None
         self._taken: dict[bytes, int] = {}
         # A source is shard, key and extension; the first owner's is rebuilt from a number for (shard, extension).
@@ -26,7 +28,8 @@ class Keys:
         self._numbers: dict[tuple[str, str], int] = {}
 
     def claim(self, item: Item) -> str | None:
-        """Claims the item's key. Returns None if it was free, else the source of the item that has it."""
+        """Claims the item's key. Returns None if it was free, else the source of the item that has it. The answer is
+        for unfinished items: a finished one has its own key from an earlier run."""
         if self._per_shard and item.shard != self._shard:
             self._shard = item.shard
             self._taken.clear()
@@ -40,7 +43,7 @@ class Keys:
             self._origins.append(origin)
         first = self._taken.setdefault(digest(item.key), number)
         if first == number:
-            return None
+            return EARLIER_INPUT if self._taken_before(item.key) else None
         first_head, first_extension = self._origins[first]
         return first_head + item.key + first_extension
 

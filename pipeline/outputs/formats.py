@@ -119,7 +119,8 @@ def check_size(found: tuple[int, int], expected: tuple[int, int]) -> None:
 
 
 def _of_size(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    check_size((image.height, image.width), size or (image.height, image.width))
+    if size is not None:
+        check_size((image.height, image.width), size)
     return image
 
 

@@ -23,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline.inputs.names import JPEG, SHARD_SUFFIXES, digest
+from pipeline.inputs.names import JPEG, SHARD_SUFFIXES
 from pipeline.inputs.remote import Address, Remote, RemoteError
 from pipeline.outputs import manifest_file, manifest_objects
 from pipeline.outputs.formats import SUFFIXES
@@ -151,11 +151,11 @@ class Manifest:
 
     def finished(self, source: str) -> bool:
         """Whether an earlier run has written this source's line, and its outputs exist."""
-        return digest(source) in self._done.sources
+        return self._done.finished(source)
 
     def key_taken(self, key: str) -> bool:
         """Whether an earlier run has written outputs of this key, outside of shards."""
-        return digest(key) in self._done.keys
+        return self._done.key_taken(key)
 
     def shard_finished(self, shard: str) -> bool:
         """Whether an earlier run has finished this output shard."""

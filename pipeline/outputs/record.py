@@ -172,6 +172,14 @@ class FinishedInputs:
         self.shards: set[str] = set()
         self.counts: Counter[str] = Counter()
 
+    def finished(self, source: str) -> bool:
+        """Whether the source has a line that counts."""
+        return digest(source) in self.sources
+
+    def key_taken(self, key: str) -> bool:
+        """Whether there are outputs of this key, outside of shards."""
+        return digest(key) in self.keys
+
     def note(self, block: Sequence[Record]) -> None:
         """Adds the lines of one input or of one shard."""
         for record in block:

@@ -34,9 +34,6 @@ class ManifestWriter(Protocol):
     def finished(self, source: str) -> bool:
         """Whether an earlier run has written this source's line, and its outputs exist."""
 
-    def key_taken(self, key: str) -> bool:
-        """Whether an earlier run has written outputs of this key, outside of shards."""
-
     def shard_finished(self, shard: str) -> bool:
         """Whether an earlier run has finished this output shard."""
 
