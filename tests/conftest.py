@@ -1,4 +1,4 @@
-"""Random input that is new in each run, and can be had again; where the kernels run."""
+"""Random input, the same in each run unless the environment asks for another; where the kernels run."""
 
 import os
 
@@ -11,6 +11,7 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 import gc
 import secrets
 import threading
+import zlib
 
 import pytest
 import torch
@@ -36,9 +37,12 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def seed() -> int:
-    """A fresh seed, torch's own set to it; the environment's TEST_SEED repeats the one that a failure has printed."""
-    value = int(os.environ.get("TEST_SEED", secrets.randbelow(1 << 31)))
+def seed(request: pytest.FixtureRequest) -> int:
+    """Each test's own seed, torch's set to it. The environment's TEST_SEED replaces it: a number, which repeats a
+    failure, or `random`, for input that no run has had."""
+    own = str(zlib.crc32(request.node.nodeid.encode()))
+    wanted = os.environ.get("TEST_SEED", own)
+    value = secrets.randbelow(1 << 31) if wanted == "random" else int(wanted)
     torch.manual_seed(value)
     print(f"TEST_SEED={value} repeats this input")
     return value
