@@ -5,7 +5,7 @@ python -m bench.ablation --train data/train --data val.tar
 
 Five configurations, each with three seeds: the game without C, with C alone, with C and FM, with C and SM, and with all
 three. A run has some hundred steps of small crops: it shows directions, not a finished sampler. Results are kept
-in --output, and the command resumes where it was stopped.
+in --output, and the same command resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from bench.photographs import command_line
 from kernels import Subsampling
 from model.atomic import write_atomically
 from pipeline.inputs.listing import SourceError
+from train.checks import ConfigError
 from train.config import load_config
 from train.data.photographs import Photographs
+from train.data.plan import LoaderError
 from train.evaluate import EvaluationSettings, load_networks, measure_originals, measure_quality
 from train.frechet import load_extractors
+from train.state import TrainingError
 from train.table import Originals
 from train.trainer import train
 
@@ -116,19 +119,24 @@ class Judge:
 
 
 def one_run(name: str, seed: int, judge: Judge, options: argparse.Namespace) -> Figures:
-    """Trains and measures one row with one seed, or reads what an earlier command found."""
+    """Trains and measures one row with one seed, or reads what an earlier command found. Raises
+    ConfigError if that had other options."""
     folder = options.output / f"{name.replace(' ', '')}-{seed}"
     done = folder / "figures.json"
+    overrides = [*SMALL, *ROWS.get(name, []), f"data.train=[{options.train}]", f"optimiser.steps={options.steps}"]
+    settings = {"overrides": overrides, "data": str(options.data), "limit": options.limit, "samples": options.samples}
     if done.exists():
-        return Figures(**json.loads(done.read_text()))
+        found = json.loads(done.read_text())
+        if found["settings"] != settings:
+            raise ConfigError(f"{done} is of a command with other options: give these, or another --output")
+        return Figures(**found["figures"])
     if name in ROWS:
-        overrides = [*SMALL, *ROWS[name], f"data.train=[{options.train}]", f"run.output={folder}", f"run.seed={seed}"]
-        weights = train(load_config(CONFIG, [*overrides, f"optimiser.steps={options.steps}"]))
+        weights = train(load_config(CONFIG, [*overrides, f"run.output={folder}", f"run.seed={seed}"]))
         figures = judge.figures(name, seed, str(weights), "sample")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         figures = judge.figures(name, seed, name, "mmse")
-    write_atomically(done, json.dumps(asdict(figures)).encode())
+    write_atomically(done, json.dumps({"settings": settings, "figures": asdict(figures)}).encode())
     return figures
 
 
@@ -160,7 +168,7 @@ def main() -> int:
     try:
         figures = [one_run("mmse", 0, judge, options)]
         figures += [one_run(name, seed, judge, options) for seed in range(options.seeds) for name in ROWS]
-    except SourceError as error:
+    except (SourceError, ConfigError, LoaderError, TrainingError) as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2
     print(table(figures))

@@ -43,7 +43,7 @@ class GeneratorConfig:
     features: int = 64  # channels of the trunk
     blocks: int = 8  # blocks at a quarter of the resolution; residual blocks: half before and half after the inner ones
     inner_features: int = 128  # channels of the inner blocks
-    inner_blocks: int = 0  # residual blocks at an eighth of the resolution
+    inner_blocks: int = 0  # residual blocks at an eighth of the resolution; of large networks, none that ships
     embedding: int = 64  # width of the conditioning
     noise: bool = False  # whether it draws samples
     noise_maps: int = 24  # residual: maps of filtered noise in the noise head, 24 in old files that do not say

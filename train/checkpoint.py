@@ -27,17 +27,18 @@ from train.update import Guard
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "generator.safetensors"
+KEPT = "weights"
 FAILURE = "failure"
 
 CHANGEABLE = frozenset(
-    {f"run.{key}" for key in ("output", "seconds", "device", "bfloat16", "deterministic", "compile")}
+    {f"run.{key}" for key in ("output", "start", "seconds", "device", "bfloat16", "deterministic", "compile")}
     | {f"run.{key}" for key in ("threads", "tensorboard", "timeout")}
-    | {f"run.{key}_every" for key in ("log", "validate", "save", "grid")}
-    | {"data.validation", "data.workers", "optimiser.steps", "optimiser.accumulate"}
+    | {f"run.{key}_every" for key in ("log", "validate", "save", "grid", "keep")}
+    | {"data.train", "data.validation", "data.workers", "optimiser.steps", "optimiser.accumulate"}
 )
-"""Keys that may differ from the checkpoint's when a run is resumed: output, hardware, arithmetic, and the length. Other
-`optimiser.steps` stretch or shorten the schedules as a whole, so that the learning rate jumps; for `run.seconds` see
-train/clock.py."""
+"""Keys that may differ from the checkpoint's when a run is resumed: output, hardware, arithmetic, the paths of images
+(crop sources find out whether these are the same), and the length. Other `optimiser.steps` stretch or shorten the
+schedules as a whole, so that the learning rate jumps; for `run.seconds` see train/clock.py."""
 
 
 def save_checkpoint(state: State, source: CropSource, config: Config, folder: Path) -> None:
@@ -62,6 +63,16 @@ def save_checkpoint(state: State, source: CropSource, config: Config, folder: Pa
         _write(folder / CHECKPOINT, content)
     except OSError as error:
         raise TrainingError(f"cannot save step {state.step}, the last checkpoint is kept: {error}") from error
+
+
+def keep_weights(state: State, folder: Path) -> None:
+    """Writes the averaged weights of this step, which stay. Raises TrainingError if the disk refuses."""
+    path = folder / KEPT / f"{state.step:07d}.safetensors"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save(state.average, path, note=f"{state.step} steps")
+    except OSError as error:
+        raise TrainingError(f"cannot keep the weights of step {state.step}: {error}") from error
 
 
 def load_checkpoint(state: State, config: Config, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -94,7 +105,8 @@ def load_checkpoint(state: State, config: Config, folder: Path, device: torch.de
         ) from error
     if differing:
         raise TrainingError(
-            f"{path} was made with another {', '.join(differing)}: give the same configuration to resume, {afresh}"
+            f"{path} was made with another {', '.join(differing)}: give the same configuration to resume, {afresh}, "
+            f"where run.start={folder / WEIGHTS} begins with its weights"
         )
     return data
 
@@ -132,8 +144,14 @@ def stop_if_failed(guard: Guard, state: State, source: CropSource, config: Confi
         where = f"it could not be saved ({error})"
     ranks.barrier()
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    sound = "the last checkpoint is sound" if (folder / CHECKPOINT).exists() else "there was no checkpoint yet"
-    raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; {sound}")
+    ways_out = ["begin again with a lower optimiser.learning_rate or optimiser.clip"]
+    if (folder / CHECKPOINT).exists():
+        ways_out = [
+            "the last checkpoint is sound, but leads here again: go on in float32 (run.bfloat16=false)",
+            *ways_out,
+        ]
+        ways_out[-1] += f" and run.start={folder / WEIGHTS}, in another run.output"
+    raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; {', or '.join(ways_out)}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -47,18 +47,19 @@ class RunConfig:
     bfloat16: bool | str = AUTO  # autocast; auto: on GPUs and on CPUs with AMX or AVX512-BF16. In float32, CUDA's
     # convolutions use TF32 and its matrix products do not (train/numerics.py)
     deterministic: bool = False  # on CUDA: the same weights every time; slower, and not yet run on a GPU
-    compile: bool = False  # torch.compile for all passes but R1
+    compile: bool = False  # torch.compile for all networks' passes but R1
     threads: int = 0  # CPU threads of PyTorch; 0: its default
     log_every: int = 50  # steps between lines of metrics.jsonl and checks for non-finite losses
     validate_every: int = 1000  # steps between validations on data.validation
     save_every: int = 500  # steps between checkpoints
     grid_every: int = 0  # steps between image grids of data.validation; 0: none
+    keep_every: int = 0  # steps between weights that are kept, as weights/STEP.safetensors; 0: only the last
     tensorboard: bool = False  # write to TensorBoard, too
     timeout: float = 600.0  # seconds that a rank waits for the others
 
     def __post_init__(self) -> None:
         expect_positive(self, "log_every", "validate_every", "save_every", "timeout")
-        expect_not_negative(self, "seconds", "threads", "grid_every")
+        expect_not_negative(self, "seconds", "threads", "grid_every", "keep_every")
         expect(self, "seed", 0 <= self.seed < 2**32, "0..2^32 - 1")
         expect(self, "bfloat16", self.bfloat16 in (True, False, AUTO), "auto, true or false")
 
@@ -90,16 +91,39 @@ class Config:
 
 def load_config(path: str | Path, overrides: list[str]) -> Config:
     """Reads a YAML file and applies `section.key=value` overrides, whose values are YAML. Raises ConfigError for
-    unknown keys, values of the wrong type and invalid values."""
-    return from_tree(merge(read_tree(path), overrides))
+    unknown keys, values of the wrong type, invalid values, and overrides without effect. path: a file, or the name of
+    a recipe that ships."""
+    config = from_tree(merge(read_tree(path), overrides))
+    refuse_unused(config, overrides)
+    return config
+
+
+def refuse_unused(config: Config, overrides: list[str]) -> None:
+    """Raises ConfigError for an override in a section that the objective does not use."""
+    used = {config.objective, "critic" if config.objective == "game" else ""}
+    for override in overrides:
+        section = override.partition(".")[0]
+        validates = config.objective == "energy" and override.startswith("game.mmse=")  # see Config
+        if section in {*OBJECTIVES, "critic"} - used and not validates:
+            raise ConfigError(
+                f"override {override!r}: objective={config.objective} does not use the section {section}; "
+                f"for another objective give its recipe, --config FILE.yaml (of {', '.join(recipes())})"
+            )
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """The content of a YAML file. Raises ConfigError."""
+    """The content of a YAML file, or of a recipe that ships by its name. Raises ConfigError."""
+    if str(path) in recipes() and not Path(path).is_file():
+        path = RECIPE.with_name(f"{path}.yaml")
     try:
         return read_mapping(Path(path))
     except YamlError as error:
         raise ConfigError(str(error)) from error
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that ship."""
+    return sorted(path.stem for path in RECIPE.parent.glob("*.yaml"))
 
 
 def from_tree(tree: Any) -> Config:
@@ -153,10 +177,13 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with suppress(ValueError):  # YAML parses 1e-3 as a string
             value = float(value)
+    if kind is str and value is None:  # YAML's value of nothing
+        value = ""
     if kind is tuple and isinstance(value, list) and len(value) == len(arguments):
         return tuple(_value(item, argument, where) for item, argument in zip(value, arguments, strict=True))
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {_name(hint)}, got {value!r}")
+        example = f", such as [{value}]" if kind is list and isinstance(value, str) else ""
+        raise ConfigError(f"{where}: expected {_name(hint)}{example}, got {value!r}")
     if kind is list:
         return [_value(item, arguments[0], where) for item in value]
     if kind is dict:
@@ -174,9 +201,12 @@ def check(config: Config) -> None:
     data = config.data
     clean = "clean images: data.train=[PATH, ...], tar shards, folders or files, JPEG or PNG"
     expect(config, "data.train", bool(data.train), clean)
+    expect(config, "data.train", not any("://" in path for path in data.train), "paths of this machine: copy them here")
     expect(config, "run.device", _is_usable(config.run), "auto, cpu, or a GPU that PyTorch sees")
     shown = not config.run.grid_every or bool(data.validation)
     expect(config, "run.grid_every", shown, "0 without data.validation")
+    apart = not any(Path(config.run.output).resolve().is_relative_to(Path(path).resolve()) for path in data.train)
+    expect(config, "run.output", apart or not config.run.grid_every, "a folder outside data.train, as it gets images")
     OBJECTIVES[config.objective](config)
 
 

@@ -11,7 +11,7 @@ from model.atomic import write_atomically
 from pipeline.inputs.listing import SourceError, list_sources
 from pipeline.inputs.source import Item, read
 from train.checks import ConfigError
-from train.config import RECIPE, Config, from_tree, merge, read_tree
+from train.config import RECIPE, Config, from_tree, merge, read_tree, refuse_unused
 
 SAMPLE = Path(pipeline.__file__).parent / "sample" / "sample.tar"
 
@@ -47,7 +47,9 @@ def default_config(overrides: list[str]) -> tuple[Config, str]:
     for the user, and its photographs are written into `run.output`. Raises ConfigError, SourceError, OSError."""
     tree = merge(read_tree(RECIPE), overrides)
     if "train" in tree.get("data", {}):
-        return from_tree(tree), ""
+        config = from_tree(tree)
+        refuse_unused(config, overrides)
+        return config, ""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("data.train: expected clean images, data.train=[PATH, ...]: the demonstration is one process")
     tree = merge(read_tree(RECIPE), [*SETTINGS, *overrides])

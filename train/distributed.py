@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
@@ -114,6 +116,12 @@ def process_group(run: RunConfig) -> Iterator[Ranks]:
 
 
 def _init_ranks(run: RunConfig) -> Ranks:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in os.environ and tasks != "1":
+        raise ConfigError(
+            f"SLURM has started {tasks} tasks of this command, each of which would train alone: start one task on a "
+            "node, and in it torchrun (srun --ntasks-per-node=1 torchrun --nproc-per-node=... -m train.main ...)"
+        )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = device_of(run)
     if device.type == "cuda":
@@ -133,6 +141,20 @@ def _init_ranks(run: RunConfig) -> Ranks:
     else:
         dist.init_process_group("gloo", timeout=timeout)
     return Ranks(dist.get_rank(), size, device)
+
+
+def check_same_networks(network: nn.Module, step: int, ranks: Ranks, folder: Path) -> None:
+    """Raises ConfigError on all ranks unless all begin at the same step with the same weights, as ranks do not that see
+    different files."""
+    checksum = 0
+    for value in network.state_dict().values() if ranks.size > 1 else ():
+        checksum = zlib.crc32(value.cpu().reshape(-1).view(torch.uint8).numpy(), checksum)
+    last, first, largest, smallest = ranks.max([step, -step, checksum, -checksum])
+    if (last, largest) != (-first, -smallest):
+        raise ConfigError(
+            f"the ranks do not begin alike: at steps {int(-first)} to {int(last)}, and rank {ranks.rank} at {step}; "
+            f"run.output ({folder}) and run.start must be the same files on all nodes"
+        )
 
 
 def wrap_ddp(network: nn.Module, ranks: Ranks) -> nn.Module:

@@ -4,7 +4,8 @@ with the device between two lines of the log."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from time import monotonic
@@ -47,6 +48,13 @@ class MeanMeter:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the body out of the seconds per step."""
+        began = monotonic()
+        yield
+        self._since += monotonic() - began
+
     def means(self, ranks: Ranks) -> dict[str, float]:
         """The means over all ranks and over the steps since the last call, and the seconds per step. Synchronises with
         the device and the ranks."""
@@ -63,16 +71,15 @@ class Logger:
     """Writes into the run's folder on the first rank; does nothing on the others."""
 
     def __init__(self, config: Config, ranks: Ranks, folder: Path, step: int) -> None:
-        """step: the number of steps done. Lines of later steps, from a killed run, are dropped: the steps are repeated.
-
-        Raises ConfigError if TensorBoard is requested but not installed."""
+        """step: the number of steps done. Lines of later steps, from a killed run, are dropped: the steps are
+        repeated."""
         self.folder, self.writes = folder, ranks.is_first
         self.seconds, self.shown = config.run.seconds, dict[str, str]()
         self.progress = _bar_of_seconds(config, ranks) if self.seconds else _bar_of_steps(config, ranks, step)
         self.board: Any = None
         if self.writes:
             if config.run.tensorboard:
-                self.board = _tensorboard(folder, step)
+                self.board = require_tensorboard(config)(str(folder / "tensorboard"), purge_step=step + 1)
             keep_lines_up_to(folder / METRICS, step)
             self.metrics = (folder / METRICS).open("a")
 
@@ -126,12 +133,15 @@ def _bar(ranks: Ranks, **options: Any) -> tqdm[Any]:
     return bar
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
+def require_tensorboard(config: Config) -> Any:
+    """TensorBoard's writer, a class, if `run.tensorboard` asks for it. Raises ConfigError if it is not installed."""
+    if not config.run.tensorboard:
+        return None
     try:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
         raise ConfigError(f"run.tensorboard: it is not installed: pip install tensorboard ({error})") from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter
 
 
 def keep_lines_up_to(path: Path, step: int) -> None:

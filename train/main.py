@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pipeline.inputs.listing import SourceError
 from train.checks import ConfigError
-from train.config import RECIPE, Config, load_config
+from train.config import RECIPE, Config, build, load_config, merge, read_tree, recipes
 from train.data.plan import LoaderError
 from train.demo import default_config
 from train.interruption import InterruptionError
+from train.run_folder import as_yaml
 from train.state import TrainingError
 from train.trainer import train
 
@@ -34,10 +35,12 @@ examples:
   your own photographs               python -m train.main 'data.train=[photos,more.tar]' run.output=runs/mine
   with validation                    ... data.validation=held_out.tar
   ten minutes, schedules included    ... run.seconds=600
-  the sampler                        ... --config train/configs/posterior.yaml
+  the sampler                        ... --config posterior
+  all keys and their values          python -m train.main --config posterior --print-config
   on eight GPUs                      torchrun --nproc-per-node 8 -m train.main ...
 
-The recipes are in {RECIPE.parent}.
+The recipes are in {RECIPE.parent}:
+{", ".join(recipes())}.
 The keys of each section are documented where it is defined:
   model model/generator.py · critic model/critic.py · data train/data/sources.py
   degradation train/degradation.py · optimiser train/state.py · run train/config.py
@@ -51,7 +54,10 @@ def parser(prog: str = "python -m train.main") -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("--config", metavar="FILE.yaml", help="a recipe [the default one]; requires data.train")
+    result.add_argument(
+        "--config", metavar="FILE.yaml", help="a recipe, also by its name [the default one]; requires data.train"
+    )
+    result.add_argument("--print-config", action="store_true", help="print the whole configuration, and do no more")
     result.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="override a value of the recipe, in YAML"
     )
@@ -63,6 +69,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m train.main")
     SIGTERM."""
     options = parser(prog).parse_args(arguments)
     try:
+        if options.print_config:
+            print(as_yaml(build(Config, merge(read_tree(options.config or RECIPE), options.overrides), "")), end="")
+            return 0
         if options.config is None:
             config, notice = default_config(options.overrides)
             print(notice, end="\n" if notice else "", flush=True)

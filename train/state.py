@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
@@ -41,6 +42,8 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         expect_positive(self, "steps", "learning_rate", "clip", "trunk_rate", "trunk_clip", "accumulate")
         expect_not_negative(self, "final_learning_rate", "warmup", "muon_rate")
+        falls = self.final_learning_rate <= self.learning_rate < inf
+        expect(self, "learning_rate", falls, "a finite rate, not below final_learning_rate")
         expect(self, "ema", 0 <= self.ema < 1, "a decay, 0..1")
         expect(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two decays, 0..1")
 

@@ -8,6 +8,7 @@ uninterrupted one."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,29 +18,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.generator import Generator
-from train.checkpoint import CHECKPOINT, WEIGHTS, load_checkpoint, save_checkpoint, stop_if_failed
+from train.checkpoint import CHECKPOINT, WEIGHTS, keep_weights, load_checkpoint, save_checkpoint, stop_if_failed
 from train.clock import Clock, resume_anchor
 from train.config import Config
 from train.data.crops import DEGRADATION, step_generator
-from train.data.photographs import load_images
+from train.data.photographs import OFF_GRID, load_images
 from train.data.sources import CropSource, open_source
 from train.degradation import degrade
-from train.distributed import Ranks, process_group
+from train.distributed import Ranks, check_same_networks, process_group
 from train.interruption import InterruptionError, StopSignals
-from train.logger import Logger, MeanMeter
+from train.logger import Logger, MeanMeter, require_tensorboard
+from train.notices import notices
 from train.numerics import numerics, warn_of_slow_bfloat16
 from train.objectives.energy import Energy
 from train.objectives.forward import Objective, Terms
 from train.objectives.frozen import load_regression
 from train.objectives.game import Game
 from train.objectives.regression import Regression
+from train.run_folder import run_folder
 from train.schedule import learning_rate, progress
 from train.state import State, new_state, start_from, update_average
 from train.update import Guard
 from train.validate import centre_crops, picture, validate
 
-MIN_VALIDATION_SIDE = 128
-"""Pixels. Smaller validation images are left out."""
+MIN_VALIDATION_SIDE = 128 - max(OFF_GRID)
+"""Pixels. Smaller validation images, JPEGs without what OFF_GRID says, are left out."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ def _train(config: Config, ranks: Ranks) -> Path:
         torch.set_num_threads(config.run.threads)
     if ranks.is_first:
         warn_of_slow_bfloat16(config.run, ranks.device)
+        for notice in notices(config):
+            tqdm.write(notice, file=sys.stderr)
+    ranks.local_batch(config.data.batch, config.optimiser.accumulate)  # raises before images are loaded, which is slow
+    require_tensorboard(config)
     state, source_state = new_state(config, ranks), {}
     if (folder / CHECKPOINT).exists():
         source_state = load_checkpoint(state, config, folder, ranks.device)
@@ -81,16 +88,22 @@ def _train(config: Config, ranks: Ranks) -> Path:
             tqdm.write(f"resuming from step {state.step} (schedules at {done:.0%})")
     elif config.run.start:
         start_from(state, config.run.start)
+    check_same_networks(state.generator.network, state.step, ranks, folder)
     validates = bool(config.data.validation) and ranks.is_first
     needs_mmse = validates and not config.model.has_regression
     objective = open_objective(config, ranks.device)
-    held_out = list(centre_crops(load_images([config.data.validation], MIN_VALIDATION_SIDE))) if validates else []
+    held_out = []
+    if validates:
+        held_out = list(centre_crops(load_images([config.data.validation], MIN_VALIDATION_SIDE, whole=False)))
     mmse = load_regression(config.game.mmse, "game.mmse", ranks.device) if needs_mmse else None
     with closing(open_source(config, ranks)) as source:
         if source_state:
             source.load_state_dict(source_state)
-        folder.mkdir(parents=True, exist_ok=True)  # not before: a run that cannot start leaves nothing behind
-        with closing(Logger(config, ranks, folder, state.step)) as logger, StopSignals(ranks) as signals:
+        with (
+            run_folder(config, ranks),  # not before: a run that cannot start leaves nothing behind
+            closing(Logger(config, ranks, folder, state.step)) as logger,
+            StopSignals(ranks) as signals,
+        ):
             guard = Guard(ranks)
             _loop(state, TrainingRun(config, ranks, folder, source, objective, guard, logger, signals, held_out, mmse))
     return folder / WEIGHTS
@@ -126,6 +139,8 @@ def _loop(state: State, run: TrainingRun) -> None:
             _log(state, run, meter, due)
         if "save" in due and run.ranks.is_first:
             save_checkpoint(state, run.source, config, run.folder)
+        if "keep" in due and run.ranks.is_first:
+            keep_weights(state, run.folder)
 
 
 def _save_before_end(state: State, run: TrainingRun) -> None:
@@ -137,8 +152,8 @@ def _save_before_end(state: State, run: TrainingRun) -> None:
 
 
 def _due(config: Config, step: int, over: bool) -> set[str]:
-    """The actions due after `step` steps: log, validate, save, grid. over: whether `run.seconds` have passed."""
-    every = {name: getattr(config.run, f"{name}_every") for name in ("log", "validate", "save", "grid")}
+    """The actions due after `step` steps: log, validate, save, grid, keep. over: whether `run.seconds` have passed."""
+    every = {name: getattr(config.run, f"{name}_every") for name in ("log", "validate", "save", "grid", "keep")}
     last = over or step == config.optimiser.steps
     return {name for name, steps in every.items() if steps and (last or step % steps == 0)}
 
@@ -159,10 +174,11 @@ def _log(state: State, run: TrainingRun, meter: MeanMeter, due: set[str]) -> Non
     figures: dict[str, float] = {}
     if "log" in due:
         figures = meter.means(run.ranks)
-    if "validate" in due and run.held_out:
-        figures |= validate(state.average, run.held_out, config, device, run.mmse)
-    if figures:
-        schedules = {"lr": learning_rate(config, state.step, state.anchor), **run.objective.schedule(state)}
-        run.logger.log(state.step, schedules | figures)
-    if "grid" in due and run.held_out:
-        run.logger.log_image(state.step, picture(state.average, run.held_out, config, device))
+    with meter.paused():
+        if "validate" in due and run.held_out:
+            figures |= validate(state.average, run.held_out, config, device, run.mmse)
+        if figures:
+            schedules = {"lr": learning_rate(config, state.step, state.anchor), **run.objective.schedule(state)}
+            run.logger.log(state.step, schedules | figures)
+        if "grid" in due and run.held_out:
+            run.logger.log_image(state.step, picture(state.average, run.held_out, config, device))

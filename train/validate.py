@@ -82,26 +82,32 @@ def validate(
     std: standard deviation of a pixel over the samples, range 0..1;
     consistency: gray levels, RMSE between the JPEGs of the clean image and of a sample (`roundtrip`);
     lattice, lattice_worst, flat_deviation: texture of one sample in flat areas (train/texture.py), relative to the
-    regression's output: `mmse`'s if given, else the generator's own.
+    regression's output: `mmse`'s if given, else the generator's own; the same of the originals, with the prefix
+    original_.
     """
     figures = {}
     for quality in qualities(config):
-        found, texture = [], FlatTexture()
+        found, textures = [], {"": FlatTexture(), "original_": FlatTexture()}
         for clean in centre_crops(images).split(BATCH):
             batch = compressed(clean, quality, device)
             made = outputs(generator, batch, config, SAMPLES)
             found.append(_figures(made, batch))
             expected = made.expected if mmse is None else outputs(mmse, batch, config, 1).expected
             if made.samples is not None and expected is not None:
-                for sample, mean in zip(255 * made.samples[:, 0], 255 * expected, strict=True):
-                    texture.add(sample, mean)
+                for images_of, shown in (("", made.samples[:, 0]), ("original_", batch.clean)):
+                    for image, mean in zip(255 * shown, 255 * expected, strict=True):
+                        textures[images_of].add(image, mean)
         for name in found[0]:
             value = float(torch.cat([one[name] for one in found]).mean())
             figures[f"{name}_{quality}"] = round(value**0.5 if name == "consistency" else value, 4)
         in_flat_areas = {
-            "lattice": texture.lattice,
-            "lattice_worst": texture.lattice_worst,
-            "flat_deviation": texture.deviation,
+            f"{prefix}{name}": value
+            for prefix, texture in textures.items()
+            for name, value in (
+                ("lattice", texture.lattice),
+                ("lattice_worst", texture.lattice_worst),
+                ("flat_deviation", texture.deviation),
+            )
         }
         figures |= {f"{name}_{quality}": round(value, 4) for name, value in in_flat_areas.items() if value is not None}
     return figures

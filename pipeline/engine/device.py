@@ -29,11 +29,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name; `auto` is bfloat16 where the hardware multiplies it (GPUs, CPUs with AMX or AVX512-BF16),
-    else float32. Raises ValueError for another name."""
+    """The dtype of a name; `auto` is bfloat16 where the hardware multiplies it (GPUs from Ampere on, CPUs with AMX or
+    AVX512-BF16), else float32. Raises ValueError for another name."""
     if name == "auto":
-        capable = torch.cpu.get_capabilities()
-        fast = device.type == "cuda" or capable.get("amx_bf16", False) or capable.get("avx512_bf16", False)
+        if device.type == "cuda":
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        else:
+            capable = torch.cpu.get_capabilities()
+            fast = capable.get("amx_bf16", False) or capable.get("avx512_bf16", False)
         return torch.bfloat16 if fast else torch.float32
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in dtypes:

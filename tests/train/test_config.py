@@ -7,6 +7,7 @@ import yaml
 
 from train.checks import ConfigError
 from train.config import Config, as_tree, load_config
+from train.notices import notices
 
 SHIPPED = sorted((Path(__file__).parents[2] / "train" / "configs").glob("*.yaml"))
 MINIMAL = "data:\n  train: [photos]\n"
@@ -77,6 +78,7 @@ def test_overrides_replace_single_values(written):
         ("data.train", "photos"),
         ("data.train", [1]),
         ("data.train", []),
+        ("data.train", ["s3://bucket/photos"]),
         ("data.crop", 100),
         ("data.batch", 0),
         ("data.late_crop", 100),
@@ -96,6 +98,8 @@ def test_overrides_replace_single_values(written):
         ("regression.loss", "l3"),
         ("optimiser.learning_rate", "fast"),
         ("optimiser.learning_rate", float("nan")),
+        ("optimiser.learning_rate", float("inf")),
+        ("optimiser.learning_rate", 1e-7),  # below its end
         ("optimiser.betas", [0.9]),
         ("optimiser.betas", [0.9, 1]),
         ("optimiser.ema", 1),
@@ -116,6 +120,7 @@ def test_overrides_replace_single_values(written):
         ("run.log_every", 0),
         ("run.save_every", None),
         ("run.grid_every", 10),  # there are no images to show
+        ("run.keep_every", -1),
         ("run.timeout", 0),
     ],
 )
@@ -175,7 +180,48 @@ def test_a_sampler_that_cannot_be_trained_is_named_by_its_key(written, change, n
 
 
 def test_settings_of_other_objectives_are_not_checked_against_this_one(written):
-    assert written(MINIMAL, "game.regression=0", "energy.regression=0").objective == "regression"
+    other = "game: {regression: 0}\nenergy: {regression: 0}\n"
+    assert written(MINIMAL + other).objective == "regression"
+
+
+def test_an_override_without_effect_is_refused(written):
+    for override in ("energy.samples=4", "game.r1=9", "critic.features=8", "game.mmse=mmse"):
+        with pytest.raises(ConfigError, match=rf"{override}.*objective=regression.*posterior"):
+            written(MINIMAL, override)
+    energy = MINIMAL + "objective: energy\nmodel: {noise: true}\n"
+    assert written(energy, "energy.samples=4", "game.mmse=other").energy.samples == 4
+    with pytest.raises(ConfigError, match=r"critic\.features"):
+        written(energy, "critic.features=8")
+    assert written(energy, "objective=game", "critic.features=8").critic.features == 8
+
+
+def test_nothing_is_an_empty_string(written):
+    assert written(MINIMAL + "run: {start: mmse}\n", "run.start=").run.start == ""
+
+
+def test_recipes_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "posterior").mkdir()
+    needed = ["run.device=cpu", "data.train=[photos]"]
+    for path in SHIPPED:
+        assert load_config(path.stem, needed) == load_config(path, needed)
+    (tmp_path / "game").write_text(MINIMAL)
+    assert load_config("game", []).objective == "regression"
+
+
+def test_an_output_with_pictures_is_not_in_the_training_images(written):
+    inside = ["run.output=photos/run", "data.validation=other.tar"]
+    assert written(MINIMAL, *inside).run.output == "photos/run"
+    with pytest.raises(ConfigError, match=r"run\.output.*outside data\.train"):
+        written(MINIMAL, *inside, "run.grid_every=5")
+
+
+def test_what_is_probably_not_meant_is_said(written):
+    assert notices(written(MINIMAL, "data.validation=photos.tar")) == []
+    (leak,) = notices(written(MINIMAL, "data.validation=photos/held_out.tar"))
+    assert leak.startswith("data.validation: photos/held_out.tar is in photos")
+    (rise,) = notices(written(MINIMAL, "optimiser.steps=200"))
+    assert rise.startswith("optimiser.warmup: 200")
 
 
 def test_a_game_may_be_played_without_noise_or_with_one_sample(written):

@@ -27,7 +27,8 @@ from training import (
 
 from train.checkpoint import FAILURE
 from train.checks import ConfigError
-from train.distributed import Ranks
+from train.config import RunConfig
+from train.distributed import Ranks, process_group
 from train.objectives import game
 from train.trainer import train
 
@@ -79,6 +80,31 @@ def test_ranks_must_share_the_batch_evenly():
         Ranks(1, 3).local_batch(8, 1)
     with pytest.raises(ConfigError, match=r"data\.batch.*accumulate, 2, times the 2 ranks, got 10"):
         Ranks(1, 2).local_batch(10, 2)
+
+
+def test_ranks_that_begin_differently_are_told_so(photos, tmp_path):
+    """As those of two nodes do of which one has no access to the checkpoint, or has other weights to start from."""
+    config = game_of(photos, tmp_path / "run", optimiser={"steps": 2})
+    train(config)
+    scattered = changed(game_of(photos, tmp_path / "other"), {"run": {"start": scattered_weights(config, tmp_path)}})
+    for here, there in (
+        (config, game_of(photos, tmp_path / "other")),
+        (scattered, game_of(photos, tmp_path / "other")),
+    ):
+        for code, said in in_ranks(lambda rank, both=(here, there): train(both[rank]), tmp_path):
+            assert code == 1
+            assert "the ranks do not begin alike" in said
+            assert "the same files on all nodes" in said
+    assert not (tmp_path / "other").exists()
+
+
+def test_tasks_of_slurm_are_not_ranks(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(ConfigError, match=r"8 tasks.*torchrun"), process_group(RunConfig(device="cpu")):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")  # by torchrun
+    with process_group(RunConfig(device="cpu")) as ranks:
+        assert ranks.size == 1
 
 
 def test_what_fails_on_one_rank_ends_all_with_the_step_and_the_crops(photos, tmp_path):

@@ -1,12 +1,16 @@
 """Training: networks that learn, schedules, and errors that say what to do."""
 
+import fcntl
 import math
 import multiprocessing
 import resource
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from training import (
     STEPS,
     STILL,
@@ -14,6 +18,7 @@ from training import (
     checkpoint,
     command,
     config_of,
+    energy_of,
     game_of,
     lines,
     scattered_weights,
@@ -21,11 +26,12 @@ from training import (
 
 from model.weights import load
 from train.checkpoint import CHECKPOINT, WEIGHTS
-from train.config import RECIPE
+from train.config import RECIPE, load_config
 from train.data.photographs import load_images
 from train.distributed import Ranks
 from train.logger import METRICS
 from train.main import main
+from train.run_folder import CONFIG, LOCK
 from train.schedule import learning_rate
 from train.state import TrainingError, new_state, update_average
 from train.trainer import train
@@ -146,7 +152,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(photos, tmp_path):
     child.join()
     assert child.exitcode == 0
     assert (tmp_path / CHECKPOINT).read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, WEIGHTS, METRICS}
+    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, WEIGHTS, METRICS, CONFIG, LOCK}
     train(config_of(photos, tmp_path))
     assert [line["step"] for line in lines(tmp_path)] == [2, 3, *range(4, STEPS + 1, 2)]
 
@@ -180,7 +186,15 @@ def test_help_says_what_to_write(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    for said in ("--config FILE.yaml", "section.key=value", "data.train=[", "run.seconds=600", str(RECIPE)):
+    for said in (
+        "--config FILE.yaml",
+        "--print-config",
+        "posterior",
+        "section.key=value",
+        "data.train=[",
+        "run.seconds=600",
+        str(RECIPE),
+    ):
         assert said in shown
 
 
@@ -231,13 +245,70 @@ def test_compiled_networks_learn_what_the_others_do(photos, tmp_path, monkeypatc
         compile_network(network, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     start = scattered_weights(game_of(photos, tmp_path), tmp_path)
     for compiled in (False, True):
         run = {"compile": compiled, "start": start}
         train(game_of(photos, tmp_path / str(compiled), optimiser={**STILL, "steps": 3}, run=run))
-    assert compiled_networks == ["Generator", "Critic", "EfficientNetLite0"]
+    assert compiled_networks == ["Generator", "Critic", "EfficientNetLite0", "Generator"]
     for optimiser in ("optimiser", "critic_optimiser"):
         assert_same_gradients(*(checkpoint(tmp_path / str(compiled)) for compiled in (False, True)), optimiser)
     one, other = (lines(tmp_path / str(compiled))[-1] for compiled in (False, True))
     figures = {name: value for name, value in one.items() if name != "seconds_per_step"}
     assert {name: other[name] for name in figures} == pytest.approx(figures, rel=1e-3, abs=1e-6)
+
+
+def test_a_samplers_feature_network_is_compiled(photos, tmp_path, monkeypatch):
+    """Its layers are called by a method that torch.nn.Module.compile leaves alone."""
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(len(list(graph.graph.nodes)))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: None)
+    config = energy_of(photos, tmp_path, energy={"features": 1.0}, optimiser={"steps": 1}, run={"compile": True})
+    train(config)
+    assert max(graphs) > 50
+
+
+def test_the_configuration_is_kept_and_printed(photos, tmp_path, capsys):
+    config = config_of(photos, tmp_path / "run", optimiser={"steps": 1})
+    train(config)
+    kept = tmp_path / "run" / CONFIG
+    assert load_config(kept, []) == config
+    assert main(["--config", str(kept), "--print-config", "run.seed=9"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 9
+    assert main(["--print-config"]) == 0  # without data, too
+    assert yaml.safe_load(capsys.readouterr().out)["objective"] == "regression"
+
+
+def test_weights_of_earlier_steps_are_kept_on_request(photos, tmp_path):
+    train(config_of(photos, tmp_path, optimiser={"steps": 5}, run={"keep_every": 2}))
+    kept = sorted((tmp_path / "weights").iterdir())
+    assert [path.stem for path in kept] == ["0000002", "0000004", "0000005"]
+    assert kept[-1].read_bytes() == (tmp_path / WEIGHTS).read_bytes() != kept[0].read_bytes()
+
+
+def test_two_runs_do_not_write_to_one_folder(photos, tmp_path):
+    config = config_of(photos, tmp_path, optimiser={"steps": 2})
+    train(config)
+    with (tmp_path / LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(TrainingError, match=rf"{tmp_path}: another training.*run\.output"):
+            train(config_of(photos, tmp_path))
+        assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    train(config_of(photos, tmp_path))
+    assert checkpoint(tmp_path)["step"] == STEPS
+
+
+def test_a_run_goes_on_with_images_that_have_moved(photos, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(photos / "train.tar", tmp_path / name)
+    train(config_of(tmp_path / "a", tmp_path / "run", optimiser={"steps": 2}))
+    shutil.rmtree(tmp_path / "a")
+    train(config_of(tmp_path / "b", tmp_path / "run", optimiser={"steps": 4}, run={"start": "gone"}))
+    assert checkpoint(tmp_path / "run")["step"] == 4

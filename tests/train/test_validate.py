@@ -21,7 +21,8 @@ from train.validate import QUALITIES, SAMPLES, compressed, outputs, validate
 
 CPU = torch.device("cpu")
 FLOAT32 = Config(run=RunConfig(bfloat16=False))  # figures compared are of one arithmetic on any CPU
-NAMES = [f"{name}_{quality}" for quality in QUALITIES for name in ("lattice", "lattice_worst", "flat_deviation")]
+TEXTURE = ("lattice", "lattice_worst", "flat_deviation")
+NAMES = [f"{whose}{name}_{quality}" for quality in QUALITIES for name in TEXTURE for whose in ("", "original_")]
 
 
 def grainy(seed):
@@ -42,15 +43,18 @@ def test_texture_is_that_of_the_first_sample_less_the_regressions_image(networks
     images = [grainy(0), grainy(1)]
     figures = validate(sampler, images, FLOAT32, CPU, None if own else mmse)
     for quality in QUALITIES:
-        batch, texture = compressed(torch.stack(images), quality, CPU), FlatTexture()
+        batch, texture, original = compressed(torch.stack(images), quality, CPU), FlatTexture(), FlatTexture()
         made = outputs(sampler, batch, FLOAT32, SAMPLES)
         expected = made.expected if own else outputs(mmse, batch, FLOAT32, 1).expected
-        for sample, restored in zip(255 * made.samples[:, 0], 255 * expected, strict=True):
-            texture.add(sample, restored)
+        for sample, clean, restored in zip(made.samples[:, 0], batch.clean, expected, strict=True):
+            texture.add(255 * sample, 255 * restored)
+            original.add(255 * clean, 255 * restored)
         assert texture.windows == 2 * 9 * 9
         assert figures[f"lattice_{quality}"] == pytest.approx(texture.lattice, abs=1e-3)
         assert figures[f"lattice_worst_{quality}"] == pytest.approx(texture.lattice_worst, abs=1e-3)
         assert figures[f"flat_deviation_{quality}"] == pytest.approx(texture.deviation, abs=1e-3)
+        assert figures[f"original_lattice_{quality}"] == pytest.approx(original.lattice, abs=1e-3)
+        assert figures[f"original_flat_deviation_{quality}"] == pytest.approx(original.deviation, abs=1e-3)
         assert texture.deviation > 0
     assert not set(NAMES) & set(validate(mmse, images, FLOAT32, CPU))
 

@@ -66,7 +66,7 @@ class Loader:
     ranks.
 
     An image that cannot be decoded is dropped, listed in `dropped`, and not tried again until its file changes. A
-    second crop of an image of the same batch replaces it, so that ranks stay in step and no other image is lost. Damage
+    second crop of another image replaces it (plan.py), so that ranks stay in step and no other image is lost. Damage
     that libjpeg only warns about is not detected, as in Pillow.
     """
 
@@ -94,7 +94,7 @@ class Loader:
         return self
 
     def __next__(self) -> CropBatch:
-        """Raises LoaderError if all images of a batch are broken, or DALI fails for another reason."""
+        """Raises LoaderError if all images are broken, or DALI fails for another reason."""
         while True:
             if self._pipeline is None:
                 self._pipeline = build_pipeline(self.config, self._feed, self.config.batch, self.config.prefetch)
@@ -119,7 +119,8 @@ class Loader:
         differing = [key for key, value in self._identity().items() if state.get(key) != value]
         if differing:
             raise LoaderError(
-                f"the checkpoint's loader had another {', '.join(differing)}: give the same data and crops"
+                f"{', '.join(self.config.paths)}: the checkpoint's loader had another {', '.join(differing)}: give the "
+                "same data and crops, or another run.output to start afresh"
             )
         self.step = state["position"] // (self.config.batch * self.config.world)
         self.index.broken = dict(state["broken"])

@@ -56,13 +56,13 @@ class Photographs:
             raise SourceError(f"{self.path}: no JPEG or PNG image in it; give a tar, a folder or a file of photographs")
 
 
-def load_images(paths: Sequence[str], smallest: int) -> list[Tensor]:
+def load_images(paths: Sequence[str], smallest: int, whole: bool = True) -> list[Tensor]:
     """All images under `paths` (tar shards, folders, files) that are at least `smallest` pixels high and wide,
-    [3, H, W] uint8. Says how many are smaller. Raises SourceError if there are no others, and for one that cannot be
-    decoded."""
+    [3, H, W] uint8; `whole`: as of Photographs. Says how many are smaller. Raises SourceError if there are no others,
+    and for one that cannot be decoded."""
     images, small = [], 0
     for path in map(Path, paths):
-        for _, image in tqdm(Photographs(path, whole=True), desc=f"loading {path.name}", unit="img", leave=False):
+        for _, image in tqdm(Photographs(path, whole=whole), desc=f"loading {path.name}", unit="img", leave=False):
             if min(image.shape[1:]) >= smallest:
                 images.append(image)
             else:

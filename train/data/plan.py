@@ -60,23 +60,33 @@ class Crop:
 
 def plan(index: Index, config: LoaderConfig, step: int) -> list[Crop]:
     """This rank's crops of a step, at uniform positions in each image and in uniform orientations. A crop of a broken
-    image is replaced by a second crop of the next sound image in the batch, cyclically.
+    image is replaced by a second crop of the next sound image in the batch, cyclically, or if the batch has none, by
+    one of the next sound image of the epoch.
 
-    Raises LoaderError if all images of the batch are broken."""
+    Raises LoaderError if all images are broken."""
     first = (step * config.world + config.rank) * config.batch
     crops = []
     for position in range(first, first + config.batch):
         epoch, number = divmod(position, len(index))
         crops.append(_crop(index, config, position, int(_order(config.seed, epoch, len(index))[number])))
     sound = [crop.image not in index.broken for crop in crops]
-    if not any(sound):
-        raise LoaderError(f"all images of step {step} are broken, such as {index.name(crops[0].image)}")
     for slot in range(config.batch):
         if not sound[slot]:
-            donor = next(i for i in range(slot - config.batch, slot) if sound[i])
-            second = _crop(index, config, first + slot, crops[donor].image)
-            crops[slot] = replace(second, is_replacement=True)
+            donors = (crops[i].image for i in range(slot - config.batch, slot) if sound[i])
+            donor = next(donors, None)
+            if donor is None:
+                donor = _next_sound(index, config, first + slot)
+            crops[slot] = replace(_crop(index, config, first + slot, donor), is_replacement=True)
     return crops
+
+
+def _next_sound(index: Index, config: LoaderConfig, position: int) -> int:
+    """The first sound image from this position of its epoch on, cyclically. Raises LoaderError if there is none."""
+    epoch, number = divmod(position, len(index))
+    for image in np.roll(_order(config.seed, epoch, len(index)), -number):
+        if int(image) not in index.broken:
+            return int(image)
+    raise LoaderError(f"all images are broken, such as {index.name(0)}: {index.broken[0]}")
 
 
 @lru_cache(maxsize=2)

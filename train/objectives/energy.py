@@ -88,14 +88,15 @@ class Energy:
         self.features = load_features(energy.network, "energy.network", config, device) if wanted else None
 
     def step(self, state: State, micro_batches: list[Batch], guard: Guard) -> Terms:
-        """One update of the generator. Returns the unweighted terms and the gradient norm."""
+        """One update of the generator. Returns the loss, its unweighted terms and the gradient norm."""
         learner, weights = state.generator, self.weights(state)
-        terms = {name: torch.zeros_like(guard.failed) for name in weights}
+        terms = {name: torch.zeros_like(guard.failed) for name in ("loss", *weights)}
         random = step_generator(self.config.run.seed, state.step, DIRECTIONS)
         for batch, network in learner.passes(micro_batches):
             found = self.terms(network, batch, weights, random)
             loss = torch.stack([found[name] * weight for name, weight in weights.items()]).sum() / len(micro_batches)
             torch.autograd.backward(loss)
+            terms["loss"] += loss.detach()
             for name in weights:
                 terms[name] += found[name].detach() / len(micro_batches)
         return terms | update(learner, terms, state, self.config, guard)

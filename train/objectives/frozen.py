@@ -29,10 +29,11 @@ def load_features(name: str, key: str, config: Config, device: torch.device) -> 
     features.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub
     if config.run.compile:
         features.compile()
+        features.levels = torch.compile(features.levels)  # type: ignore[method-assign]  # Module.compile leaves it
     return features
 
 
-def load_regression(weights: str, key: str, device: torch.device) -> Generator:
+def load_regression(weights: str, key: str, device: torch.device, compiled: bool = False) -> Generator:
     """A trained generator with a regression output, by name or path. key: the configuration key for error messages.
     Raises ConfigError."""
     try:
@@ -41,4 +42,7 @@ def load_regression(weights: str, key: str, device: torch.device) -> Generator:
         raise ConfigError(f"{key}: {error}") from error
     if not network.config.has_regression:
         raise ConfigError(f"{key}: {weights} is a sampler without a regression output, expected one with it")
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        network.compile()
+    return network

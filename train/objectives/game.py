@@ -90,7 +90,9 @@ class Game:
         self.config, self.game = config, game
         self.seeds = FIRST_MOMENT_SEED + game.samples
         self.features = load_features(game.features, "game.features", config, device) if game.perceptual else None
-        self.mmse = load_regression(game.mmse, "game.mmse", device) if game.second_moment else None
+        self.mmse = None
+        if game.second_moment:
+            self.mmse = load_regression(game.mmse, "game.mmse", device, config.run.compile)
 
     def step(self, state: State, micro_batches: list[Batch], guard: Guard) -> Terms:
         """One update of each network. Returns the unweighted terms and the gradient norms."""

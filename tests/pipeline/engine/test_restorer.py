@@ -301,7 +301,12 @@ def test_types_of_the_network(weights):
     full, half = (Restorer.from_pretrained(weights, dtype=name).restore(data) for name in ("float32", "bfloat16"))
     assert full.mismatches == half.mismatches == 0
     assert (full.image.double() - half.image.double()).square().mean() < 1
-    assert choose_dtype("auto", torch.device("cuda:0")) == torch.bfloat16
+
+
+def test_bfloat16_is_for_gpus_that_multiply_it(monkeypatch):
+    for capability, wanted in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((10, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert choose_dtype("auto", torch.device("cuda:0")) == wanted
 
 
 def test_three_lines_of_the_docstring(tmp_path, weights):

@@ -295,9 +295,24 @@ def test_a_file_that_vanishes_is_dropped_until_it_is_back(make, tmp_path):
     assert not make([folder]).dropped
 
 
-def test_a_batch_without_a_sound_image_is_an_error(make, tmp_path):
+def test_a_batch_without_a_sound_image_takes_the_next_of_the_epoch(make, tmp_path):
+    good = {f"{number:04d}.jpg": encode(small_photograph(number)) for number in range(4)}
+    loader = make([write_shard(tmp_path / "data.tar", {**broken_inside(), **good})], batch=1)
+    batches = take(loader, 2 * len(loader.index))
+    for batch in batches:
+        (crop,) = batch.crops
+        assert torch.equal(batch.images[0], as_pillow_cuts(loader, crop))
+    crops = [crop for batch in batches for crop in batch.crops]
+    assert sum(crop.is_replacement for crop in crops) == 2 * len(broken_inside())
+    order = [batch.crops[0].image for batch in batches]
+    for step, crop in enumerate(crops[:-1]):
+        if crop.is_replacement and not crops[step + 1].is_replacement and crops[step + 1].epoch == crop.epoch:
+            assert order[step] == order[step + 1]
+
+
+def test_without_a_sound_image_there_is_no_batch(make, tmp_path):
     loader = make([write_shard(tmp_path / "data.tar", broken_inside())], batch=2)
-    with pytest.raises(LoaderError, match=r"all images of step 0 are broken.*(no tables|scans|picture)"):
+    with pytest.raises(LoaderError, match=r"all images are broken.*(no tables|scans|picture)"):
         take(loader, 3)
 
 

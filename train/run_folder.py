@@ -1,0 +1,58 @@
+"""A run's folder: one process writes to it at a time, and it keeps the whole configuration beside the results."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from model.atomic import write_atomically
+from train.config import Config, as_tree
+from train.distributed import Ranks
+from train.state import TrainingError
+
+CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+@contextmanager
+def run_folder(config: Config, ranks: Ranks) -> Iterator[Path]:
+    """Creates `run.output`, which the first rank locks inside the `with` block, and writes the configuration with all
+    overrides and defaults into it as config.yaml. Raises TrainingError if another process has locked it, OSError."""
+    folder = Path(config.run.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not ranks.is_first:
+        yield folder
+        return
+    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        _lock(lock, folder)
+        write_atomically(folder / CONFIG, as_yaml(config).encode())
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def as_yaml(config: Config) -> str:
+    """The whole configuration, as --config takes it."""
+    return yaml.safe_dump(as_tree(config), sort_keys=False)
+
+
+def _lock(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise TrainingError(
+                f"{folder}: another training writes to this folder: wait for its end, or give another run.output"
+            ) from error
+        tqdm.write(
+            f"{folder}: this file system does not support locks; do not start two runs in this folder", file=sys.stderr
+        )
