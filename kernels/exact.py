@@ -93,8 +93,9 @@ class SearchSettings:
     """How many of them count for a turn."""
 
     def __post_init__(self) -> None:
-        if self.first_pixel_attempt < 1:
-            raise ValueError(f"first_pixel_attempt: expected 1 or more, got {self.first_pixel_attempt}")
+        for name in ("first_pixel_attempt", "edge_projections", "max_turns", "max_stale_turns"):
+            if (value := getattr(self, name)) < 1:  # the GPU's loops have a first turn in any case
+                raise ValueError(f"{name}: expected 1 or more, got {value}")
         if not 0 <= self.turns_per_step <= MAX_TURNS_PER_STEP:
             raise ValueError(f"turns_per_step: expected 0 to {MAX_TURNS_PER_STEP}, got {self.turns_per_step}")
 

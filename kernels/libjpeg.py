@@ -128,7 +128,7 @@ def compress(image: Tensor, tables: Tensor, sampling: Subsampling) -> Coefficien
     check_images(image, tables, sampling)
     images, size = image.shape[0], (image.shape[2], image.shape[3])
     planes = empty_planes(sampling, size, images, image.device)
-    for region in flat_regions(sampling, size, images):
+    for region in flat_regions(sampling, size, images, image.is_cuda):
         with torch.autocast(image.device.type, enabled=False):  # which would multiply in bfloat16
             dcts = integer_forward(to_tiles(image, region).float(), region.mcu)
         for component, dct in enumerate(dcts.split(region.mcu.blocks(sampling.components), -2)):

@@ -1,7 +1,8 @@
 """The operators, the same on every device: triton_ops on CUDA, torch_ops elsewhere.
 
 N images of C components, H x W pixels: images are [N, C, H, W], gray levels 0..255, floating point or uint8, contiguous
-or channels_last; C is 3 (RGB) or 1 (gray). All operators raise ValueError for tensors whose shapes, dtypes, layouts or
+or channels_last; C is 3 (RGB) or 1 (gray); float64 on the CPU only. Gradients are autograd's (`torch.autograd.grad`,
+`backward`), not those of torch.func. All operators raise ValueError for tensors whose shapes, dtypes, layouts or
 devices contradict each other. Equation numbers are those of arXiv 2211.11827.
 """
 

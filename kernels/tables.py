@@ -26,16 +26,28 @@ def usual_tensors() -> Iterator[None]:
 
 def constant(make: Callable[P, T], kept: int | None = None) -> Callable[P, T]:
     """Caches what a function makes, the last `kept` of them. Dynamo, which traces through caches but not through these
-    modes, gets a new one."""
-    made = lru_cache(maxsize=kept)(usual_tensors()(make))
+    modes, gets a new one, and so does FakeTensorMode, whose tensors have no values."""
+
+    @lru_cache(maxsize=kept)
+    @usual_tensors()
+    def made(*arguments: P.args, **options: P.kwargs) -> T:
+        return _computed(make(*arguments, **options))
 
     @wraps(make)
     def get(*arguments: P.args, **options: P.kwargs) -> T:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
             return make(*arguments, **options)
         return made(*arguments, **options)  # type: ignore[arg-type]  # hashable, as every cache's
 
     return get
+
+
+def _computed(value: T) -> T:
+    """Waits for the GPU to have computed it: the streams that will read it do not wait for the one that makes it."""
+    for tensor in value if isinstance(value, tuple) else (value,):
+        if isinstance(tensor, Tensor) and tensor.is_cuda:
+            torch.cuda.current_stream(tensor.device).synchronize()
+    return value
 
 
 # fmt: off

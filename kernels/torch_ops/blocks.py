@@ -21,6 +21,9 @@ from kernels.coefficients import Coefficients, Subsampling
 BAND_PIXELS = 1 << 16
 """Pixels that are worked on at a time: a band's float planes stay in a core's cache."""
 
+GPU_BAND_PIXELS = 1 << 24
+"""The same on a GPU, which has no time for many small operations, and memory for 400 MB in float64."""
+
 
 @dataclass(frozen=True)
 class Mcu:
@@ -100,13 +103,16 @@ class Region:
     right: int
 
 
-def regions(sampling: Subsampling, size: tuple[int, int], images: int, banded: bool = True) -> list[list[Region]]:
+def regions(
+    sampling: Subsampling, size: tuple[int, int], images: int, banded: bool = True, on_gpu: bool = False
+) -> list[list[Region]]:
     """The image cut into rows of regions, each row a list from left to right: bands of whole MCUs with the MCUs at the
     right edge beside them, then those at the bottom."""
     rows, columns = sampling.mcu_grid(size)
     height, width = sampling.mcu
     full_rows, full_columns = size[0] // height, size[1] // width
-    step = max(1, BAND_PIXELS // (columns * height * width * images)) if banded else rows
+    most = GPU_BAND_PIXELS if on_gpu else BAND_PIXELS
+    step = max(1, most // (columns * height * width * images)) if banded else rows
     bands = [(top, min(top + step, full_rows), height) for top in range(0, full_rows, step)]
     if rows > full_rows:
         bands.append((full_rows, rows, size[0] - full_rows * height))
@@ -119,9 +125,9 @@ def regions(sampling: Subsampling, size: tuple[int, int], images: int, banded: b
     ]
 
 
-def flat_regions(sampling: Subsampling, size: tuple[int, int], images: int) -> Iterator[Region]:
+def flat_regions(sampling: Subsampling, size: tuple[int, int], images: int, on_gpu: bool = False) -> Iterator[Region]:
     """All regions, bands first to last."""
-    for row in regions(sampling, size, images):
+    for row in regions(sampling, size, images, on_gpu=on_gpu):
         yield from row
 
 

@@ -18,10 +18,10 @@ from kernels.torch_ops.dct import forward_dct, steps_of
 
 @torch.no_grad()
 def excess(x: Tensor, c: Coefficients) -> Tensor:
-    """See kernels.excess. In bands that stay in cache."""
+    """See kernels.excess. In bands, which on the CPU stay in cache."""
     check_images(x, c.tables, c.sampling, c.size)
     largest = torch.zeros(len(c), dtype=torch.float64, device=x.device)
-    for region in flat_regions(c.sampling, c.size, len(c)):
+    for region in flat_regions(c.sampling, c.size, len(c), x.is_cuda):
         tiles = to_tiles(x, region)
         exact = torch.float64 if tiles.is_cuda else torch.float32  # where float32 may mean TF32
         tiles = tiles.to(torch.promote_types(tiles.dtype, exact))

@@ -229,13 +229,13 @@ def mend_kernel(
     stride_n, stride_c, stride_h, stride_w, mcus, rows, columns, height, width,
     SETTINGS: tl.constexpr, C: tl.constexpr, V: tl.constexpr, H: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The further attempts on the MCUs listed."""
+    """The further attempts on the MCUs listed, shared out among the programs."""
     G: tl.constexpr = BLOCKS // (V * H)
     strides, grid, shape = (stride_n, stride_c, stride_h, stride_w), (mcus, rows, columns), (height, width)
     file = luma_plane, cb_plane, cr_plane, tables
     count = tl.load(listed)
-    if tl.program_id(0) * G < count:
-        entry = tl.program_id(0) * G + tl.arange(0, G)
+    for start in range(tl.program_id(0) * G, count, tl.num_programs(0) * G):
+        entry = start + tl.arange(0, G)
         there = entry < count
         entry = listed + 1 + 3 * tl.minimum(entry, count - 1)
         mcu, fewest, turns = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
@@ -267,6 +267,11 @@ def edge_kernel(
     )  # fmt: skip
 
 
+MENDERS = 4096
+"""Programs of `mend_kernel`, whose list the host does not read, at most: enough for any GPU. One for each MCU would
+mostly be one that reads the list's length and ends, while its registers keep others from the multiprocessor."""
+
+
 @cache
 def _margins(margins: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
@@ -284,7 +289,7 @@ def _project_exact(
     margins: Sequence[int],
     limits: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    (x,) = aligned([x])  # Triton would compile other kernels for the view of one sample that starts elsewhere
+    (x,) = aligned([x.contiguous()])  # Triton would compile other kernels for other layouts, and views
     image8, mismatches = _empty_results(x)
     kind, size = Subsampling.from_label(sampling), (height, width)
     (rows, columns), (tall, wide) = kind.mcu_grid(size), kind.mcu
@@ -296,9 +301,9 @@ def _project_exact(
     file = *three(aligned(planes)), tables, *fixed, *x.stride()
     edges, settings = rows * columns - whole, SearchSettings((), *limits)
     if whole:
-        for kernel in (exact_kernel, mend_kernel):
+        for kernel, programs in ((exact_kernel, None), (mend_kernel, MENDERS)):
             arguments = x, image8, mismatches, listed, *file
-            launch(kernel, kind, size, len(x), *arguments, mcus=whole, SETTINGS=settings)
+            launch(kernel, kind, size, len(x), *arguments, mcus=whole, programs=programs, SETTINGS=settings)
     if edges:
         launch(edge_kernel, kind, size, len(x), x, image8, mismatches, *file, mcus=edges, SETTINGS=settings)
     return image8, mismatches

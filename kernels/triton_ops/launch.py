@@ -112,7 +112,10 @@ def configured(*configurations: Configuration, interpreted: int = 128) -> Callab
 def check_precision(x: Tensor) -> None:
     """Raises ValueError for float64, which kernels would not keep."""
     if x.dtype == torch.float64:
-        raise ValueError("images: float64 is more than the kernels compute in; kernels.torch_ops takes it")
+        raise ValueError(
+            "images: float64 is more than the kernels compute in: give float32, or use kernels.torch_ops, which takes "
+            "it in all operators but project_exact"
+        )
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
@@ -127,14 +130,17 @@ def launch(
     images: int,
     *arguments: Any,
     mcus: int | None = None,
+    programs: int | None = None,
     **more: Any,
 ) -> None:
-    """Starts `kernel` over all MCUs of `images` images of `size` pixels, or over `mcus` of each. After `arguments` come
+    """Starts `kernel` over all MCUs of `images` images of `size` pixels, or over `mcus` of each, in so many programs at
+    most, if it has a limit. After `arguments` come
     the counts of MCUs, in all, down and across an image, the size, the sampling's constants, and `more` of them."""
     rows, columns = sampling.mcu_grid(size)
     vertical, horizontal = sampling.factors
     count, chosen = images * (rows * columns if mcus is None else mcus), kernel.configuration
-    grid = (triton.cdiv(count, chosen.mcus(sampling)),)
+    wanted = triton.cdiv(count, chosen.mcus(sampling))
+    grid = (wanted if programs is None else min(wanted, programs),)
     constants = {"C": sampling.components, "V": vertical, "H": horizontal, **chosen.constants(sampling), **more}
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
         kernel[grid](*arguments, count, rows, columns, *size, **constants, **chosen.options_of(sampling))

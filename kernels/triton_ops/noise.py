@@ -108,11 +108,10 @@ def uniform_kernel(seeds, origins, out32, tiles, height, width, POSITIONS: tl.co
     positions, step = height.to(tl.int64) * width, tl.arange(0, POSITIONS)
     y, x = grid_positions(start, width, POSITIONS)
     w0, w1, w2, w3, sign = random_words(seeds, origins, image, tl.zeros((), tl.int32), y, x)
-    words = (w0, w1, w2, w3)
-    where, inside = out32 + ((image * positions + start) + step) * (2 * WORDS), step < positions - start
-    for k in tl.static_range(WORDS):
-        tl.store(where + 2 * k, centred((words[k] & 0xFFFF).to(tl.int32)) * sign, mask=inside)
-        tl.store(where + 2 * k + 1, centred((words[k] >> 16).to(tl.int32)) * sign, mask=inside)
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(POSITIONS, WORDS)  # in order; join's axis is the last
+    halves = tl.join(words & 0xFFFF, words >> 16).reshape(POSITIONS, 2 * WORDS).to(tl.int32)
+    where = out32 + ((image * positions + start) + step[:, None]) * (2 * WORDS) + tl.arange(0, 2 * WORDS)
+    tl.store(where, centred(halves) * sign, mask=(step < positions - start)[:, None])
 
 
 def uniform(seeds: Tensor, origins: Tensor, size: tuple[int, int]) -> Tensor:

@@ -126,8 +126,14 @@ def warm_up(
     """Runs the tasks in so many processes (0: one for each core but one) and returns what failed, by name, with the
     reason. Tasks that have succeeded before with the same cache, versions and SOURCES are left out.
 
-    seconds: what is not done by then is left to its first use. The processes are spawned, so the calling script needs
-    the usual `if __name__ == "__main__":`."""
+    seconds: what is not done by then is left to its first use. Images in channels_last and views that start elsewhere
+    than at 16 bytes may need other kernels, but for project_exact's. The processes are spawned, so the calling script
+    needs the usual `if __name__ == "__main__":`; raises RuntimeError in those of a script without it."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for its parent's lock
+        raise RuntimeError(
+            f"{sys.argv[0]}: compiles kernels in processes that import it again: put what it does into "
+            'an `if __name__ == "__main__":`'
+        )
     record = Path(triton.knobs.cache.dir) / f"jpeg-posterior-{_digest()}"
     with _locked(record):
         done = record.read_text().splitlines() if record.exists() else []

@@ -5,8 +5,9 @@ import io
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels.tables import dct_basis, nearest_quality, quality_to_tables, zigzag
+from kernels.tables import constant, dct_basis, nearest_quality, quality_to_tables, zigzag
 
 # T.81, figure 5: the place of each natural index in the scan.
 # fmt: off
@@ -62,3 +63,18 @@ def test_basis_is_orthonormal_and_its_rows_are_the_frequencies():
     crossings = (basis[:, 1:] * basis[:, :-1] < 0).sum(1)
     assert crossings.tolist() == list(range(8))
     assert bool((basis[:, 0] > 0).all())
+
+
+def test_constants_have_values_after_a_pass_without():
+    calls = []
+
+    @constant
+    def made():
+        calls.append(1)
+        return torch.arange(3)
+
+    with FakeTensorMode():
+        assert type(made()) is not torch.Tensor
+    assert made().tolist() == [0, 1, 2]
+    assert made() is made()
+    assert len(calls) == 2

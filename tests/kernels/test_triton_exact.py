@@ -108,6 +108,13 @@ def test_further_attempts_are_the_cpus(sampling, device):
     assert check(x, c, device, limited(2)).tolist() == [0]
 
 
+def test_programs_take_several_mcus_of_the_list(device, monkeypatch):
+    monkeypatch.setattr(exact, "MENDERS", 2)
+    monkeypatch.setattr(exact.mend_kernel, "configurations", (replace(exact.mend_kernel.configuration, blocks=1),))
+    x, c = blurred(Subsampling.GRAY, Subsampling.GRAY.mcu, 75, 17)  # the one of the test above
+    assert check(x.repeat(5, 1, 1, 1), Coefficients.cat([c] * 5), device, limited(2)).tolist() == [0] * 5
+
+
 def test_all_kinds_of_attempts_are_the_cpus(device):
     """A picture of one MCU that comes nearer by each attempt: chroma first, luma first with each order of chroma, and
     a search over its pixels. Short searches: the interpreter would take half a minute over the default's."""

@@ -1,5 +1,6 @@
 """Kernels are compiled ahead in other processes, once for a cache; what fails is named and tried again."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +14,8 @@ import kernels.triton_ops.warm_up as module
 from kernels import Subsampling
 from kernels.triton_ops import exact
 from kernels.triton_ops.warm_up import EDGES, OPERATORS, launch_once, operator_tasks, warm_up
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +101,20 @@ def test_the_command_needs_a_gpu_or_the_interpreter(tmp_path, monkeypatch, capsy
     given = [sys.executable, "-m", "kernels.triton_ops.warm_up", *command]
     done = subprocess.run(given, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_script_without_the_usual_condition_is_told_so_and_ends(tmp_path):
+    """Its processes import it again: they would wait for the lock that it holds, and it for them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial\n"
+        "from kernels.triton_ops.warm_up import warm_up\n"
+        "failed = warm_up({'nothing': partial(print, 'done')}, processes=1, progress=False)\n"
+        "print('failed:', *failed)\n"
+    )
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, script]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    assert f"{script}: compiles kernels" in ended.stderr
+    assert 'if __name__ == "__main__":' in ended.stderr
+    assert ended.stdout == "failed: nothing\n"
