@@ -30,6 +30,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIDE = 1024
 """Height and width of an image in pixels: one megapixel of 2^20. A launch of 16 megapixels is a batch of 16 images."""
 
+EDGED_SIDE = 1009
+"""The same of images of whose last row and column of MCUs only one row and column of pixels are inside. project_exact
+searches these MCUs by themselves."""
+
 SAMPLE = Path(__file__).parents[2] / "pipeline" / "sample" / "sample.tar"
 PHOTOGRAPHS = ("dogs-q20", "cat-q20", "coffee-q30", "stream-q30", "drum-q40", "fig-q40", "dandelion-q50", "stream-q75")
 NOISE = 3.0
@@ -50,6 +54,15 @@ class Case:
     @property
     def pixels(self) -> int:
         return self.images * self.side**2
+
+    @property
+    def name(self) -> str:
+        """The operator's, and whether MCUs extend beyond the images."""
+        return self.operator + ", edges" * self.edges
+
+    @property
+    def edges(self) -> bool:
+        return self.side % 16 > 0
 
     @property
     def backward(self) -> bool:
@@ -190,14 +203,16 @@ def all_cases(
     megapixels: Iterable[int],
     quality: int,
 ) -> list[Case]:
-    """4:2:0 first, then the others in the order given. `decode` reads no image: one case for all dtypes."""
+    """4:2:0 first, then the others in the order given. `decode` reads no image: one case for all dtypes.
+    `project_exact` has cases with edges, too."""
     ordered = sorted(samplings, key=lambda sampling: sampling is not Subsampling.S420)
     dtypes = list(dtypes)
     return [
-        Case(operator, sampling, "float32" if operator == "decode" else dtype, images, quality)
+        Case(operator, sampling, "float32" if operator == "decode" else dtype, images, quality, side)
         for sampling in ordered
         for dtype in dtypes
         for operator in operators
+        for side in ((SIDE, EDGED_SIDE) if operator == "project_exact" else (SIDE,))
         for images in sorted(megapixels)
         if operator != "decode" or dtype == dtypes[0]
     ]

@@ -53,9 +53,10 @@ def whole_images() -> Iterator[None]:
 def compile_ahead(cases: list[Case], device: torch.device, seconds: float) -> None:
     """Compiles in several processes; this one reads the cache. What is not done after `seconds`, or fails, is
     compiled, and reported, at its first use."""
-    from kernels.triton_ops.warm_up import operator_tasks, warm_up  # noqa: PLC0415  # needs Triton
+    from kernels.triton_ops.warm_up import EDGES, operator_tasks, warm_up  # noqa: PLC0415  # needs Triton
 
     operators = {case.operator for case in cases} | {"encode", "decode"}  # they make the inputs of the others
+    operators |= {EDGES} if any(case.edges for case in cases) else set()
     samplings, dtypes = dict.fromkeys(case.sampling for case in cases), dict.fromkeys(case.dtype for case in cases)
     warm_up(operator_tasks(operators, samplings, [DTYPES[name] for name in dtypes], device), seconds=seconds)
 
@@ -205,7 +206,7 @@ def report(rows: list[Row], copy: float) -> bool:
         print(f"{late} of {len(rows)} cases lack a figure, as time ran out: give more --minutes, or fewer cases")
     failed = [row for row in rows if row.notes.get("kernel", NO_TIME) != NO_TIME]
     for row in failed:
-        print(f"FAILED: {row.case.operator} {row.case.sampling.label} {row.case.dtype}: {row.notes['kernel']}")
+        print(f"FAILED: {row.case.name} {row.case.sampling.label} {row.case.dtype}: {row.notes['kernel']}")
     return not failed
 
 

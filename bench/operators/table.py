@@ -61,7 +61,7 @@ class Row:
         kornia = self.times("kornia")
         if operator == "roundtrip+backward" and kornia is not None:
             return verdict(f">= {TIMES_KORNIA:.0f}x kornia", kornia >= TIMES_KORNIA)
-        if operator == "project_exact" and self.case.quality == 10:
+        if operator == "project_exact" and self.case.quality == 10 and not self.case.edges:
             return verdict(f">= {EXACT_GIGAPIXELS:.0f} GP/s", gigapixels >= EXACT_GIGAPIXELS)
         return ""
 
@@ -69,7 +69,7 @@ class Row:
         """For --json."""
         kernel, bandwidth = self.kernel, self.bandwidth()
         return {
-            "operator": self.case.operator,
+            "operator": self.case.name,
             "sampling": self.case.sampling.label,
             "dtype": self.case.dtype,
             "megapixels": self.case.images,
@@ -90,7 +90,7 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
 
 def cuda_line(row: Row, copy: float) -> str:
     case, share = row.case, row.figures(copy)["share_of_copy"]
-    cells = [case.operator, case.sampling.label, case.dtype, str(case.images)]
+    cells = [case.name, case.sampling.label, case.dtype, str(case.images)]
     cells += [number(1e3 * row.kernel if row.kernel else None, 4) or row.notes.get("kernel", "")]
     cells += [number(row.gigapixels()), number(bytes_needed(case) / 1e6, 1), number(share and 100 * share, 0)]
     cells += [number(row.times(name), 1, "x") or row.notes.get(name, "") for name in OTHERS]

@@ -54,8 +54,9 @@ def test_bytes_needed_are_those_of_what_goes_in_and_comes_out(operator, sampling
 
 def test_cases_begin_with_420_and_have_decode_once():
     cases = all_cases(OPERATORS, Subsampling, DTYPES, [16, 1], 10)
-    assert len(set(cases)) == len(cases) == 2 * 5 * (2 * len(OPERATORS) - 1)
-    assert {case.sampling for case in cases[:26]} == {Subsampling.S420}
+    assert len(set(cases)) == len(cases) == 2 * 5 * (2 * len(OPERATORS) - 1) + 5 * 4
+    assert {case.sampling for case in cases[:30]} == {Subsampling.S420}
+    assert {case.operator for case in cases if case.edges} == {"project_exact"}
     assert [case.images for case in cases[:2]] == [1, 16]
 
 
@@ -84,7 +85,8 @@ def test_goals_are_judged_from_16_megapixels_up():
     assert both.goal(copy) == ">= 20x kornia: missed"
     exact = Case("project_exact", Subsampling.S420, "float32", 128)
     assert Row(exact, {"kernel": exact.pixels / 2.1e9}).goal(copy) == ">= 2 GP/s: met"
-    assert Row(replace(exact, quality=50), {"kernel": 1.0}).goal(copy) == ""
+    for change in ({"quality": 50}, {"side": 1009}):
+        assert Row(replace(exact, **change), {"kernel": 1.0}).goal(copy) == ""
 
 
 def test_tables_show_figures_and_the_reason_where_there_is_none():
