@@ -3,10 +3,11 @@
 On a GPU: each operator, sampling, dtype and size (1, 16 and 128 megapixels a launch, in images of 1024 x 1024, and for
 project_exact also of 1009 x 1009, whose edges it searches by themselves). The time is the device's, a median, with
 inputs and results that rotate so that the L2 cache does not hold them. Bytes needed: the minimum that must be read and
-written, each once per launch; 100 % is the bandwidth of the card's own copy, measured first. Compared with: torch_ops (PyTorch, eager, on whole images), the same under torch.compile (at 16
-megapixels), both without project_exact, of which PyTorch has no version, and for roundtrip 4:2:0 kornia's
-jpeg_codec_differentiable. project and project_exact get decoded images with noise of 3 gray levels, so that there is
-something to project; encode and roundtrip get photographs of the sample shard, extended by mirroring.
+written, each once per launch; 100 % is the bandwidth of the card's own copy, measured first. Compared with: torch_ops
+(PyTorch, eager, on whole images), the same under torch.compile (at 16 megapixels), both without project_exact, of which
+PyTorch has no version, and for roundtrip 4:2:0 kornia's jpeg_codec_differentiable. project and project_exact get
+decoded images with noise of 3 gray levels, so that there is something to project; encode and roundtrip get photographs
+of the sample shard, extended by mirroring.
 
 On a CPU: torch_ops compared with kornia (roundtrip) and with Pillow's codec (encode, decode), taking turns in one run,
 in wall time and CPU time, on one thread: on a busy machine several threads would wait for each other.
