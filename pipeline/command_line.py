@@ -69,7 +69,8 @@ examples (`jpeg-posterior restore` is the same as `python -m pipeline.restore`):
   python -m pipeline.restore --input-dir shards --output-dir restored --output-shards --format webp --verify
   python -m pipeline.restore --input-dir s3://photos/shards --output-dir s3://photos/restored --output-shards
   torchrun --nproc-per-node 8 -m pipeline.restore --input-dir shards --output-dir restored --output-shards
-  srun --ntasks 64 --gpus-per-task 1 python -m pipeline.restore --input-dir shards --output-dir restored --output-shards
+  srun --ntasks 64 --gpus-per-task 1 --cpus-per-task 12 \\
+    python -m pipeline.restore --input-dir shards --output-dir restored --output-shards
   python -m pipeline.restore --output-dir restored --merge --report
   python -m pipeline.restore --engine ray --input-dir /nfs/shards --output-dir /nfs/restored --output-shards
 """

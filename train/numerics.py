@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from pipeline.engine.device import choose_device, choose_dtype
+from pipeline.engine.device import choose_device, choose_dtype, multiplies_bfloat16
 
 if TYPE_CHECKING:
     from train.config import RunConfig
@@ -37,6 +37,8 @@ def uses_bfloat16(run: RunConfig, device: torch.device) -> bool:
 
 @cache
 def _is_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return multiplies_bfloat16(device)
     return choose_dtype(AUTO, device) == torch.bfloat16
 
 

@@ -11,10 +11,12 @@ python -m kernels.triton_ops.warm_up            every kernel, for this machine's
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import hashlib
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -147,7 +149,8 @@ def warm_up(
 
 
 def _run(tasks: Mapping[str, Task], processes: int, seconds: float | None, progress: bool) -> dict[str, str]:
-    pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(tasks)), mp_context=spawn, initializer=_end_with_parent)
     futures = {pool.submit(task): name for name, task in tasks.items()}
     failed = dict.fromkeys(tasks, "no time left")
     bar = tqdm(
@@ -162,6 +165,12 @@ def _run(tasks: Mapping[str, Task], processes: int, seconds: float | None, progr
             bar.update()
     pool.shutdown(wait=True, cancel_futures=True)
     return failed
+
+
+def _end_with_parent() -> None:
+    """Lets the kernel of Linux kill this process when its parent is killed, which it would not notice."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _digest() -> str:
@@ -191,12 +200,16 @@ def compile_kernels(
     samplings: Iterable[Subsampling] = tuple(Subsampling),
     dtypes: Iterable[torch.dtype] = DTYPES[:1],
 ) -> dict[str, str]:
-    """`warm_up` for the kernels of these operators and the noise's. What failed is printed, too: it will fail again for
-    the files that need it."""
+    """`warm_up` for the kernels of these operators and the noise's. What failed in other processes is tried again in
+    this one. Returns what fails here, too, by name, with the reason, and prints it."""
     tasks = operator_tasks(operators, samplings, dtypes, device) | {"noise": partial(draw_noise, device)}
-    failed = warm_up(tasks, processes=processes, progress=progress)
-    for name, reason in failed.items():
-        print(f"kernels of {name} could not be compiled in advance: {reason}", file=sys.stderr)
+    failed = {}
+    for name in warm_up(tasks, processes=processes, progress=progress):
+        try:
+            tasks[name]()
+        except Exception as error:  # Triton and its compilers raise many types
+            failed[name] = f"{type(error).__name__}: {error}"
+            print(f"kernels of {name} cannot be compiled: {failed[name]}", file=sys.stderr)
     return failed
 
 

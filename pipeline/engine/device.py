@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,8 @@ from torch import nn
 
 
 class DeviceLostError(RuntimeError):
-    """A GPU does not work any more in this process: after an error inside a kernel nothing runs on it until the process
-    ends. Not a failure of the file at hand."""
+    """A GPU cannot be used, or no longer in this process: after an error inside a kernel nothing runs on it until the
+    process ends. Not a failure of the file at hand."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,14 +30,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of a name; `auto` is bfloat16 where the hardware multiplies it (GPUs from Ampere on, CPUs with AMX or
-    AVX512-BF16), else float32. Raises ValueError for another name."""
+    """The dtype of a name; `auto` is bfloat16 where the hardware multiplies it (GPUs, CPUs with AMX or AVX512-BF16),
+    else float32. Raises ValueError for another name."""
     if name == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
-            capable = torch.cpu.get_capabilities()
-            fast = capable.get("amx_bf16", False) or capable.get("avx512_bf16", False)
+        capable = torch.cpu.get_capabilities()
+        fast = device.type == "cuda" or capable.get("amx_bf16", False) or capable.get("avx512_bf16", False)
         return torch.bfloat16 if fast else torch.float32
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in dtypes:
@@ -49,9 +47,28 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def use_ieee_float32() -> None:
-    """Disables TF32 in this process. By default PyTorch rounds the factors of float32 convolutions on a GPU to TF32,
-    which has 10 bits of fraction."""
+def multiplies_bfloat16(gpu: torch.device) -> bool:
+    """Whether it has units for that, as GPUs from Ampere on have. Starts CUDA."""
+    return torch.cuda.get_device_capability(gpu) >= (8, 0)
+
+
+def prepare_gpu(device: torch.device, dtype: torch.dtype, processes: int, progress: bool) -> None:
+    """Compiles the kernels that a restoration needs. dtype: of the network, for a hint where it is slow. Raises
+    DeviceLostError if they cannot be compiled: no file could be restored."""
+    from kernels.triton_ops.warm_up import compile_kernels  # noqa: PLC0415  # the CPU needs no Triton
+
+    if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
+        print(f"{device} has no units for bfloat16: --dtype float32 is faster here", file=sys.stderr)
+    if failed := compile_kernels(device, processes, progress):
+        name, reason = next(iter(failed.items()))
+        raise DeviceLostError(f"{device}: {len(failed)} kernels cannot be compiled, such as {name}: {reason}")
+
+
+def fix_convolutions() -> None:
+    """Makes a GPU's convolutions in this process IEEE's float32 and the same every time. By default PyTorch rounds
+    their factors to TF32, which has 10 bits of fraction; cuDNN may take algorithms that add in varying order, and with
+    `benchmark` those that are fastest at the moment."""
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cudnn.allow_tf32 = False  # setting only `conv.fp32_precision` makes reading this raise
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
@@ -69,6 +86,15 @@ def one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def prepare_network(network: nn.Module, device: torch.device, shapes: int) -> None:
+    """Sets what a GPU's convolutions need, and compiles the network for so many shapes of input, unless that is 0.
+    Raises ValueError as `compile_network`."""
+    if device.type == "cuda":
+        fix_convolutions()
+    if shapes:
+        compile_network(network, device, shapes)
+
+
 def compile_network(network: nn.Module, device: torch.device, shapes: int, backend: str = "inductor") -> None:
     """Compiles the network in place, fusing the operations between convolutions.
 
@@ -82,11 +108,17 @@ def compile_network(network: nn.Module, device: torch.device, shapes: int, backe
     network.compile(dynamic=False, fullgraph=True, backend=backend)
 
 
-def check_gpu(device: torch.device) -> None:
-    """Raises DeviceLostError if the device is a GPU that does not work any more."""
+def check_gpu(device: torch.device, error: Exception | None = None) -> None:
+    """Raises DeviceLostError if the device is a GPU that does not work any more. error: of a single tile, which takes
+    as much memory as a full batch: lack of memory is none of its file's, either."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise DeviceLostError(
+            f"{device} has too little memory for a batch: start the run again with a smaller --batch, --tile or "
+            f"--samples to continue ({error})"
+        ) from error
     if device.type != "cuda":
         return
     try:
         torch.cuda.synchronize(device)
-    except Exception as error:
-        raise DeviceLostError(f"{device} does not work any more: {error}; start the run again to continue") from error
+    except Exception as lost:
+        raise DeviceLostError(f"{device} does not work any more: {lost}; start the run again to continue") from lost

@@ -39,6 +39,5 @@ def _reason(error: Exception) -> str:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the error has another cause than the file: memory, a worker process, a disk."""
-    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch's on the CPU
-    return no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError | WorkerError | OSError)
+    """Whether the error has, or may have, another cause than the file: memory, a worker process, a disk, a GPU."""
+    return isinstance(error, RuntimeError | MemoryError | WorkerError | OSError)

@@ -21,6 +21,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from pipeline.engine.device import check_gpu
 from pipeline.engine.failures import CertificateError
 from pipeline.engine.job import Job
 from pipeline.engine.memory import Buffers
@@ -67,6 +68,7 @@ def stages(job: Job) -> list[Stage[Step]]:
             merge=merge_dali_result,
             place="device",
             max_batch=lambda kind: DALI_BATCH,
+            check=partial(check_gpu, restorer.device),
         )
         return [together, *every]
     return every if restorer.batched else [item_stage(partial(run_stages, every), without_shared_memory), *every]

@@ -43,7 +43,7 @@ class Options:
     mode: Mode | None = None
     samples: int = 1
     tile: int = 1536
-    batch: int = 8
+    batch: int = 2
     max_pixels: int = 1 << 28
     frontend: Frontend = "libjpeg"
     compile: bool = False

@@ -45,7 +45,7 @@ class RunResources:
             self.stages,
             fail,
             workers=self.workers,
-            admit=Admission(self.job, max_bytes(self.workers), self.memory),
+            admit=Admission(self.job, max_bytes(self.workers, self.job.restorer.batched), self.memory),
             max_items=MAX_FILES + MAX_FILES_PER_WORKER * self.workers,
             prepare=partial(torch.set_num_threads, 1),
             processes=self.processes,
@@ -77,13 +77,13 @@ def open_resources(job: Job) -> Iterator[RunResources]:
     memory = processes = None
     with ExitStack() as stack:
         if workers > 1 or uses_device(every):
-            memory = SharedMemory(max_bytes(workers) + max_file_bytes(restorer))
+            memory = SharedMemory(max_bytes(workers, restorer.batched) + max_file_bytes(restorer))
             do = [stage.do for stage in every]
             processes = stack.enter_context(WorkerLauncher(do, memory, prepare, restorer.stopwatch))
         restorer.prepare_device(job.share.cores - 1, not job.quiet)
         if memory is not None and restorer.device.type == "cuda":
             try:
-                memory.pin(max_bytes(workers), restorer.device)
+                memory.pin(max_bytes(workers, restorer.batched), restorer.device)
                 stack.callback(memory.unpin)
             except RuntimeError as error:
                 print(f"{error}: copies to and from {restorer.device} will be slower", file=sys.stderr)

@@ -18,7 +18,7 @@ from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline.engine import tiling
 from pipeline.engine.byte_limit import ByteLimit, max_bytes
-from pipeline.engine.device import check_gpu, choose_device, choose_dtype, compile_network, one_thread, use_ieee_float32
+from pipeline.engine.device import check_gpu, choose_device, choose_dtype, one_thread, prepare_gpu, prepare_network
 from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
 from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
@@ -73,11 +73,8 @@ class Restorer:
         tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError for a bad tile size
         number_type = choose_dtype(dtype, where)
         generator = loaded.generator.convolve_in(number_type)
-        if where.type == "cuda":
-            use_ieee_float32()
-        if options.compile:
-            shapes = (len(tiling.BATCH_SIDES) + 1) ** 2
-            compile_network(generator, where, 2 * shapes)  # each with SAMPLES_PER_PASS samples, and with a remainder
+        shapes = 2 * (len(tiling.BATCH_SIDES) + 1) ** 2  # each with SAMPLES_PER_PASS samples, and with a remainder
+        prepare_network(generator, where, shapes if options.compile else 0)
         return cls(generator, loaded.digest, where, number_type, options)
 
     @cached_property
@@ -110,11 +107,10 @@ class Restorer:
 
     def prepare_device(self, processes: int = 0, progress: bool = False) -> None:
         """Compiles a GPU's kernels in so many processes (0: one per core but one), and checks the front end. Must be
-        called after forking, because DALI and CUDA start threads. Raises FrontendError."""
+        called after forking, because DALI and CUDA start threads. Raises FrontendError, and DeviceLostError for a GPU
+        on which kernels cannot be compiled."""
         if self.device.type == "cuda":
-            from kernels.triton_ops.warm_up import compile_kernels  # noqa: PLC0415  # the CPU needs no Triton
-
-            compile_kernels(self.device, processes, progress)
+            prepare_gpu(self.device, self.dtype, processes, progress)
         if self.dali is not None:
             self.dali.check()
 
@@ -139,7 +135,8 @@ class Restorer:
         workers: number of threads; 0: as many as PyTorch uses. On a GPU one more restores tiles, in batches."""
         threads = torch.get_num_threads()
         count = workers or threads
-        limit = ByteLimit[PendingFile](max_bytes(count), lambda file: self.estimate_bytes(file.layout.size, file.data))
+        within = max_bytes(count, self.batched)
+        limit = ByteLimit[PendingFile](within, lambda file: self.estimate_bytes(file.layout.size, file.data))
         scheduler = Scheduler(
             self._stages(seed),
             PendingFile.on_error,
@@ -163,6 +160,7 @@ class Restorer:
             merge=lambda file, unit, work: file.read(work),
             place="device" if dali else "worker",
             max_batch=lambda kind: DALI_BATCH if dali else 1,
+            check=partial(check_gpu, self.device),
         )
         return [reading, self.tiles_stage(lambda file: file.work if isinstance(file.work, FileRestoration) else None)]
 

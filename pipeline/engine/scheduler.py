@@ -222,9 +222,12 @@ class Scheduler(Generic[T]):
         return self._wait_for_units(pop, self._for_workers, wait)
 
     def _next_batch(self, wait: bool) -> list[WorkUnit[T]]:
-        """Units for the device; as `_next`."""
+        """Units for the device; as `_next`. While it works on others (not `wait`), a batch that is not full is left: it
+        takes as long as a full one, and more units may come."""
         return self._wait_for_units(
-            lambda: self._device.pop(self._max_batch, full_batches_first=True), self._for_device, wait
+            lambda: self._device.pop(self._max_batch, full_batches_first=True, full_only=not wait),
+            self._for_device,
+            wait,
         )
 
     def _wait_for_units(

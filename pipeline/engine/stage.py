@@ -27,7 +27,8 @@ class Stage(Generic[T]):
         waits for the last.
     kind, max_batch: units of equal kind may form a batch, of at most `max_batch(kind)` units. Workers take fewer where
         other workers would have nothing to do.
-    check: called after an error on the device; what it raises ends the run, and no item fails."""
+    check: called after an error on the device, with the error if it was a single unit's; what it raises ends the run,
+        and no item fails."""
 
     split: Callable[[T], Sequence[Any]]
     do: Callable[[Sequence[Any]], Callable[[], Sequence[Any]]]
@@ -35,7 +36,7 @@ class Stage(Generic[T]):
     place: Place = "worker"
     kind: Callable[[Any], Hashable] = lambda unit: None
     max_batch: Callable[[Any], int] = lambda kind: 1
-    check: Callable[[], None] = lambda: None
+    check: Callable[[Exception | None], None] = lambda error: None
 
 
 def item_stage(function: Callable[[T], T], wanted: Callable[[T], bool]) -> Stage[T]:
@@ -120,7 +121,7 @@ def finish_batch(stage: Stage[T], units: Sequence[Any], begun: Callable[[], Sequ
     try:
         return begun()
     except Exception as error:
-        stage.check()
+        stage.check(error if len(units) == 1 else None)
         if len(units) == 1:
             return [_without_locals(error)]
     return [finish_batch(stage, [unit], start_batch(stage, [unit]))[0] for unit in units]

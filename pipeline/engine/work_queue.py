@@ -57,13 +57,17 @@ class WorkQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._kinds.values()))
 
-    def pop(self, max_batch: Callable[[Any], int], full_batches_first: bool = False) -> list[WorkUnit[T]]:
+    def pop(
+        self, max_batch: Callable[[Any], int], full_batches_first: bool = False, full_only: bool = False
+    ) -> list[WorkUnit[T]]:
         """Up to `max_batch(kind)` units of one kind: the kind of the oldest unit; an empty list if the queue is empty.
 
-        full_batches_first: prefer a kind that fills its batch over an older one that does not."""
-        if not self._kinds:
-            return []
+        full_batches_first: prefer a kind that fills its batch over an older one that does not; full_only: leave one
+        that does not."""
+        full_batches_first |= full_only
         full = [kind for kind, heap in self._kinds.items() if full_batches_first and len(heap) >= max_batch(kind)]
+        if not self._kinds or (full_only and not full):
+            return []
         kind = min(full or self._kinds, key=lambda kind: self._kinds[kind][0][:2])
         heap = self._kinds[kind]
         units = [heapq.heappop(heap)[2] for _ in range(min(len(heap), max_batch(kind)))]

@@ -108,8 +108,12 @@ class DaliFrontend:
         """Decodes a batch. DALI fails as a whole for one broken file; then each file is decoded by itself."""
         try:
             return self._run(files, gray)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self._pipelines.pop(gray, None)
+            if self._stream is not None:
+                self._stream.synchronize()  # raises if the GPU is lost: not an error of the file
             if len(files) == 1:
                 return [_decode_error(files[0], error)]
         return [self._decode([data], gray)[0] for data in files]

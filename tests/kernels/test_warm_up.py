@@ -1,8 +1,10 @@
 """Kernels are compiled ahead in other processes, once for a cache; what fails is named and tried again."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -118,3 +120,42 @@ def test_a_script_without_the_usual_condition_is_told_so_and_ends(tmp_path):
     assert f"{script}: compiles kernels" in ended.stderr
     assert 'if __name__ == "__main__":' in ended.stderr
     assert ended.stdout == "failed: nothing\n"
+
+
+def only_in(process: int) -> None:
+    assert os.getpid() == process
+
+
+def fail_at(device: torch.device) -> None:
+    raise RuntimeError("no such register")
+
+
+def sleep(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def compile_for_long(folder: Path) -> None:
+    warm_up({"long": partial(sleep, folder)}, processes=1, progress=False)
+
+
+def test_a_killed_process_takes_its_compilers_with_it(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=compile_for_long, args=(tmp_path,))
+    parent.start()
+    while not (pids := [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]):
+        time.sleep(0.05)
+        assert parent.is_alive()
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pids[0]}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pids[0]}").exists()
+
+
+def test_what_fails_in_another_process_is_tried_here(device, monkeypatch):
+    here = os.getpid()
+    monkeypatch.setattr(module, "operator_tasks", lambda *arguments: {"here": partial(only_in, here)})
+    monkeypatch.setattr(module, "draw_noise", fail_at)
+    failed = module.compile_kernels(device, 1, False)
+    assert failed == {"noise": "RuntimeError: no such register"}

@@ -237,7 +237,7 @@ def test_restore_many_reads_no_further_ahead_than_memory_permits(weights):
     restorer, size, taken = Restorer.from_pretrained(weights), (4200, 4000), []
     data = edit(encode(photograph(64, 96)), 0xC0, lambda frame: frame.__setitem__(slice(1, 5), pack(">HH", *size)))
     data = data[:-200]
-    limit, each = max_bytes(2), restorer.estimate_bytes(size, data)
+    limit, each = max_bytes(2, restorer.batched), restorer.estimate_bytes(size, data)
     assert each < limit < 2 * each
 
     def files() -> Iterator[tuple[str, bytes]]:
@@ -301,12 +301,7 @@ def test_types_of_the_network(weights):
     full, half = (Restorer.from_pretrained(weights, dtype=name).restore(data) for name in ("float32", "bfloat16"))
     assert full.mismatches == half.mismatches == 0
     assert (full.image.double() - half.image.double()).square().mean() < 1
-
-
-def test_bfloat16_is_for_gpus_that_multiply_it(monkeypatch):
-    for capability, wanted in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((10, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert choose_dtype("auto", torch.device("cuda:0")) == wanted
+    assert choose_dtype("auto", torch.device("cuda:0")) == torch.bfloat16
 
 
 def test_three_lines_of_the_docstring(tmp_path, weights):

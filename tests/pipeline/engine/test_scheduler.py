@@ -6,14 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
+from counted import CountedItem, fail, note, over
 
-from pipeline.engine.device import DeviceLostError, check_gpu
 from pipeline.engine.memory import SharedMemory
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage, item_stage
@@ -25,21 +23,6 @@ KINDS = {
     "threads": {"workers": 3},
     "processes": {"workers": 3},
 }
-
-
-@dataclass
-class CountedItem:
-    """number: what the item is. units: as many as it is cut into."""
-
-    number: int
-    units: int = 1
-    trace: list[object] = field(default_factory=list)
-    error: Exception | None = None
-
-
-def fail(job: CountedItem, error: Exception) -> CountedItem:
-    job.error = error
-    return job
 
 
 @contextmanager
@@ -64,16 +47,6 @@ def line(
             do = [stage.do for stage in stages]
             processes = stack.enter_context(WorkerLauncher(do, SharedMemory(1), stopwatch=stopwatch))
         yield stack.enter_context(Scheduler(stages, fail, processes=processes, **(KINDS[kind] | options)))
-
-
-def note(job: CountedItem, unit: object, result: object) -> CountedItem:
-    job.trace.append(result)
-    return job
-
-
-def over(job: CountedItem) -> CountedItem:
-    job.trace.append("over")
-    return job
 
 
 def uneven(number: int, index: int) -> tuple[int, int]:
@@ -322,70 +295,3 @@ def test_times_measured_in_processes_are_added_up():
         list(stages.run(CountedItem(n) for n in range(10)))
     assert 0.2 <= stopwatch.stages["spin"].cpu < 0.3
     assert stages.busy >= stopwatch.stages["spin"].wall
-
-
-class Device:
-    """Adds one to numbers, up to `together` of one parity at a time, and writes down what it was given."""
-
-    def __init__(self, together: int = 4, hardware: str = "cpu") -> None:
-        self.together, self.hardware = together, torch.device(hardware)
-        self.batches: list[list[int]] = []
-        self.pending = self.most_pending = 0
-
-    def begin(self, units: list[int]) -> Callable[[], list[int]]:
-        self.batches.append(list(units))
-        self.pending += 1
-        self.most_pending = max(self.most_pending, self.pending)
-        if 13 in units:
-            raise ValueError("thirteen")
-        return lambda: self.end(units)
-
-    def begin_late(self, units: list[int]) -> Callable[[], list[int]]:
-        """Does it all, and fails, when it is waited for."""
-
-        def begin_and_end() -> list[int]:
-            return self.begin(units)()
-
-        return begin_and_end
-
-    def end(self, units: list[int]) -> list[int]:
-        time.sleep(0.002)
-        self.pending -= 1
-        return [unit + 1 for unit in units]
-
-    def stage(self) -> Stage[CountedItem]:
-        return Stage(
-            split=lambda job: [job.number] * job.units,
-            do=self.begin,
-            merge=note,
-            place="device",
-            kind=lambda unit: unit % 2,
-            max_batch=lambda kind: self.together,
-            check=partial(check_gpu, self.hardware),
-        )
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_device_gets_units_of_several_items_in_batches_of_one_kind(workers):
-    device = Device()
-    with Scheduler([device.stage(), item_stage(over, lambda job: True)], fail, workers=workers, max_items=50) as stages:
-        done = list(stages.run(CountedItem(n, units=1 + n % 3) for n in range(60)))
-    for job in done:
-        if job.number == 13:
-            assert str(job.error) == "thirteen"
-        else:
-            assert job.trace == [job.number + 1] * (1 + job.number % 3) + ["over"]
-    assert all(len({unit % 2 for unit in batch}) == 1 for batch in device.batches)
-    assert max(map(len, device.batches)) == 4
-    assert sum(len(batch) == 4 for batch in device.batches) > len(device.batches) / 2
-    assert device.most_pending >= 2
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_a_lost_device_ends_the_run_and_no_item_fails(late):
-    device, found = Device(hardware="cuda:99"), []  # there is none, so it works as little as one that is lost
-    start = device.begin_late if late else device.begin
-    stages = [replace(device.stage(), do=start), item_stage(over, lambda job: True)]
-    with Scheduler(stages, fail, workers=3) as scheduler, pytest.raises(DeviceLostError, match="cuda:99 does not work"):
-        found.extend(scheduler.run(CountedItem(n) for n in range(60)))
-    assert not any(job.error for job in found)
