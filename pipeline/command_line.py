@@ -144,7 +144,12 @@ def _add_filters(add: Add) -> None:
     add("--min-quality", type=int, metavar="Q", help="restore files of at least this quality")
     add("--min-size", type=int, metavar="N", help="restore files with at least N pixels on the shorter side")
     add("--include", **several, help="restore files whose path below the input matches; repeatable")
-    add("--exclude", **several, help="leave out files that match; a pattern without a slash matches the name")
+    add(
+        "--exclude",
+        **several,
+        help="pass through files that match (a pattern without a slash: whose name matches); "
+        "for no output, add --passed-through skip",
+    )
     add(
         "--passed-through",
         choices=PASSED_THROUGH,

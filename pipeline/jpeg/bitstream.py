@@ -299,7 +299,7 @@ def _read_blocks(header: Header, segments: bytes, data: bytes, blocks: list[Plan
     if data.rfind(b"\xff\xd9", header.scan_offset) >= 0:
         if _libjpeg_reads((segments, scans, _SENTINEL), blocks):
             return
-        reason = "truncated or damaged: libjpeg-turbo could not read to an end-of-image marker (it says why on stderr)"
+        reason = "truncated or damaged: libjpeg-turbo could not read to an end-of-image marker"
     else:
         reason = "truncated: the file has no end-of-image marker"
     if _may_have_scans(header) or pillow_error(data) is not None:

@@ -256,6 +256,8 @@ def check_same_run(where: str, found: dict[str, object], run: RunIdentity) -> No
         raise SinkError(
             f"{where}: holds the outputs of another run: {differences(refused)}; "
             "choose another folder, or use --overwrite, which starts a new manifest and leaves the old images"
+            + f" (if the inputs have only moved, write their new place into {IDENTITY})"
+            * (refused == ["input"])
         )
     if changed := [name for name in differing if name in METADATA_FIELDS]:
         print(f"{where}: continues with another {differences(changed)}: the pixels are the same", file=sys.stderr)
