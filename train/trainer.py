@@ -78,7 +78,9 @@ def _train(config: Config, ranks: Ranks) -> Path:
         warn_of_slow_bfloat16(config.run, ranks.device)
         for notice in notices(config):
             tqdm.write(notice, file=sys.stderr)
-    ranks.local_batch(config.data.batch, config.optimiser.accumulate)  # raises before images are loaded, which is slow
+    own = ranks.local_batch(config.data.batch, config.optimiser.accumulate)  # raises before images are loaded
+    if ranks.is_first and ranks.size > 1:
+        tqdm.write(f"{config.data.batch} crops a step, {own} on each of {ranks.size} ranks")
     require_tensorboard(config)
     state, source_state = new_state(config, ranks), {}
     if (folder / CHECKPOINT).exists():

@@ -51,7 +51,7 @@ BALANCED = {
 of its network that rounding turns on or off changes its gradient by a hundredth."""
 
 
-def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path):
+def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path, capfd):
     """In float32, over three steps with all terms; the ranks' crops go in two parts, too, and one of these has none for
     FM and SM."""
     config = game_of(photos, tmp_path / "one", **ALL)
@@ -62,6 +62,7 @@ def test_two_ranks_and_two_parts_have_the_gradients_of_one_rank(photos, tmp_path
     two = changed(parts, {"run": {"output": str(tmp_path / "two")}})
     for code, said in in_ranks(lambda rank: train(two), tmp_path):
         assert code == 0, said
+    assert "4 crops a step, 2 on each of 2 ranks" in capfd.readouterr().out
     train(config)
     train(parts)
     for folder in ("two", "parts"):
