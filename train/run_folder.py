@@ -23,19 +23,19 @@ LOCK = ".lock"
 
 
 @contextmanager
-def run_folder(config: Config, ranks: Ranks) -> Iterator[Path]:
+def run_folder(config: Config, ranks: Ranks) -> Iterator[None]:
     """Creates `run.output`, which the first rank locks inside the `with` block, and writes the configuration with all
     overrides and defaults into it as config.yaml. Raises TrainingError if another process has locked it, OSError."""
     folder = Path(config.run.output)
     folder.mkdir(parents=True, exist_ok=True)
     if not ranks.is_first:
-        yield folder
+        yield
         return
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         _lock(lock, folder)
         write_atomically(folder / CONFIG, as_yaml(config).encode())
-        yield folder
+        yield
     finally:
         os.close(lock)
 

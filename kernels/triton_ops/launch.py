@@ -133,9 +133,9 @@ def launch(
     programs: int | None = None,
     **more: Any,
 ) -> None:
-    """Starts `kernel` over all MCUs of `images` images of `size` pixels, or over `mcus` of each, in so many programs at
-    most, if it has a limit. After `arguments` come
-    the counts of MCUs, in all, down and across an image, the size, the sampling's constants, and `more` of them."""
+    """Starts `kernel` over all MCUs of `images` images of `size` pixels, or over `mcus` of each, in at most so many
+    `programs`. After `arguments` come the counts of MCUs, in all, down and across an image, the size, the sampling's
+    constants, and `more` of them."""
     rows, columns = sampling.mcu_grid(size)
     vertical, horizontal = sampling.factors
     count, chosen = images * (rows * columns if mcus is None else mcus), kernel.configuration

@@ -16,6 +16,10 @@ class DeviceLostError(RuntimeError):
     process ends. Not a failure of the file at hand."""
 
 
+class NetworkMemoryError(torch.OutOfMemoryError):
+    """The network has too little memory for a batch, which is as large for one tile as for many."""
+
+
 def choose_device(name: str) -> torch.device:
     """The device of a name: `cpu`, `cuda`, `cuda:N`, or `auto` for the first GPU, if there is one. Raises ValueError
     for another name and for a GPU that PyTorch does not see."""
@@ -40,6 +44,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in dtypes:
         raise ValueError(f"dtype {name!r}: expected auto, {' or '.join(dtypes)}")
     return dtypes[name]
+
+
+def choose_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of these names (`choose_device`, `choose_dtype`). Raises ValueError."""
+    where = choose_device(device)
+    return where, choose_dtype(dtype, where)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -71,6 +81,15 @@ def fix_convolutions() -> None:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cudnn.allow_tf32 = False  # setting only `conv.fp32_precision` makes reading this raise
     torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+@contextmanager
+def network_memory() -> Iterator[None]:
+    """Lack of a GPU's memory inside the block is a NetworkMemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NetworkMemoryError(str(error)) from error
 
 
 @contextmanager
@@ -109,9 +128,9 @@ def compile_network(network: nn.Module, device: torch.device, shapes: int, backe
 
 
 def check_gpu(device: torch.device, error: Exception | None = None) -> None:
-    """Raises DeviceLostError if the device is a GPU that does not work any more. error: of a single tile, which takes
-    as much memory as a full batch: lack of memory is none of its file's, either."""
-    if isinstance(error, torch.OutOfMemoryError):
+    """Raises DeviceLostError if the device is a GPU that does not work any more. error: of a single tile: if the
+    network has too little memory for that, no file can be restored."""
+    if isinstance(error, NetworkMemoryError):
         raise DeviceLostError(
             f"{device} has too little memory for a batch: start the run again with a smaller --batch, --tile or "
             f"--samples to continue ({error})"

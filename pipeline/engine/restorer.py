@@ -18,7 +18,7 @@ from model.noise import derive_pairs, derive_seed
 from model.weights import load
 from pipeline.engine import tiling
 from pipeline.engine.byte_limit import ByteLimit, max_bytes
-from pipeline.engine.device import check_gpu, choose_device, choose_dtype, one_thread, prepare_gpu, prepare_network
+from pipeline.engine.device import check_gpu, choose_hardware, network_memory, one_thread, prepare_gpu, prepare_network
 from pipeline.engine.memory import empty_images
 from pipeline.engine.options import REGRESSION, SAMPLER, Mode, Options, check_mode
 from pipeline.engine.results import Failure, FileRestoration, PendingFile, Restored, Source, data_of
@@ -68,10 +68,10 @@ class Restorer:
         options = options or Options()
         if weights is None:
             weights = REGRESSION if options.mode == "mmse" else SAMPLER
-        loaded, where = load(weights), choose_device(device)
+        loaded = load(weights)
+        where, number_type = choose_hardware(device, dtype)
         check_mode(loaded.generator, loaded.name, options)
         tiling.plan((1, 1), options.tile, tiling.halo_of(loaded.generator))  # raises ValueError for a bad tile size
-        number_type = choose_dtype(dtype, where)
         generator = loaded.generator.convolve_in(number_type)
         shapes = 2 * (len(tiling.BATCH_SIDES) + 1) ** 2  # each with SAMPLES_PER_PASS samples, and with a remainder
         prepare_network(generator, where, shapes if options.compile else 0)
@@ -266,7 +266,7 @@ class Restorer:
         seeds = [task.image.seeds for task in tasks]
         totals = [torch.zeros((), device=self.device)] * len(tasks)
         for first in range(0, len(seeds[0]), SAMPLES_PER_PASS):
-            with self._timed("network"):
+            with self._timed("network"), network_memory():
                 drawn = self.draw(tasks, decoded, [some[first : first + SAMPLES_PER_PASS] for some in seeds])
             if self.mode == "mean":
                 totals = [total + x.sum(0, keepdim=True) for total, x in zip(totals, drawn, strict=True)]
