@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (UsageError, SourceError, SinkError, FrontendError, DeviceLostError, cluster.ClusterError) as error:
-        print(f"restore: {error}", file=sys.stderr)
+        print(f"restore: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return STOPPED
     except Exception:
         traceback.print_exc()

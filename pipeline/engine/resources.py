@@ -20,7 +20,7 @@ from pipeline.engine.memory import SharedMemory, bytes_needed
 from pipeline.engine.restorer import MAX_BATCH, Restorer
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage, uses_device
-from pipeline.engine.task import Step
+from pipeline.engine.task import Step, Task
 from pipeline.engine.worker import WorkerLauncher
 from pipeline.jpeg.header import MAX_DIMENSION
 
@@ -48,6 +48,7 @@ class RunResources:
             admit=Admission(self.job, max_bytes(self.workers, self.job.restorer.batched), self.memory),
             max_items=MAX_FILES + MAX_FILES_PER_WORKER * self.workers,
             prepare=partial(torch.set_num_threads, 1),
+            name=lambda step: step.item.source if isinstance(step, Task) else str(step),
             processes=self.processes,
         )
 

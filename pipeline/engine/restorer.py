@@ -144,6 +144,7 @@ class Restorer:
             admit=limit,
             max_items=2 * MAX_BATCH if self.batched else 0,
             prepare=partial(torch.set_num_threads, 1),
+            name=lambda file: file.key,
         )
         try:
             with scheduler:

@@ -30,6 +30,9 @@ JOIN_TIMEOUT_S = 8.0
 """Seconds that an interrupted run waits for its threads to finish their current work."""
 
 
+MOST_NAMED = 10
+"""Items that a note names."""
+
 Admit = Callable[[T, bool], tuple[T, Callable[[], None]] | None]
 """Admits an item: (item, whether no other item is in the scheduler) → the item with its resources, and a function that
 releases them; or None if it must wait. The only item must be admitted. Called under a lock."""
@@ -48,6 +51,7 @@ class Scheduler(Generic[T]):
         everything in sequence.
     admit, max_items: limit the items in the scheduler; max_items 0: four per worker.
     prepare: called first in every thread.
+    name: an item's, for the notes of an error that ends the run.
     processes: starts worker processes, which know the stages by their indices; None: workers are threads."""
 
     def __init__(
@@ -59,11 +63,12 @@ class Scheduler(Generic[T]):
         admit: Admit[T] = admit_all,
         max_items: int = 0,
         prepare: Callable[[], None] = lambda: None,
+        name: Callable[[T], str] = str,
         processes: WorkerLauncher | None = None,
     ) -> None:
         self._stages, self._failed, self.workers = stages, failed, workers
         self._admit, self._max_items = admit, max_items or 4 * workers
-        self._prepare, self._processes = prepare, processes
+        self._prepare, self._name, self._processes = prepare, name, processes
         self._lock = threading.Lock()
         self._oldest_done, self._room = threading.Condition(self._lock), threading.Condition(self._lock)
         self._for_workers, self._for_device = threading.Condition(self._lock), threading.Condition(self._lock)
@@ -303,9 +308,20 @@ class Scheduler(Generic[T]):
                 begun.append((stage, units, start_batch(stage, [unit.work for unit in units])))
             if len(begun) > 1 or not units:
                 stage, units, ending = begun.popleft()
-                outcomes = finish_batch(stage, [unit.work for unit in units], ending)
+                try:
+                    outcomes = finish_batch(stage, [unit.work for unit in units], ending)
+                except Exception as error:
+                    at_work = [*units, *(unit for _, others, _ in begun for unit in others)]
+                    error.add_note(f"on the device were {self._names(at_work)}")
+                    raise
                 for unit, outcome in zip(units, outcomes, strict=True):
                     self._finish_unit(unit, outcome)
+
+    def _names(self, units: Sequence[WorkUnit[T]]) -> str:
+        """Those of the units' items, the first MOST_NAMED."""
+        names = list(dict.fromkeys(self._name(unit.entry.item) for unit in units))
+        others = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        return ", ".join(names[:MOST_NAMED]) + others
 
     def _run_sequentially(self, item: T) -> T:
         try:

@@ -125,15 +125,19 @@ class Transfers:
                 copy.done.add(task.tile)
                 if copy.image is not None and len(copy.done) == task.image.tiles:
                     _record_stream(copy.image.images, self._download)
-                    task.image.images.copy_(copy.image.images, non_blocking=True)
-                    complete.append(copy)
+                    images = task.image.images
+                    staged = torch.empty_like(images, pin_memory=True) if pinned and not images.is_pinned() else images
+                    staged.copy_(copy.image.images, non_blocking=True)  # into memory that is not pinned it would wait
+                    complete.append((copy, images, staged))
             copied = self._streams.Event()
             copied.record(self._download)
 
         def wait() -> Tensor:
             copied.synchronize()
-            for copy in complete:
+            for copy, images, staged in complete:
                 copy.image = None
+                if staged is not images:
+                    images.copy_(staged)
             return found
 
         return wait

@@ -113,6 +113,10 @@ def test_a_lost_device_ends_the_run_and_no_item_fails(late):
     device, found = Device(hardware="cuda:99"), []  # there is none, so it works as little as one that is lost
     start = device.begin_late if late else device.begin
     stages = [replace(device.stage(), do=start), item_stage(over, lambda job: True)]
-    with Scheduler(stages, fail, workers=3) as scheduler, pytest.raises(DeviceLostError, match="cuda:99 does not work"):
+    scheduler = Scheduler(stages, fail, workers=3, name=lambda item: f"file {item.number}")
+    with scheduler, pytest.raises(DeviceLostError, match="cuda:99 does not work") as ended:
         found.extend(scheduler.run(CountedItem(n) for n in range(60)))
     assert not any(job.error for job in found)
+    (note,) = ended.value.__notes__
+    assert note.startswith("on the device were file ")
+    assert "file 13" in note
