@@ -44,8 +44,8 @@ class RunConfig:
     seed: int = 0
     seconds: float = 0.0  # time limit of this process, at which the schedules end, too; 0: none
     device: str = AUTO  # a GPU for each rank, if PyTorch sees one; or cpu, cuda
-    bfloat16: bool | str = AUTO  # autocast; auto: on GPUs and on CPUs with AMX or AVX512-BF16. In float32, CUDA's
-    # convolutions use TF32 and its matrix products do not (train/numerics.py)
+    bfloat16: bool | str = AUTO  # autocast; auto: on GPUs from Ampere on and CPUs with AMX or AVX512-BF16. In float32,
+    # CUDA's convolutions use TF32 and its matrix products do not (train/numerics.py)
     deterministic: bool = False  # on CUDA: the same weights every time; slower, and not yet run on a GPU
     compile: bool = False  # torch.compile for all networks' passes but R1
     threads: int = 0  # CPU threads of PyTorch; 0: its default

@@ -43,10 +43,11 @@ def _is_fast(device: torch.device) -> bool:
 
 
 def warn_of_slow_bfloat16(run: RunConfig, device: torch.device) -> None:
-    """Warns on stderr if bfloat16 is requested on a CPU without instructions for it."""
+    """Warns on stderr if bfloat16 is requested on a device without instructions for it."""
     if uses_bfloat16(run, device) and not _is_fast(device):
         tqdm.write(
-            "run.bfloat16: this CPU has no instructions for it (AMX, AVX512-BF16); float32 is faster here",
+            f"run.bfloat16: this {'GPU' if device.type == 'cuda' else 'CPU'} has no instructions for it (GPUs from Ampere "
+            "on have, CPUs with AMX or AVX512-BF16); float32 is faster here",
             file=sys.stderr,
         )
 

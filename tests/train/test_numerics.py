@@ -28,9 +28,15 @@ def test_auto_takes_bfloat16_where_the_hardware_multiplies_it(cpu_with):
     for capabilities, fast in (({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
         cpu_with(**capabilities)
         assert uses_bfloat16(RunConfig(), CPU) is fast
-        assert uses_bfloat16(RunConfig(), torch.device("cuda", 0))
         assert uses_bfloat16(RunConfig(bfloat16=True), CPU)
         assert not uses_bfloat16(RunConfig(bfloat16=False), CPU)
+
+
+def test_auto_takes_bfloat16_on_gpus_that_multiply_it(cpu_with, monkeypatch):
+    for capability, fast in (((7, 5), False), ((8, 0), True), ((10, 0), True)):
+        cpu_with()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert uses_bfloat16(RunConfig(), torch.device("cuda", 0)) is fast
 
 
 def test_bfloat16_on_a_cpu_without_it_is_allowed_and_said_once(tmp_path, cpu_with, capsys):
