@@ -45,9 +45,10 @@ def _is_fast(device: torch.device) -> bool:
 def warn_of_slow_bfloat16(run: RunConfig, device: torch.device) -> None:
     """Warns on stderr if bfloat16 is requested on a device without instructions for it."""
     if uses_bfloat16(run, device) and not _is_fast(device):
+        kind = "GPU" if device.type == "cuda" else "CPU"
         tqdm.write(
-            f"run.bfloat16: this {'GPU' if device.type == 'cuda' else 'CPU'} has no instructions for it (GPUs from Ampere "
-            "on have, CPUs with AMX or AVX512-BF16); float32 is faster here",
+            f"run.bfloat16: this {kind} has no instructions for it, as GPUs from Ampere on and CPUs with AMX or "
+            "AVX512-BF16 have; float32 is faster here",
             file=sys.stderr,
         )
 
