@@ -144,14 +144,13 @@ def stop_if_failed(guard: Guard, state: State, source: CropSource, config: Confi
         where = f"it could not be saved ({error})"
     ranks.barrier()
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    ways_out = ["begin again with a lower optimiser.learning_rate or optimiser.clip"]
+    way_out = "begin again with a lower optimiser.learning_rate or optimiser.clip"
     if (folder / CHECKPOINT).exists():
-        ways_out = [
-            "the last checkpoint is sound, but leads here again: go on in float32 (run.bfloat16=false)",
-            *ways_out,
-        ]
-        ways_out[-1] += f" and run.start={folder / WEIGHTS}, in another run.output"
-    raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; {', or '.join(ways_out)}")
+        way_out = (
+            "the last checkpoint is sound, but leads here again: go on in float32 (run.bfloat16=false), or "
+            f"{way_out} and run.start={folder / WEIGHTS}, in another run.output"
+        )
+    raise TrainingError(f"not finite at step {state.step}: {numbers}; {where}; {way_out}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from tqdm import tqdm
 
 from model.atomic import write_atomically
+from model.locks import lock_file
 from train.config import Config, as_tree
 from train.distributed import Ranks
 from train.state import TrainingError
@@ -31,9 +28,13 @@ def run_folder(config: Config, ranks: Ranks) -> Iterator[None]:
     if not ranks.is_first:
         yield
         return
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _lock(lock, folder)
+        lock = lock_file(folder / LOCK)
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"{folder}: another training writes to this folder: wait for its end, or give another run.output"
+        ) from error
+    try:
         write_atomically(folder / CONFIG, as_yaml(config).encode())
         yield
     finally:
@@ -43,16 +44,3 @@ def run_folder(config: Config, ranks: Ranks) -> Iterator[None]:
 def as_yaml(config: Config) -> str:
     """The whole configuration, as --config takes it."""
     return yaml.safe_dump(as_tree(config), sort_keys=False)
-
-
-def _lock(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise TrainingError(
-                f"{folder}: another training writes to this folder: wait for its end, or give another run.output"
-            ) from error
-        tqdm.write(
-            f"{folder}: this file system does not support locks; do not start two runs in this folder", file=sys.stderr
-        )

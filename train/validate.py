@@ -100,16 +100,13 @@ def validate(
         for name in found[0]:
             value = float(torch.cat([one[name] for one in found]).mean())
             figures[f"{name}_{quality}"] = round(value**0.5 if name == "consistency" else value, 4)
-        in_flat_areas = {
-            f"{prefix}{name}": value
-            for prefix, texture in textures.items()
-            for name, value in (
-                ("lattice", texture.lattice),
-                ("lattice_worst", texture.lattice_worst),
-                ("flat_deviation", texture.deviation),
-            )
-        }
-        figures |= {f"{name}_{quality}": round(value, 4) for name, value in in_flat_areas.items() if value is not None}
+        for prefix, texture in textures.items():
+            named = {
+                "lattice": texture.lattice,
+                "lattice_worst": texture.lattice_worst,
+                "flat_deviation": texture.deviation,
+            }
+            figures |= {f"{prefix}{name}_{quality}": round(x, 4) for name, x in named.items() if x is not None}
     return figures
 
 

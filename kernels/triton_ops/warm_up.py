@@ -200,9 +200,14 @@ def compile_kernels(
     samplings: Iterable[Subsampling] = tuple(Subsampling),
     dtypes: Iterable[torch.dtype] = DTYPES[:1],
 ) -> dict[str, str]:
-    """`warm_up` for the kernels of these operators and the noise's. What failed in other processes is tried again in
-    this one. Returns what fails here, too, by name, with the reason, and prints it."""
+    """`warm_up_or_retry` for the kernels of these operators and the noise's."""
     tasks = operator_tasks(operators, samplings, dtypes, device) | {"noise": partial(draw_noise, device)}
+    return warm_up_or_retry(tasks, processes, progress)
+
+
+def warm_up_or_retry(tasks: Mapping[str, Task], processes: int, progress: bool) -> dict[str, str]:
+    """`warm_up`; what failed in other processes is tried again in this one. Returns what fails here, too, by name, with
+    the reason, and prints it."""
     failed = {}
     for name in warm_up(tasks, processes=processes, progress=progress):
         try:

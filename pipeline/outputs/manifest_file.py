@@ -6,16 +6,14 @@ exclusive to a run of one process; each part has an exclusive lock, too."""
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import re
 import shutil
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from model.locks import lock_file
 from pipeline.outputs.record import IDENTITY, Record, RunIdentity, SinkError, identity_text, read_identity
 from pipeline.outputs.store import PARTIAL, LocalStore
 
@@ -221,19 +219,12 @@ def _release_in_children(lines: ManifestFile) -> None:
 
 
 def _lock_one(folder: Path, name: str, shared: bool = False) -> int:
-    lock = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(lock)
-            raise SinkError(
-                f"{folder}: another run is writing to this folder; wait for it or choose another folder"
-            ) from error
-        warnings.warn(
-            f"{folder}: this file system does not support locks; do not start two runs on this folder", stacklevel=2
-        )
-    return lock
+        return lock_file(folder / name, shared)
+    except BlockingIOError as error:
+        raise SinkError(
+            f"{folder}: another run is writing to this folder; wait for it or choose another folder"
+        ) from error
 
 
 def _make(scratch: Path) -> None:

@@ -126,10 +126,6 @@ def only_in(process: int) -> None:
     assert os.getpid() == process
 
 
-def fail_at(device: torch.device) -> None:
-    raise RuntimeError("no such register")
-
-
 def sleep(folder: Path) -> None:
     (folder / str(os.getpid())).touch()
     time.sleep(60)
@@ -153,9 +149,7 @@ def test_a_killed_process_takes_its_compilers_with_it(tmp_path):
     assert not Path(f"/proc/{pids[0]}").exists()
 
 
-def test_what_fails_in_another_process_is_tried_here(device, monkeypatch):
-    here = os.getpid()
-    monkeypatch.setattr(module, "operator_tasks", lambda *arguments: {"here": partial(only_in, here)})
-    monkeypatch.setattr(module, "draw_noise", fail_at)
-    failed = module.compile_kernels(device, 1, False)
-    assert failed == {"noise": "RuntimeError: no such register"}
+def test_what_fails_in_another_process_is_tried_here(tmp_path):
+    tasks = {"here": partial(only_in, os.getpid()), "nowhere": partial(fail, tmp_path / "tries")}
+    assert module.warm_up_or_retry(tasks, 1, False) == {"nowhere": "RuntimeError: no such register"}
+    assert tries_of(tmp_path) == 2
