@@ -117,7 +117,7 @@ def _add_places(add: Add) -> None:
     add("--no-provenance", action="store_true", help="do not record the restoration in the images' metadata")
     add("--retry-failed", action="store_true", help="try failures again that are marked as transient")
     add("--retry-all-failed", action="store_true", help="try all failures again, such as of files that were replaced")
-    add("--overwrite", action="store_true", help="discard the manifest of an earlier run, and start again")
+    add("--overwrite", action="store_true", help="discard an earlier run's manifest and start again: does not continue")
     add("--verify", action="store_true", help="verify certificates: compress each output with libjpeg-turbo")
     add("--report", action="store_true", help="write DIR/report.html at the end (also: python -m pipeline.report)")
     add("--config", type=Path, metavar="FILE.yaml", help="read options from a file; the command line takes precedence")
@@ -277,6 +277,8 @@ def _tokens(path: Path, given: argparse.Namespace, commands: argparse.ArgumentPa
     the file's. Raises UsageError."""
     try:
         values = {str(key).replace("_", "-"): value for key, value in read_mapping(path).items()}
+        if empty := [key for key, value in values.items() if None in (value if isinstance(value, list) else [value])]:
+            raise UsageError(f"--config {path}: {empty[0]!r} has no value; give one, or leave the line out")
     except YamlError as error:
         raise UsageError(f"--config: {error}") from error
     for names in (("inputs", "input-dir"), ("include",), ("exclude",)):

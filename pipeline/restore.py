@@ -147,10 +147,12 @@ def sigterm_as_interrupt() -> Iterator[list[int]]:
 def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.restore") -> int:
     """Restores and returns the exit code; see --help. Must be called from the main thread, which receives signals."""
     arrived: list[int] = []
+    overwrite = False
     escape_names()
     try:
         with sigterm_as_interrupt() as arrived:
             given = parse(arguments, prog)
+            overwrite = given.overwrite
             code = restore(given)
             if given.report and not given.dry_run:
                 place = write_report(given.output_dir, given.inputs)
@@ -158,7 +160,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
                     print(f"the report is {place}", file=sys.stderr)
             return code
     except KeyboardInterrupt:
-        print("restore: interrupted; run the same command again to continue", file=sys.stderr)
+        how = "run the same command again" + (", without --overwrite," if overwrite else "")
+        print(f"restore: interrupted; {how} to continue", file=sys.stderr)
         return 128 + (signal.SIGTERM if arrived else signal.SIGINT)
     except BrokenPipeError:  # of a program that reads what is printed; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

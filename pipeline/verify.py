@@ -33,7 +33,7 @@ With --output-dir all images that have a certificate are counted again, and each
 another number is printed, and those whose files cannot be read.
 
 exit codes: 0 every image compresses to its file (--output-dir: every certificate is true), 1 some do not (are not),
-2 some could not be read
+2 some could not be read, or there is none
 
 examples:
   python -m pipeline.verify restored/photo.png photo.jpg
@@ -87,7 +87,7 @@ def verify_run(output: Address, inputs: Sequence[Address], quiet: bool, max_pixe
     """Verifies all certificates of a run, and prints what is wrong and a summary; returns an exit code. inputs: empty:
     where they were."""
     code, images = PROVED, 0
-    coefficients = mismatches = 0
+    certificates = coefficients = mismatches = 0
     try:
         run = read_identity(output)
         if run is None:
@@ -95,7 +95,7 @@ def verify_run(output: Address, inputs: Sequence[Address], quiet: bool, max_pixe
         verdicts = verify_certificates(output, inputs or inputs_of(run), max_pixels)
         with progress_bar(None, 0, quiet) as progress:
             for verdict in verdicts:
-                record = verdict.record
+                record, certificates = verdict.record, certificates + 1
                 code = max(code, STOPPED if verdict.problem else DIFFERS if not verdict.is_true else PROVED)
                 if verdict.problem:
                     progress.write(f"verify: {record.source}: {verdict.problem}", file=sys.stderr)
@@ -108,6 +108,9 @@ def verify_run(output: Address, inputs: Sequence[Address], quiet: bool, max_pixe
                 progress.update()
     except (SinkError, OSError, RemoteError) as error:
         print(f"verify: {_reason(error)}", file=sys.stderr)
+        return STOPPED
+    if not certificates:
+        print(f"verify: {output}: its manifest has no line with a certificate that can be verified", file=sys.stderr)
         return STOPPED
     if not quiet:
         print(f"{images} images verified: {mismatches} of {coefficients} coefficients differ")

@@ -3,7 +3,7 @@
     run.py: read → make_tasks (header, filters, key) → stages here → sink: image files, then the line
 
     read_together    only with DALI as front end: it decodes many files, whose coefficients are recovered from pixels
-    entropy_decode   reads the quantised DCT coefficients; other kinds of JPEG (CMYK, 12-bit, …) are passed through
+    entropy_decode   reads the quantised DCT coefficients; other kinds of JPEG (CMYK, RGB, …) are passed through
     tiles            decode, network, exact projection: Restorer.restore_tiles, on a GPU in batches from many files
     encode_images    compresses the images; with --verify, compresses them as JPEG again and compares coefficients
 

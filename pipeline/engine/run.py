@@ -45,7 +45,7 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
     sources = list_inputs(job)
     with ExitStack() as stack:
         stack.enter_context(one_thread(job.restorer.device))
-        # Before threads exist, and before outputs of an earlier run are changed:
+        # Before the run has threads, and before outputs of an earlier run are changed:
         resources = stack.enter_context(open_resources(job))
         scheduler = stack.enter_context(resources.scheduler())
         manifest = stack.enter_context(job.open_manifest())

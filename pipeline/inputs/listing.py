@@ -65,11 +65,14 @@ class Root:
         return iter((self.single,)) if self.single is not None else _walk(self)
 
     def find_file(self, name: str) -> Address | None:
-        """The address of the entry with this name, if this input has it. Raises RemoteError."""
+        """The address of the entry with this name, if this input has it and it can be reached. Raises RemoteError."""
         if self.single is not None:
             return self.single.path if name == self.single.name else None
         place = self.folder / name.removeprefix(self.prefix)
-        return place if name.startswith(self.prefix) and place.exists() else None
+        try:
+            return place if name.startswith(self.prefix) and place.exists() else None
+        except OSError:  # of a folder that may be listed but not entered
+            return None
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,10 @@ class Remote:
             size = stream.raw.size
             if size is not None and size > limit:
                 return None, size
-            data = stream.read(limit + 1)
-        return (data, len(data)) if len(data) <= limit else (None, len(data))
+            data = bytearray()  # in pieces: read() allocates all that it is asked for
+            while len(data) <= limit and (piece := stream.read(min(_BUFFER, limit + 1 - len(data)))):
+                data += piece
+        return (bytes(data), len(data)) if len(data) <= limit else (None, len(data))
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises RemoteError, and OSError if it does not exist."""

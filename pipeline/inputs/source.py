@@ -24,6 +24,8 @@ SIZE_LIMIT = 2 << 30
 MAX_DENIED = 10
 """Files in a row to which a store may deny access; after more, the run stops: an expired token denies all."""
 
+NO_MEMORY = "cannot be read: there is not enough memory"
+
 _REPEATED = re.compile(r"#\d+$")
 
 
@@ -148,6 +150,8 @@ def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Ite
             data, error = _contents(entry.path, limit)
         except OSError as failure:
             error, transient = f"cannot be read: {failure.strerror or failure}", True
+        except MemoryError:
+            error, transient = NO_MEMORY, True
     return Item(_key(name), name, data, error=error, transient=transient, prefix=prefix)
 
 
@@ -184,7 +188,7 @@ def _read_shard(
     except RemoteError:
         raise
     except Exception as error:  # tarfile and the decompressors raise many types for damaged input
-        transient = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
+        transient = isinstance(error, OSError | MemoryError) and not isinstance(error, gzip.BadGzipFile)
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         if transient:
             reason = f"the tar cannot be read beyond {count} members: {what}"
@@ -221,9 +225,14 @@ def _read_member(
         error = error or _too_large(member.size, limit)
     times = repeats[digest(name)] = repeats.get(digest(name), 0) + 1
     source = f"{shard.name}/{name}" + (f"#{times}" if times > 1 else "")
-    if not image and error is None and finished(source):
+    done, data, transient = finished(source), None, False
+    if not image and error is None and done:
         return None
-    if not image and error is None:
-        return SideMember(name, source, member_data(archive, member), shard.name)
-    data = None if error is not None or finished(source) else member_data(archive, member)
-    return Item(key, source, data, shard.name, error, prefix=shard.prefix)
+    if error is None and not done:
+        try:
+            data = member_data(archive, member)
+        except MemoryError:
+            error, transient = NO_MEMORY, True
+    if not image and data is not None:
+        return SideMember(name, source, data, shard.name)
+    return Item(key, source, data, shard.name, error, transient, shard.prefix)

@@ -1,4 +1,4 @@
-"""Decodes kinds of JPEG that are not modelled with Pillow: CMYK, RGB, 12-bit, lossless, unusual sampling."""
+"""Decodes kinds of JPEG that are not modelled with Pillow: CMYK, RGB, lossless, unusual sampling."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 nothing that was finished."""
 
 import io
+import os
 import resource
 import subprocess
 import tarfile
@@ -208,6 +209,31 @@ def test_out_of_memory_is_the_failure_of_one_file(tmp_path, weights):
         "a.jpg": "failed",
         "b.jpg": "restored",
     }
+
+
+def test_files_that_do_not_fit_into_memory_are_failures_to_retry(tmp_path, weights):
+    """Of 1.5 GB, in a folder and in a tar: sparse, so that they take no space on the disk."""
+    source, large = fill(tmp_path / "in", {"b.jpg": GOOD}), 3 << 29
+    header = tarfile.TarInfo("c.jpg")
+    header.size = large
+    for name, start, after in (("a.jpg", b"", b""), ("s.tar", header.tobuf(), shard([("d.jpg", GOOD)]))):
+        with (source / name).open("wb") as file:
+            file.write(start)
+            file.seek(large, os.SEEK_CUR)
+            file.write(after)
+            file.truncate(file.tell())
+
+    def work() -> int:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + (500 << 20), resource.RLIM_INFINITY))
+        return restore.main(command(source, tmp_path / "out", "--weights", weights))
+
+    assert in_a_child(work) == 1
+    found = lines(tmp_path / "out")
+    for name in ("a.jpg", "s.tar/c.jpg"):
+        assert (found[name]["status"], found[name]["transient"]) == ("failed", True)
+        assert "not enough memory" in found[name]["reason"]
+    assert {found[name]["status"] for name in ("b.jpg", "s.tar/d.jpg")} == {"restored"}
 
 
 @pytest.mark.parametrize("options", [(), ("--output-shards",)], ids=["files", "shards"])

@@ -174,6 +174,15 @@ def test_lists_in_a_configuration_file(tmp_path, weights):
     }
 
 
+@pytest.mark.parametrize("value", ["", "\n  -\n  - b*"])
+def test_an_option_without_a_value_in_a_configuration_file(tmp_path, capsys, value):
+    fill(tmp_path, {"in/a.jpg": encode(photograph(16, 16))})
+    (tmp_path / "run.yaml").write_text(f"inputs: {tmp_path / 'in'}\noutput-dir: {tmp_path / 'out'}\ninclude: {value}\n")
+    assert restore.main(["--config", str(tmp_path / "run.yaml")]) == 2
+    assert "'include' has no value" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from runs import bag, command, fill, lines, mismatches, weights
 from shards import write_tar
 
 from pipeline import console, restore, verify
+from pipeline.outputs.manifest_file import MANIFEST
 
 __all__ = ["weights"]
 
@@ -155,6 +157,30 @@ def test_false_certificates_of_a_run(tmp_path, weights, capsys):
     assert "verify: 2.jpg: 2.png cannot be read" in said.err
     assert "verify: 3.jpg: 3.png: " in said.err
     assert "2 images verified" in said.out
+
+
+def test_a_lost_member_of_an_output_shard_costs_only_its_own_certificate(tmp_path, weights, capsys):
+    files = {f"{n}.jpg": encode(photograph(40, 50, n), quality=50) for n in range(4)}
+    source, out = fill(tmp_path / "in", files), tmp_path / "out"
+    assert restore.main(command(source, out, "--weights", weights[0], "--output-shards")) == 0
+    with tarfile.open(out / "files.tar") as tar:
+        kept = {name: tar.extractfile(name).read() for name in tar.getnames() if name != "1.png"}
+    assert len(kept) == 3
+    write_tar(out / "files.tar", kept)
+    capsys.readouterr()
+    assert verify.main(["--output-dir", str(out)]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("cannot be read") == 1
+    assert "verify: 1.jpg: files.tar/1.png cannot be read" in said.err
+    assert "3 images verified" in said.out
+
+
+def test_no_certificates_are_no_proof(tmp_path, weights, capsys):
+    source, out = fill(tmp_path / "in", {"a.jpg": encode(photograph(40, 50))}), tmp_path / "out"
+    assert restore.main(command(source, out, "--weights", weights[0])) == 0
+    (out / MANIFEST).unlink()
+    assert verify.main(["--output-dir", str(out)]) == 2
+    assert "no line with a certificate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
