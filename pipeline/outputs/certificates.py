@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-from pipeline.inputs.names import is_shard, safe_name
-from pipeline.inputs.remote import Address, RemoteError
+from pipeline.inputs.names import is_shard
+from pipeline.inputs.remote import Address
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError
-from pipeline.outputs.files import read_inputs, read_outputs
+from pipeline.outputs.files import read_inputs, read_output, read_outputs
 from pipeline.outputs.manifest import read_records
 from pipeline.outputs.record import Record
 from pipeline.outputs.verify import count_mismatches
@@ -93,10 +93,7 @@ class _Outputs:
     def read(self, name: str) -> bytes | None:
         """A file, in the order of the records; None if it cannot be read."""
         if self._shard is None:
-            try:
-                return (self._output / safe_name(name)).read_bytes()
-            except (OSError, ValueError, RemoteError):
-                return None
+            return read_output(self._output, name)
         while self._following is None or self._order[self._following[0]] < self._order[name]:
             self._following = next(self._shard, None)
             if self._following is None:

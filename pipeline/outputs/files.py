@@ -59,6 +59,14 @@ def _members(entry: Entry, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
         return
 
 
+def read_output(output: Address, name: str) -> bytes | None:
+    """An output that is a file of its own; None if it cannot be read. name: below the output folder."""
+    try:
+        return (output / safe_name(name)).read_bytes()
+    except (OSError, ValueError, RemoteError):
+        return None
+
+
 def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[str, bytes]]:
     """Yields (name below the output folder, file) for the records' outputs that can still be read."""
     shards: dict[str, set[str]] = defaultdict(set)
@@ -67,10 +75,9 @@ def read_outputs(output: Address, records: Iterable[Record]) -> Iterator[tuple[s
             if record.shard is not None:
                 shards[record.shard].add(name)
                 continue
-            try:
-                yield name, (output / safe_name(name)).read_bytes()
-            except (OSError, ValueError, RemoteError):
-                continue
+            data = read_output(output, name)
+            if data is not None:
+                yield name, data
     for shard, names in shards.items():
         with suppress(UnsafeNameError):
             yield from _members(Entry(output / safe_name(shard), shard, shard=True), names)

@@ -179,17 +179,23 @@ def test_flipped_bits_cost_no_file_much_more_time_than_its_like(weights, seed, s
     assert worst <= 60 * usual
 
 
+def run_with(arguments: list[str], more: int) -> int:
+    """The exit code of a restoration that may take so many bytes more than this process has."""
+
+    def work() -> int:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + more, resource.RLIM_INFINITY))
+        return restore.main(arguments)
+
+    return in_a_child(work)
+
+
 @pytest.mark.parametrize("data", [GOOD, encode(photograph(48, 40), "gray"), cmyk()], ids=["colour", "gray", "cmyk"])
 @pytest.mark.parametrize("size", [(65535, 65535), (65500, 65500)])
 def test_a_claim_of_four_gigapixels_takes_no_memory(tmp_path, weights, data, size):
     source = fill(tmp_path / "in", {"a.jpg": claiming(data, *size), "b.jpg": GOOD})
 
-    def work() -> int:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + (512 << 20), resource.RLIM_INFINITY))
-        return restore.main(command(source, tmp_path / "out", "--weights", weights))
-
-    assert in_a_child(work) == 1
+    assert run_with(command(source, tmp_path / "out", "--weights", weights), 512 << 20) == 1
     found = lines(tmp_path / "out")
     assert found["b.jpg"]["status"] == "restored"
     assert found["a.jpg"]["status"] == "failed"
@@ -199,12 +205,7 @@ def test_a_claim_of_four_gigapixels_takes_no_memory(tmp_path, weights, data, siz
 def test_out_of_memory_is_the_failure_of_one_file(tmp_path, weights):
     source = fill(tmp_path / "in", {"a.jpg": encode(np.zeros((9000, 9000, 3), np.uint8)), "b.jpg": GOOD})
 
-    def work() -> int:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + (200 << 20), resource.RLIM_INFINITY))
-        return restore.main(command(source, tmp_path / "out", "--weights", weights))
-
-    assert in_a_child(work) == 1
+    assert run_with(command(source, tmp_path / "out", "--weights", weights), 200 << 20) == 1
     assert {name: line["status"] for name, line in lines(tmp_path / "out").items()} == {
         "a.jpg": "failed",
         "b.jpg": "restored",
@@ -223,12 +224,7 @@ def test_files_that_do_not_fit_into_memory_are_failures_to_retry(tmp_path, weigh
             file.write(after)
             file.truncate(file.tell())
 
-    def work() -> int:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + (500 << 20), resource.RLIM_INFINITY))
-        return restore.main(command(source, tmp_path / "out", "--weights", weights))
-
-    assert in_a_child(work) == 1
+    assert run_with(command(source, tmp_path / "out", "--weights", weights), 500 << 20) == 1
     found = lines(tmp_path / "out")
     for name in ("a.jpg", "s.tar/c.jpg"):
         assert (found[name]["status"], found[name]["transient"]) == ("failed", True)
