@@ -120,17 +120,19 @@ class Transfers:
             _record_stream(deviations, self._download)
             pinned = self._device.type != "cpu"
             found = torch.empty_like(deviations, device="cpu", pin_memory=pinned).copy_(deviations, non_blocking=True)
-            for task in tasks:
-                copy = task.image.gpu_copy
-                copy.done.add(task.tile)
-                if copy.image is not None and len(copy.done) == task.image.tiles:
+            for state in {id(task.image.gpu_copy): task.image for task in tasks}.values():
+                copy = state.gpu_copy
+                done = copy.done.union(task.tile for task in tasks if task.image.gpu_copy is copy)
+                if copy.image is not None and len(done) == state.tiles:
                     _record_stream(copy.image.images, self._download)
-                    images = task.image.images
+                    images = state.images
                     staged = torch.empty_like(images, pin_memory=True) if pinned and not images.is_pinned() else images
                     staged.copy_(copy.image.images, non_blocking=True)  # into memory that is not pinned it would wait
                     complete.append((copy, images, staged))
             copied = self._streams.Event()
             copied.record(self._download)
+        for task in tasks:  # only now: after an error above, each of the tasks is run again
+            task.image.gpu_copy.done.add(task.tile)
 
         def wait() -> Tensor:
             copied.synchronize()
