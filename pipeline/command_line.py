@@ -163,7 +163,7 @@ def _add_filters(add: Add) -> None:
 
 
 def _add_machine(add: Add) -> None:
-    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: a GPU if there is one [%(default)s]")
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: a GPU if there is one, each rank its own [%(default)s]")
     add(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -174,7 +174,7 @@ def _add_machine(add: Add) -> None:
     add("--frontend", choices=FRONTENDS, default=Options.frontend, help="JPEG reader, see below [%(default)s]")
     add("--tile", type=int, default=Options.tile, metavar="N", help="tile side in pixels, multiple of 16 [%(default)s]")
     add("--batch", type=int, default=Options.batch, metavar="N", help="tiles per batch on a GPU [%(default)s]")
-    add("--workers", type=int, default=0, metavar="N", help="worker processes; 0: one per core [%(default)s]")
+    add("--workers", type=int, default=0, metavar="N", help="worker processes; 0: one per available core [%(default)s]")
 
 
 def _add_processes(add: Add) -> None:

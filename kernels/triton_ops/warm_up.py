@@ -15,7 +15,6 @@ import ctypes
 import fcntl
 import hashlib
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from tqdm import tqdm
 
 from kernels import triton_ops
 from kernels.coefficients import Coefficients, Subsampling
+from kernels.cores import available_cores
 from kernels.triton_ops.launch import INTERPRETED
 from kernels.triton_ops.noise import gaussian, uniform
 
@@ -142,7 +142,7 @@ def warm_up(
         missing = {name: task for name, task in tasks.items() if name not in done}
         if not missing:
             return {}
-        failed = _run(missing, processes or max(1, len(os.sched_getaffinity(0)) - 1), seconds, progress)
+        failed = _run(missing, processes or max(1, available_cores() - 1), seconds, progress)
         with record.open("a") as names:
             names.writelines(f"{name}\n" for name in missing if name not in failed)
     return failed

@@ -27,7 +27,7 @@ class Times:
 class Stopwatch:
     """`with stopwatch("decode"): ...` adds to that stage, from any thread. A stage is charged with the CPU time of the
     thread that runs it, not with that of threads which PyTorch starts for it. `merge` adds what other processes
-    measured."""
+    measured. Pickled for another process, it starts there at zero."""
 
     stages: dict[str, Times] = field(default_factory=lambda: defaultdict(Times))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,6 +56,9 @@ class Stopwatch:
             end.record(stream)
             with self._lock:
                 self._launched.append((stage, start, end, time.thread_time() - cpu))
+
+    def __reduce__(self) -> tuple[type[Stopwatch], tuple[()]]:
+        return Stopwatch, ()
 
     def settle(self) -> None:
         """Adds those measurements of `on_gpu` that the device has finished. Does not wait for the device."""

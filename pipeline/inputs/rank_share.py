@@ -8,11 +8,11 @@ keys of different tars can collide, so every rank reads the names in all of them
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from kernels.cores import available_cores
 from pipeline.inputs.listing import Entry
 
 
@@ -36,13 +36,15 @@ class Share:
 
     @property
     def cores(self) -> int:
-        """The rank's share of the machine's CPU cores."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        """The rank's share of the CPU cores that this process may use."""
+        return max(1, available_cores() // self.local_world_size)
 
     def device(self, name: str, gpus: int) -> str:
-        """Replaces `auto` by the rank's own GPU. gpus: how many this process sees, which may be fewer than there are
-        ranks."""
-        return f"cuda:{self.local_rank % gpus}" if name == "auto" and self.local_rank is not None and gpus else name
+        """Replaces `auto` and `cuda` by the rank's own GPU. gpus: how many this process sees, which may be fewer than
+        there are ranks."""
+        if name not in ("auto", "cuda") or self.local_rank is None or not gpus:
+            return name
+        return f"cuda:{self.local_rank % gpus}"
 
     def entries(self, entries: Iterable[Entry], shards: bool) -> Iterator[Entry]:
         """The entries that this rank needs, in order; those of other ranks are not `assigned`. shards: outputs are

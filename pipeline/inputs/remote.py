@@ -23,6 +23,9 @@ PROTOCOLS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "oss", "memory"})
 _DENIED = (401, 403)  # HTTP's status codes
 _LATER = (408, 429)  # nor are these about the page
 _BLOCK = 8 << 20  # bytes per request
+_HTTP_PAUSE_S = 300.0
+"""Seconds without a byte after which an HTTP server counts as silent. There is no limit for a whole file: a tar is read
+as fast as its images are restored, for hours, while aiohttp's default limit is five minutes."""
 _BUFFER = 1 << 20
 
 
@@ -68,7 +71,13 @@ class Remote:
     @property
     def fs(self) -> Any:
         """fsspec's file system, without cached listings; the same object for the same protocol."""
-        return fsspec.filesystem(self.protocol, use_listings_cache=False)
+        if self.protocol not in HTTP:
+            return fsspec.filesystem(self.protocol, use_listings_cache=False)
+        from aiohttp import ClientTimeout  # noqa: PLC0415  # of an extra
+
+        configured = fsspec.config.conf.get(self.protocol, {}).get("client_kwargs", {})
+        client = {"timeout": ClientTimeout(total=None, connect=_HTTP_PAUSE_S, sock_read=_HTTP_PAUSE_S), **configured}
+        return fsspec.filesystem(self.protocol, use_listings_cache=False, client_kwargs=client)
 
     def resolve(self) -> Self:
         """Itself: addresses are absolute."""

@@ -112,14 +112,16 @@ def read(
             done = finished if entry.assigned else _finished
             try:
                 if not entry.shard:
-                    yield _read_file(entry, done, limit)
+                    file = _read_file(entry, done, limit)
+                    denied *= file.data is None  # the store was not asked for a finished one
+                    yield file
                 elif not shard_finished(entry.name):
                     for item in _read_shard(entry, done, side_members, limit, position):
                         if isinstance(item, Item) and item.error is not None and done(item.source):
                             yield replace(item, error=None)
                         else:
                             yield item
-                denied = 0
+                    denied = 0
             except DeniedError as error:
                 denied += 1
                 if denied > MAX_DENIED:

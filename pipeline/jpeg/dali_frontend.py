@@ -12,7 +12,6 @@ DALI gets a header that claims whole blocks, so that it does not crop them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from kernels.coefficients import Subsampling
+from kernels.cores import available_cores
 from pipeline.jpeg.bitstream import Bitstream, Layout, parse
 from pipeline.jpeg.errors import BitstreamError, JpegError
 from pipeline.jpeg.fallback import pillow_error
@@ -56,7 +56,7 @@ class DaliFrontend:
                 "only; nvidia-dali-cuda120 if the GPU's driver does not support CUDA 13); or use --frontend libjpeg"
             )
         self._device = device
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or available_cores()
         self._pipelines: dict[bool, Any] = {}
 
     @cached_property

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -125,7 +125,7 @@ class Manifest:
 
         A line whose output file is missing or empty is dropped, so that its input is processed again.
 
-        run: None: accept the lines of any run.
+        run: None: accept the lines of any run, and do not ask whether their outputs exist.
         overwrite: ignore all earlier lines. Earlier outputs stay until they are replaced, or for good if the new run
             does not write an output of that name.
         part: `<rank>-of-<ranks>`: other ranks of the same run may use the folder at the same time. Not with
@@ -138,7 +138,7 @@ class Manifest:
         try:
             if run is not None:
                 _settle_identity(lines, str(output), run, overwrite)
-            done = _recover(lines, part, retry_failed)
+            done = _recover(lines, part, retry_failed, lines.exist if run is not None else _assume_existing)
             lines.start()
         except BaseException as error:
             lines.abandon()
@@ -200,7 +200,7 @@ def read_records(output: Address) -> Iterator[Record]:
     and outputs are not checked. Raises OSError and RemoteError."""
     done = FinishedInputs()
     for lines in _parts_in(output):
-        for _, _, records in valid_blocks(lines, done, lambda outputs: True, ""):
+        for _, _, records in valid_blocks(lines, done, _assume_existing, ""):
             yield from records
 
 
@@ -266,11 +266,11 @@ def _check_unused(output: Address, run: RunIdentity) -> None:
                 )
 
 
-def _recover(lines: Lines, part: str, retry_failed: Retry) -> FinishedInputs:
+def _recover(lines: Lines, part: str, retry_failed: Retry, exist: Callable[[Iterable[str]], bool]) -> FinishedInputs:
     """Reads all lines that count; removes the others from parts that this run may change."""
     done, counts = FinishedInputs(), Counter[str]()
     for name in lines.parts():
-        blocks = valid_blocks(lines.read(name), done, lines.exist, retry_failed)
+        blocks = valid_blocks(lines.read(name), done, exist, retry_failed)
         ranges = _joined((start, end) for start, end, _ in blocks)
         if lines.may_change(name):
             lines.keep(name, ranges)
@@ -278,6 +278,10 @@ def _recover(lines: Lines, part: str, retry_failed: Retry) -> FinishedInputs:
     if part:
         done.counts = counts
     return done
+
+
+def _assume_existing(outputs: Iterable[str]) -> bool:
+    return True
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

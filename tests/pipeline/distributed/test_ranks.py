@@ -75,6 +75,20 @@ def test_merging_says_which_ranks_are_missing(tmp_path, capfd):
     assert not capfd.readouterr().err
 
 
+def test_merging_keeps_the_lines_of_outputs_that_are_elsewhere(tmp_path):
+    source, out = fill(tmp_path / "in", photographs(4)), tmp_path / "out"
+    options = ("--weights", tiny_weights(tmp_path), "--workers", "1")
+    for rank in range(2):
+        assert restore.main(command(source, out, *options, "--rank", rank, "--world-size", 2)) == 0
+    whole = images(out, parts=True)
+    for image in out.glob("*.png"):
+        image.rename(tmp_path / image.name)
+    assert restore.main(["--quiet", "--output-dir", str(out), "--merge"]) == 0
+    assert len((out / "manifest.jsonl").read_text().splitlines()) == 4
+    run(source, out, *options)  # restores them again
+    assert images(out) == whole
+
+
 @pytest.mark.parametrize("shards", [False, True])
 def test_each_entry_is_one_ranks(tmp_path, shards):
     sources = list_sources(mixed(tmp_path / "in"))
@@ -197,12 +211,10 @@ def test_what_torchrun_and_slurm_say():
     assert choose_share(0, 1, {}).part == ""
     with pytest.raises(ValueError, match="expected a number"):
         choose_share(None, None, {"RANK": "first", "WORLD_SIZE": "2"})
-    assert [share.device(name, gpus) for name, gpus in (("auto", 8), ("auto", 1), ("auto", 0), ("cpu", 8))] == [
-        "cuda:1",
-        "cuda:0",
-        "auto",
-        "cpu",
-    ]
+    for name in ("auto", "cuda"):
+        assert [share.device(name, gpus) for gpus in (8, 1, 0)] == ["cuda:1", "cuda:0", name]
+        assert choose_share(1, 2, {}).device(name, 8) == name  # which of a machine's ranks it is, is not known
+    assert [share.device(name, 8) for name in ("cpu", "cuda:3")] == ["cpu", "cuda:3"]
 
 
 def test_torchrun_itself(tmp_path):

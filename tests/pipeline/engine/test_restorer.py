@@ -232,6 +232,17 @@ def test_restore_many_is_restore_of_each_in_order(noisy, batched, workers):
     assert (max(batches) > 1) == batched
 
 
+def test_a_copy_for_another_process_restores_the_same(noisy):
+    """A DataLoader sends its dataset to workers that are not forked, Python 3.14's default."""
+    restorer = Restorer.from_pretrained(noisy, device="cpu")
+    data = encode(photograph(40, 56), "4:2:0", 30)
+    expected = restorer.restore(data, key="a")
+    copy = pickle.loads(pickle.dumps(restorer))
+    assert torch.equal(copy.restore(data, key="a").image, expected.image)
+    assert restorer.stopwatch.stages.keys() == copy.stopwatch.stages.keys()
+    assert "bitstream" not in pickle.loads(pickle.dumps(restorer)).stopwatch.stages
+
+
 def test_restore_many_reads_no_further_ahead_than_memory_permits(weights):
     """Files that say that they are so large that there is room for one, and turn out to be truncated."""
     restorer, size, taken = Restorer.from_pretrained(weights), (4200, 4000), []

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from threading import Event
 
+import fsspec
 import pytest
 from places import environment, items, make_input, memory, upload, web_folder, web_server
 from runs import fill
@@ -14,7 +16,7 @@ from shards import write_tar
 from pipeline import restore
 from pipeline.inputs.listing import SourceError, list_sources
 from pipeline.inputs.remote import AddressError, Remote, RemoteError, address, same_place
-from pipeline.inputs.source import Item, ReadPosition, read
+from pipeline.inputs.source import MAX_DENIED, Item, ReadPosition, read
 
 __all__ = ["memory"]
 
@@ -148,6 +150,46 @@ def test_store_that_stops_answering_is_no_damaged_input(tmp_path):
     assert all(isinstance(item, Item) and item.error is None for item in found)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_server_may_take_long_but_not_be_silent(monkeypatch, silent):
+    """A shard is read as fast as its images are restored, which may take hours."""
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("pipeline.inputs.remote._HTTP_PAUSE_S", 1.0)
+    done = Event()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "8")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            for _ in range(8):
+                self.wfile.write(b"x")
+                done.wait(30 if silent else 0.25)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    with web_server(Slow) as server:
+        found = read(list_sources(Remote(server) / "a.jpg"))
+        if silent:
+            with pytest.raises(SourceError, match=r"a\.jpg: \w*Timeout.*start the run again"):
+                next(found)
+        else:
+            assert next(found).data == b"x" * 8
+        done.set()
+
+
+def test_fsspecs_configuration_counts(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setitem(fsspec.config.conf, "https", {"client_kwargs": {"trust_env": True}})
+    client = Remote("https://host/x").fs.client_kwargs
+    assert client["trust_env"]
+    assert client["timeout"].total is None
+
+
 def page_of(links: tuple[str, ...], statuses: dict[tuple[str, str], int] | None = None) -> type[BaseHTTPRequestHandler]:
     """A server's page of links to files. statuses: (request, file) → the status of the answer, if not 200."""
 
@@ -184,6 +226,17 @@ def test_a_page_that_refuses_a_file_is_asked_for_the_others(status, requests):
     assert f"HTTP status {status}" in found[1].error
     assert found[1].transient
     assert "secret" not in str(raised.value)
+
+
+def test_a_server_that_denies_every_file_ends_the_run():
+    """Also when others in between are finished or another rank's, and so are not asked for."""
+    pytest.importorskip("aiohttp")
+    names = [f"{number:02}.jpg" for number in range(40)]
+    denied = {(request, name): 403 for request in ("HEAD", "GET") for name in names}
+    found = []
+    with web_server(page_of(tuple(names), denied)) as server, pytest.raises(SourceError, match="HTTP status 403"):
+        found.extend(read(list_sources(Remote(server)), lambda source: int(source[:2]) % 2 == 0))
+    assert [item.source for item in found if item.error] == names[1 : 2 * MAX_DENIED : 2]
 
 
 @pytest.mark.parametrize("status", [429, 503])
