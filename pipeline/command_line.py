@@ -163,7 +163,7 @@ def _add_filters(add: Add) -> None:
 
 
 def _add_machine(add: Add) -> None:
-    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: a GPU if there is one, each rank its own [%(default)s]")
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: a GPU, if any; a rank's own [%(default)s]")
     add(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
