@@ -38,7 +38,8 @@ PR_SET_PDEATHSIG = 1
 SAVING = 15.0
 """Seconds before the end at which no step goes on: what it leaves has to be written down."""
 
-OK, FAILED, TIMED_OUT, NO_TIME, NOT_REHEARSED = "ok", "failed", "timed out", "no time left", "not rehearsed"
+OK, FAILED, TIMED_OUT, NO_TIME = "ok", "failed", "timed out", "no time left"
+NOT_REHEARSED, NOT_INSTALLED = "not rehearsed", "not installed"
 SMOKE_TESTS = [f"tests/kernels/test_{name}.py" for name in ("noise_triton", "triton_encode", "triton_decode")]
 KERNEL_TESTS = ("exact", "cuda", "project", "roundtrip", "decode", "encode")
 SAMPLINGS = ("4:2:0", "4:4:4", "4:2:2", "4:4:0", "gray")
@@ -84,7 +85,8 @@ class Command:
 @dataclass(frozen=True)
 class Step:
     """commands: run at the same time. seconds: its limit. figures: what is read from the log, also of a failed step.
-    essential: nothing goes on when it fails. reason: why it cannot be rehearsed, or a part of it."""
+    essential: nothing goes on when it fails. reason: why it cannot be rehearsed, or a part of it. program: what it
+    needs that Python packages do not bring."""
 
     name: str
     commands: list[Command]
@@ -92,6 +94,7 @@ class Step:
     figures: Callable[[str], dict[str, Any]] = lambda log: {}
     essential: bool = False
     reason: str = ""
+    program: str = ""
 
 
 @dataclass
@@ -186,6 +189,7 @@ def steps(settings: Settings, seconds: float) -> list[Step]:
             [sanitized("memcheck")] if small else [sanitized("memcheck"), sanitized("racecheck")],
             150,
             reason="compute-sanitizer needs a GPU: its target ran without it",
+            program="" if small else "compute-sanitizer",
         ),
         Step("train", [python("-m", "train.main", *train)], max(60, seconds + 60)),
     ]
@@ -320,7 +324,7 @@ def bring_home(settings: Settings) -> None:
 
 
 def check(settings: Settings, chosen: list[str], minutes: float) -> int:
-    """Exit code 0 when every step is ok or could not be rehearsed. What training has saved comes home in any case."""
+    """The exit code of `main`. What training has saved comes home in any case."""
     try:
         return run_steps(settings, chosen, minutes)
     finally:
@@ -343,6 +347,9 @@ def run_steps(settings: Settings, chosen: list[str], minutes: float) -> int:
         if left < 10:
             outcomes.append(Outcome(name, NO_TIME))
             continue
+        if step.program and shutil.which(step.program) is None:
+            outcomes.append(Outcome(name, NOT_INSTALLED, reason=f"{step.program}, of the CUDA toolkit"))
+            continue
         begun = time.monotonic()
         status, logs = run(step, settings, min(step.seconds, left))
         text, tail = "\n".join(logs), [line for log in logs for line in log.splitlines()[-TAIL_LINES // len(logs) :]]
@@ -361,11 +368,11 @@ def run_steps(settings: Settings, chosen: list[str], minutes: float) -> int:
             break
     note(outcomes, settings, minutes)
     print((settings.out / "summary.txt").read_text())
-    return int(any(outcome.status not in (OK, NOT_REHEARSED) for outcome in outcomes))
+    return int(any(outcome.status in (FAILED, TIMED_OUT, NO_TIME) for outcome in outcomes))
 
 
 def main() -> int:
-    """Exit code 0 when every step is ok or could not be rehearsed."""
+    """Exit code 0 when every step is ok, could not be rehearsed, or needs a program that is not installed."""
     names = [step.name for step in steps(Settings(Path(), False, Path(".whl"), [], Path()), 0.0)]
     parser = argparse.ArgumentParser(
         prog=".ci/gpu",
