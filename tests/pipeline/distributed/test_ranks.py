@@ -116,6 +116,7 @@ def test_two_processes_one_killed_and_the_rest_done_by_three(tmp_path):
             if signals[rank] and (part := out / manifest_name(f"{rank}-of-2")).exists() and part.stat().st_size:
                 process.send(signals[rank])
                 signals[rank] = 0
+        time.sleep(0.001)
     ended = [process.end() for process in two]
     assert [code for code, _ in ended] == [-signal.SIGKILL, 128 + signal.SIGTERM]
     assert "rank 1 of 2 (torchrun's RANK and WORLD_SIZE), on cpu" in ended[1][1]

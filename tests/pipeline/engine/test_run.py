@@ -105,6 +105,7 @@ def test_a_worker_that_is_killed_costs_no_file(tmp_path, batched):
             for worker in [worker for child in children(run) for worker in children(child)][:1]:
                 os.kill(worker, signal.SIGKILL)
                 killed.append(worker)
+            time.sleep(0.001)
 
     def work() -> int:
         run_in_batches(source, tmp_path / "out", mode, 2, batched=batched, **options)

@@ -293,5 +293,5 @@ def test_times_measured_in_processes_are_added_up():
 
     with line("processes", spin, stopwatch=stopwatch) as stages:
         list(stages.run(CountedItem(n) for n in range(10)))
-    assert 0.2 <= stopwatch.stages["spin"].cpu < 0.3
+    assert 0.2 <= stopwatch.stages["spin"].cpu < 0.4  # each is counted once
     assert stages.busy >= stopwatch.stages["spin"].wall

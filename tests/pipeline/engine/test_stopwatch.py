@@ -23,8 +23,8 @@ def test_each_thread_is_charged_with_its_own_time():
     here = spin(stopwatch, "here", 0.1)
     for thread in threads:
         thread.join()
-    assert 0 <= stopwatch.stages["thread"].cpu - sum(spent) < 0.02
-    assert 0 <= stopwatch.stages["here"].cpu - here < 0.02
+    assert 0 <= stopwatch.stages["thread"].cpu - sum(spent) < 0.1
+    assert 0 <= stopwatch.stages["here"].cpu - here < 0.1
 
 
 def test_what_another_process_measured_is_added():
@@ -41,7 +41,7 @@ def test_waiting_takes_wall_time_only():
     with stopwatch("wait"):
         time.sleep(0.1)
     assert stopwatch.stages["wait"].wall >= 0.1
-    assert stopwatch.stages["wait"].cpu < 0.05
+    assert stopwatch.stages["wait"].cpu < stopwatch.stages["wait"].wall / 2
 
 
 def test_each_counts_what_the_items_take_and_not_what_is_done_with_them():
