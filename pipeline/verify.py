@@ -7,17 +7,21 @@ that differ from the file's."""
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from kernels.cores import available_cores
 from pipeline.console import escape_names
 from pipeline.engine.options import Options
 from pipeline.engine.progress import progress_bar
+from pipeline.engine.verification import verify_certificates
 from pipeline.inputs.remote import Address, AddressError, RemoteError, address
 from pipeline.jpeg.bitstream import read_bitstream
 from pipeline.jpeg.errors import JpegError
-from pipeline.outputs.certificates import verify_certificates
+from pipeline.outputs.certificates import certified
 from pipeline.outputs.files import inputs_of
 from pipeline.outputs.formats import is_16_bits
 from pipeline.outputs.record import IDENTITY, SinkError, read_identity
@@ -56,6 +60,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--input-dir", nargs="+", default=[], metavar="INPUT", help="where its inputs are now [as in the run]")
     most = Options.max_pixels
     add("--max-pixels", type=int, default=most, metavar="N", help="refuse larger files [%(default)s]")
+    add("--workers", type=int, default=0, metavar="N", help="processes for a run [one per available core]")
     add("--quiet", action="store_true", help="print only images that do not match")
     return result
 
@@ -83,17 +88,20 @@ def verify(restored: Path, original: Path, quiet: bool, max_pixels: int = Option
     return DIFFERS if found else PROVED
 
 
-def verify_run(output: Address, inputs: Sequence[Address], quiet: bool, max_pixels: int = Options.max_pixels) -> int:
+def verify_run(
+    output: Address, inputs: Sequence[Address], quiet: bool, max_pixels: int = Options.max_pixels, workers: int = 1
+) -> int:
     """Verifies all certificates of a run, and prints what is wrong and a summary; returns an exit code. inputs: empty:
-    where they were."""
+    where they were. workers: processes."""
     code, images = PROVED, 0
     certificates = coefficients = mismatches = 0
     try:
         run = read_identity(output)
         if run is None:
             raise SinkError(f"{output}: has no {IDENTITY}; give the output folder of a run")
-        verdicts = verify_certificates(output, inputs or inputs_of(run), max_pixels)
-        with progress_bar(None, 0, quiet) as progress:
+        verdicts = verify_certificates(output, inputs or inputs_of(run), max_pixels, workers)
+        total = sum(1 for _ in certified(output))
+        with progress_bar(total, 0, quiet) as progress, closing(verdicts):
             for verdict in verdicts:
                 record, certificates = verdict.record, certificates + 1
                 code = max(code, STOPPED if verdict.problem else DIFFERS if not verdict.is_true else PROVED)
@@ -126,6 +134,14 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.ver
     commands = parser(prog)
     given = commands.parse_args(arguments)
     escape_names()
+    try:
+        return _verify(given, commands)
+    except KeyboardInterrupt:
+        print("verify: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _verify(given: argparse.Namespace, commands: argparse.ArgumentParser) -> int:
     if bool(given.files) == bool(given.output_dir):
         commands.error("give pairs, RESTORED ORIGINAL …, or --output-dir with the folder of a run")
     if given.output_dir:
@@ -133,7 +149,10 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.ver
             places = [address(place) for place in (given.output_dir, *given.input_dir)]
         except AddressError as error:
             commands.error(str(error))
-        return verify_run(places[0], places[1:], given.quiet, given.max_pixels)
+        if given.workers < 0:
+            commands.error(f"--workers {given.workers}: expected 1 or more, or 0")
+        workers = given.workers or available_cores()
+        return verify_run(places[0], places[1:], given.quiet, given.max_pixels, workers)
     if len(given.files) % 2:
         commands.error(f"{given.files[-1]} has no original: give pairs, RESTORED ORIGINAL RESTORED ORIGINAL …")
     paths = list(map(Path, given.files))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from model.generator import NOISE_VERSION
 from pipeline.engine.restorer import Restorer
 from pipeline.inputs.filters import ALL_FILES, Filters
+from pipeline.inputs.listing import lasting_addresses
 from pipeline.inputs.rank_share import SINGLE_RANK, Share
 from pipeline.inputs.remote import Address
 from pipeline.outputs.formats import Format
@@ -49,7 +50,7 @@ class Job:
             samples=options.samples,
             format=self.format,
             shards=self.shards,
-            input="\n".join(str(one.resolve()) for one in self.inputs),
+            input="\n".join(map(str, lasting_addresses(self.inputs))),
             frontend=options.frontend,
             noise=1 if restorer.mode == "mmse" else NOISE_VERSION,
             device=self.device,

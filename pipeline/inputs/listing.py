@@ -162,14 +162,29 @@ def find_input(paths: Sequence[Address], name: str) -> Address | None:
 def _root(path: Address, exclude: Address | None, kind: ImageKind, several: bool) -> Root:
     """The input, without listing it. Raises OSError, RemoteError and SourceError."""
     if is_folder(path, kind):
-        own = path.absolute() if isinstance(path, Path) else path
-        name = own.name if own.name not in ("", "..") else own.resolve().name
+        name = lasting_address(path, named=True).name
         return Root(path, exclude=exclude, prefix=f"{name}/" if several else "", kind=kind)
     shard = is_shard(path.name)
     if not (shard or kind.includes(path.name)) or not path.is_file():
         raise SourceError(f"{path}: not a file of a kind that can be read; {_expected(kind)}")
     size = path.stat().st_size if shard and isinstance(path, Path) else None
     return Root(path.parent, single=Entry(path, path.name, shard, size=size, kind=kind))
+
+
+def lasting_addresses(paths: Sequence[Address]) -> list[Address]:
+    """The inputs' addresses under which a later process finds their entries by the same names."""
+    return [
+        lasting_address(path, named=len(paths) > 1 or (isinstance(path, Path) and not path.is_dir())) for path in paths
+    ]
+
+
+def lasting_address(path: Address, named: bool) -> Address:
+    """An absolute address. Symbolic links are followed, but not that of the last component if names contain it
+    (`named`): a single file's, and those of folders among several inputs."""
+    if isinstance(path, Remote):
+        return path
+    own = path.absolute()
+    return own.parent.resolve() / own.name if named and own.name not in ("", "..") else own.resolve()
 
 
 def is_folder(path: Address, kind: ImageKind = JPEG) -> bool:

@@ -1,14 +1,15 @@
 """Verifies the certificates of a whole run after the fact, from its manifest, inputs and outputs.
 
-    for verdict in verify_certificates(output, inputs, max_pixels):
+    for verdict in verdicts(judge(check, max_pixels) for check in read_checks(output, inputs)):
         verdict.is_true, verdict.found, verdict.problem
 
-Files are read in the manifest's order, each tar once, one input and one output at a time."""
+Files are read in the manifest's order, each tar once, one input and one output at a time. What is read can be judged in
+other processes: engine/verification.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
 from pipeline.inputs.names import is_shard
@@ -22,6 +23,25 @@ from pipeline.outputs.verify import count_mismatches
 
 LOOSE_FILES = 256
 """Files outside of tars, with images outside of tars, whose lines are held at a time."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """An output of a certified record, and what it is verified with.
+
+    data, image: the JPEG file and the output; None if they could not be read, and when the output has been judged.
+    found: mismatches; None if they could not be counted, for the reason `problem`."""
+
+    record: Record
+    name: str
+    data: bytes | None = None
+    image: bytes | None = None
+    found: int | None = None
+    problem: str = ""
+
+    def judged(self, found: int | None = None, problem: str = "") -> Check:
+        """With the result, and without the files."""
+        return replace(self, data=None, image=None, found=found, problem=problem)
 
 
 @dataclass(frozen=True)
@@ -39,13 +59,43 @@ class Verdict:
         return self.found == self.record.mismatches
 
 
-def verify_certificates(output: Address, inputs: Sequence[Address], max_pixels: int) -> Iterator[Verdict]:
-    """A verdict for each line with a certificate about the file's own coefficients. inputs: where they are now.
-    max_pixels: of an input. Raises OSError and RemoteError for a manifest that cannot be read."""
-    certified = (r for r in read_records(output) if r.mismatches is not None and r.coefficients_from is None)
-    for tars, records in groupby(certified, lambda record: (_tar(record.source), record.shard)):
+def certified(output: Address) -> Iterator[Record]:
+    """The lines with a certificate about the file's own coefficients. Raises OSError and RemoteError for a manifest
+    that cannot be read."""
+    return (r for r in read_records(output) if r.mismatches is not None and r.coefficients_from is None)
+
+
+def read_checks(output: Address, inputs: Sequence[Address]) -> Iterator[Check]:
+    """Every output of a line of `certified`; those of a record follow each other. inputs: where they are now. Raises as
+    `certified`."""
+    for tars, records in groupby(certified(output), lambda record: (_tar(record.source), record.shard)):
         while group := list(records if any(tars) else islice(records, LOOSE_FILES)):
-            yield from _verify(group, output, inputs, max_pixels)
+            yield from _read(group, output, inputs)
+
+
+def judge(check: Check, max_pixels: int) -> Check:
+    """Compresses an output again and counts the mismatches. max_pixels: of an input."""
+    if check.data is None:
+        return check.judged(problem="the input cannot be read")
+    try:
+        bitstream = read_bitstream(check.data, max_pixels)
+    except JpegError as error:
+        return check.judged(problem=f"the input: {error}")
+    if check.image is None:
+        return check.judged(problem=f"{check.name} cannot be read")
+    try:
+        return check.judged(count_mismatches(check.image, bitstream))
+    except Exception as error:  # of any type that a decoding library raises
+        return check.judged(problem=f"{check.name}: {error or repr(error)}")
+
+
+def verdicts(judged: Iterable[Check]) -> Iterator[Verdict]:
+    """A verdict for each record, from the judged checks of its outputs."""
+    for _, group in groupby(judged, lambda check: check.record.source):
+        checks = list(group)
+        problem = next((check.problem for check in checks if check.problem), "")
+        found = None if problem else sum(check.found or 0 for check in checks)
+        yield Verdict(checks[0].record, found, problem)
 
 
 def _tar(source: str) -> str:
@@ -54,29 +104,13 @@ def _tar(source: str) -> str:
     return next(("/".join(parts[:end]) for end in range(1, len(parts)) if is_shard(parts[end - 1])), "")
 
 
-def _verify(
-    records: Sequence[Record], output: Address, inputs: Sequence[Address], max_pixels: int
-) -> Iterator[Verdict]:
+def _read(records: Sequence[Record], output: Address, inputs: Sequence[Address]) -> Iterator[Check]:
     left, outputs = {record.source: record for record in records}, _Outputs(output, records)
     for source, data in read_inputs(inputs, list(left)):
-        yield _verdict(left.pop(source), data, outputs, max_pixels)
-    yield from (Verdict(record, problem="the input cannot be read") for record in left.values())
-
-
-def _verdict(record: Record, data: bytes, outputs: _Outputs, max_pixels: int) -> Verdict:
-    try:
-        bitstream, found = read_bitstream(data, max_pixels), 0
-    except JpegError as error:
-        return Verdict(record, problem=f"the input: {error}")
-    for name in record.outputs:
-        image = outputs.read(name)
-        if image is None:
-            return Verdict(record, problem=f"{name} cannot be read")
-        try:
-            found += count_mismatches(image, bitstream)
-        except Exception as error:  # of any type that a decoding library raises
-            return Verdict(record, problem=f"{name}: {error or repr(error)}")
-    return Verdict(record, found)
+        record = left.pop(source)
+        for name in record.outputs or ("",):
+            yield Check(record, name, data, outputs.read(name))
+    yield from (Check(record, "") for record in left.values())
 
 
 class _Outputs:
@@ -92,6 +126,8 @@ class _Outputs:
 
     def read(self, name: str) -> bytes | None:
         """A file, in the order of the records; None if it cannot be read."""
+        if name not in self._order:
+            return None
         if self._shard is None:
             return read_output(self._output, name)
         while self._following is None or self._order[self._following[0]] < self._order[name]:

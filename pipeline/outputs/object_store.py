@@ -77,7 +77,8 @@ class RemoteStore:
     def write_error(self, error: OSError, name: str) -> SinkError:
         """See Store; the error is the scratch folder's."""
         return SinkError(
-            f"{self.scratch}: cannot be written: {error.strerror} ({name}); start the run again to complete it"
+            f"{self.scratch}: cannot be written: {error.strerror} ({name}): shards are built here before they are "
+            "uploaded; start the run again to complete it, with TMPDIR a folder that has room for the largest"
         )
 
     def close(self) -> None:

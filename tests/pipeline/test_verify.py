@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from runs import bag, command, fill, lines, mismatches, weights
 from shards import write_tar
 
 from pipeline import console, restore, verify
+from pipeline.engine.verification import verify_certificates
 from pipeline.outputs.manifest_file import MANIFEST
 
 __all__ = ["weights"]
@@ -116,8 +118,9 @@ def test_names_that_cannot_be_printed_are_escaped(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")  # a plain decode, some coefficients of which differ
 
 
+@pytest.mark.parametrize("workers", ["1", "3"])
 @pytest.mark.parametrize("options", [(), ("--output-shards", "--format", "webp"), ("--samples", "2")])
-def test_all_certificates_of_a_run(tmp_path, weights, capsys, options):
+def test_all_certificates_of_a_run(tmp_path, weights, capsys, options, workers):
     """Of loose files and of tars, whose members of one name have numbers; what has none does not count."""
     files = bag()
     source = fill(tmp_path / "in", {f"loose/{name}": data for name, data in files.items()} | {"bad.jpg": b"text"})
@@ -127,13 +130,13 @@ def test_all_certificates_of_a_run(tmp_path, weights, capsys, options):
     assert code == 1
     capsys.readouterr()
     found = [line for line in lines(out).values() if line["status"] == "restored"]
-    assert verify.main(["--output-dir", str(out)]) == 0
+    assert verify.main(["--output-dir", str(out), "--workers", workers]) == 0
     images = sum(len(line["outputs"]) for line in found)
     total = sum(len(line["outputs"]) * line["coefficients"] for line in found)
     wrong = sum(line["mismatches"] for line in found)
     assert capsys.readouterr().out == f"{images} images verified: {wrong} of {total} coefficients differ\n"
     source.rename(tmp_path / "moved")
-    assert verify.main(["--output-dir", str(out), "--quiet"]) == 2
+    assert verify.main(["--output-dir", str(out), "--quiet", "--workers", workers]) == 2
     assert capsys.readouterr().err.count("the input cannot be read") == len(found)
     assert verify.main(["--output-dir", str(out), "--input-dir", str(tmp_path / "moved"), "--quiet"]) == 0
 
@@ -157,6 +160,47 @@ def test_false_certificates_of_a_run(tmp_path, weights, capsys):
     assert "verify: 2.jpg: 2.png cannot be read" in said.err
     assert "verify: 3.jpg: 3.png: " in said.err
     assert "2 images verified" in said.out
+
+
+@pytest.mark.parametrize("names", [["link.tar"], ["link.jpg"], ["link", "link.tar", "link.jpg"], ["link/.."], ["link"]])
+def test_inputs_that_are_links_are_found_again(tmp_path, weights, monkeypatch, capsys, names):
+    """Their names are in the manifest, not those of what they lead to."""
+    files = {f"{n}.jpg": encode(photograph(40, 50, n), quality=50) for n in range(2)}
+    there = fill(tmp_path / "there" / "folder", files)
+    write_tar(tmp_path / "there" / "shard.tar", {"3.jpg": files["0.jpg"]})
+    (tmp_path / "here").mkdir()
+    for name, target in (("link", there), ("link.tar", there.parent / "shard.tar"), ("link.jpg", there / "0.jpg")):
+        (tmp_path / "here" / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path / "here")
+    restored = ["--output-dir", str(tmp_path / "out")]
+    assert restore.main(["--quiet", *names, "--weights", weights[0], *restored]) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert verify.main(restored) == 0
+    assert re.match(r"[1-4] images verified: 0 of \d+ ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whatever_happens_to_one_image_the_others_are_verified(tmp_path, weights, monkeypatch, workers):
+    """The library that decodes it may raise anything, or end the process."""
+    files = {f"{n}.jpg": encode(photograph(40, 50, n), quality=50) for n in range(5)}
+    source, out = fill(tmp_path / "in", files), tmp_path / "out"
+    assert restore.main(command(source, out, "--weights", weights[0])) == 0
+    fatal = (out / "3.png").read_bytes()
+
+    def count(image: bytes, bitstream: object) -> int:
+        if image == fatal and workers > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if image == fatal:
+            raise ZeroDivisionError("no such image")
+        return 0
+
+    monkeypatch.setattr("pipeline.outputs.certificates.count_mismatches", count)
+    found = list(verify_certificates(out, [source], 1 << 20, workers))
+    assert [verdict.record.source for verdict in found] == sorted(files)
+    problems = {verdict.record.source: verdict.problem for verdict in found if not verdict.is_true}
+    assert problems.keys() == {"3.jpg"}
+    assert ("ended with exit code -9" if workers > 1 else "3.png: no such image") in problems["3.jpg"]
 
 
 def test_a_lost_member_of_an_output_shard_costs_only_its_own_certificate(tmp_path, weights, capsys):
@@ -189,6 +233,7 @@ def test_no_certificates_are_no_proof(tmp_path, weights, capsys):
         ([], "give pairs"),
         (["a.png", "a.jpg", "--output-dir", "out"], "give pairs"),
         (["--output-dir", "sftp2://x/y"], "sftp2"),
+        (["--output-dir", "out", "--workers", "-1"], "--workers -1: expected 1 or more"),
         (["--output-dir", "nowhere"], r"nowhere: has no manifest\.run\.json"),
     ],
 )
