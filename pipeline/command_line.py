@@ -114,6 +114,7 @@ def _add_places(add: Add) -> None:
     add("--output-dir", metavar="DIR", help=f"output folder, created if missing [{DEFAULT_OUTPUT}]")
     add("--format", choices=get_args(Format), default="png", help=f"{FORMATS} [%(default)s]")
     add("--output-shards", action="store_true", help="write a tar for each input tar, and copy its other members")
+    add("--upright", action="store_true", help="turn images as EXIF's orientation says [they lie as they are stored]")
     add("--no-provenance", action="store_true", help="do not record the restoration in the images' metadata")
     add("--retry-failed", action="store_true", help="try failures again that are marked as transient")
     add("--retry-all-failed", action="store_true", help="try all failures again, such as of files that were replaced")

@@ -79,6 +79,7 @@ def make_job(given: argparse.Namespace) -> Job:
         filters=filters_of(given),
         limit=given.limit,
         provenance=not given.no_provenance,
+        upright=given.upright,
     )
 
 

@@ -147,7 +147,8 @@ def pass_through(job: Job, file: RawFile, reason: str) -> PassedFile:
         except BitstreamError as error:
             raise BitstreamError(f"{reason}; {error}") from error
         height, width = plain.pixels.shape[1:]
-        return PassedFile((encode_image(plain.pixels, job.format, plain.metadata),), (height, width), reason)
+        image = encode_image(plain.pixels, job.format, plain.metadata, upright=job.upright)
+        return PassedFile((image,), (height, width), reason)
 
 
 def merge_decoded(job: Job, step: Step, file: RawFile, found: DecodedFile | PassedFile) -> Step:
@@ -190,7 +191,7 @@ def encode_images(job: Job, restored: Restored, memory: Tensor | None) -> Sequen
     source, watch = restored.bitstream, job.restorer.stopwatch
     with watch("encode"):
         images = [
-            encode_image(x.numpy(), job.format, source.metadata, provenance_of(job, restored, number))
+            encode_image(x.numpy(), job.format, source.metadata, provenance_of(job, restored, number), job.upright)
             for number, x in enumerate(restored.images)
         ]
     if job.verify:

@@ -39,6 +39,7 @@ class Job:
     filters: Filters = ALL_FILES
     limit: int | None = None
     provenance: bool = True
+    upright: bool = False
 
     def identity(self) -> RunIdentity:
         """What must be equal when a run is resumed."""
@@ -61,6 +62,7 @@ class Job:
             strength=options.strength,
             filters=str(self.filters),
             provenance=self.provenance and self.format != "npy",
+            upright=self.upright,
         )
 
     def open_manifest(self) -> Manifest:

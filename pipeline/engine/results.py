@@ -83,9 +83,10 @@ class Restored:
         image.info |= {name: data for name, data in metadata.items() if data}
         return image
 
-    def encode(self, format: Format = "png", sample: int = 0) -> bytes:
-        """The image as a lossless file, with the JPEG file's metadata. Raises EncodeError."""
-        return encode_image(self.images[sample].numpy(), format, self.bitstream.metadata)
+    def encode(self, format: Format = "png", sample: int = 0, upright: bool = False) -> bytes:
+        """The image as a lossless file, with the JPEG file's metadata. upright: turned as its EXIF says. Raises
+        EncodeError."""
+        return encode_image(self.images[sample].numpy(), format, self.bitstream.metadata, upright=upright)
 
 
 def as_pixels(image: Tensor) -> NDArray[Any]:

@@ -13,7 +13,7 @@ needs a package, one in `check_installed`. All formats release the GIL while the
 import importlib.util
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.jpeg.metadata import Metadata
+from pipeline.jpeg.orientation import UPRIGHT, exchanges_sides, orientation_of, turn_upright, without_orientation
 from pipeline.outputs.provenance import Provenance
 from pipeline.outputs.xmp import xmp_packet
 
@@ -65,23 +66,27 @@ def encode_image(
     format: Format = "png",
     metadata: Metadata = NO_METADATA,
     provenance: Provenance | None = None,
+    upright: bool = False,
 ) -> bytes:
     """Encodes an image as a lossless file. Thread-safe.
 
     image: [3 or 1, H, W] uint8; for `png`, `png16` and `npy` also uint16.
     format: `png16` of an 8-bit image scales its levels to 0..65535. Gray stays gray, except in WebP, which repeats the
         plane. `npy` is an array [H, W, 3] or [H, W] for `numpy.load`, without metadata.
-    metadata: written as it is; pixels are not rotated, and viewers of JPEG XL ignore EXIF's orientation. A profile is
+    metadata: written as it is; pixels are not turned, and viewers of JPEG XL ignore EXIF's orientation. A profile is
         left out if readers would reject it: in PNG above one megabyte (Pillow's limit), in JPEG XL if libjxl does not
         understand it. XMP that is no XML and EXIF that is no TIFF are left out; only PNG has a place for
         the resolution.
     provenance: how the image was made, for the XMP and PNG's text; None to leave it out.
+    upright: turns the image as EXIF's orientation says, and says in the metadata that it is upright.
 
     Raises EncodeError for a format that does not support the image, such as WebP above 16383 pixels per side."""
     if image.dtype == np.uint16 and format not in ("png", "png16", "npy"):
         raise EncodeError(f"{format} is written with 8 bits per channel, not 16: use png16 or npy")
+    if upright:
+        image, metadata = _turned(image, metadata)
     if format != "npy":
-        xmp, exif = xmp_packet(metadata.xmp, provenance), metadata.exif
+        xmp, exif = xmp_packet(metadata.xmp, provenance, upright), metadata.exif
         metadata = replace(metadata, xmp=xmp, exif=exif if exif and _tiff(exif).startswith(_BYTE_ORDERS) else None)
     try:
         return _ENCODERS[format](image, metadata, provenance)
@@ -90,16 +95,16 @@ def encode_image(
         raise EncodeError(f"{width}x{height} pixels cannot be written as {format}: {error}") from error
 
 
-def decode_image(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Decodes a PNG, WebP, JPEG XL or npy file: [H, W, 3] or [H, W]. size: (H, W) that it must have; PNG and WebP are
-    not decoded otherwise. Raises ValueError for another size, for any other kind and for an image with transparency;
-    damaged files raise what the decoding library raises."""
+def decode_image(data: bytes, *sizes: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decodes a PNG, WebP, JPEG XL or npy file: [H, W, 3] or [H, W]. sizes: (H, W), of which it must have one, if there
+    are any; PNG and WebP are not decoded otherwise. Raises ValueError for another size, for any other kind and for an
+    image with transparency; damaged files raise what the decoding library raises."""
     stream = io.BytesIO(data)
     # Image.open would refuse large images.
     if data.startswith(_PNG):
-        return _opaque(_of_size(PngImageFile(stream), size))
+        return _opaque(_of_size(PngImageFile(stream), sizes))
     if data[:4] == b"RIFF":
-        return _opaque(_of_size(WebPImageFile(stream), size))
+        return _opaque(_of_size(WebPImageFile(stream), sizes))
     if data.startswith(_NPY):
         pixels: NDArray[np.uint8] = np.load(stream, allow_pickle=False)
         return pixels
@@ -111,16 +116,16 @@ def decode_image(data: bytes, size: tuple[int, int] | None = None) -> NDArray[np
     raise ValueError(f"not a PNG, WebP, JPEG XL or npy file: it begins with {data[:8]!r}")
 
 
-def check_size(found: tuple[int, int], expected: tuple[int, int]) -> None:
-    """Raises ValueError unless an image has the size (H, W) of its JPEG file."""
-    if found != expected:
-        (rows, columns), (height, width) = found, expected
+def check_size(found: tuple[int, int], *expected: tuple[int, int]) -> None:
+    """Raises ValueError unless an image has a size (H, W) that its JPEG file permits."""
+    if found not in expected:
+        (rows, columns), (height, width) = found, expected[0]
         raise ValueError(f"the image has {columns}x{rows} pixels, the JPEG file {width}x{height}")
 
 
-def _of_size(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    if size is not None:
-        check_size((image.height, image.width), size)
+def _of_size(image: Image.Image, sizes: Sequence[tuple[int, int]]) -> Image.Image:
+    if sizes:
+        check_size((image.height, image.width), *sizes)
     return image
 
 
@@ -134,6 +139,16 @@ def _opaque(image: Image.Image) -> NDArray[Any]:
             raise ValueError("the image has transparent pixels, which JPEG does not support")
         image = image.convert(image.mode[:-1])
     return np.asarray(image)
+
+
+def _turned(image: NDArray[Any], metadata: Metadata) -> tuple[NDArray[Any], Metadata]:
+    """The image [C, H, W], upright, and the metadata that say so."""
+    orientation = orientation_of(metadata.exif)
+    if metadata.exif is None or orientation == UPRIGHT:
+        return image, metadata
+    image = np.ascontiguousarray(turn_upright(image.transpose(1, 2, 0), orientation).transpose(2, 0, 1))
+    dpi = metadata.dpi[::-1] if metadata.dpi and exchanges_sides(orientation) else metadata.dpi
+    return image, replace(metadata, exif=without_orientation(metadata.exif), dpi=dpi)
 
 
 def is_16_bits(data: bytes) -> bool:

@@ -50,6 +50,7 @@ class RunIdentity:
     strength: float = 1.0
     filters: str = ""
     provenance: bool = False
+    upright: bool = False
 
 
 METADATA_FIELDS = ("provenance",)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kernels import Subsampling
 from pipeline.jpeg.bitstream import Bitstream, read_bitstream
+from pipeline.jpeg.orientation import UPRIGHT, exchanges_sides, orientation_of, turn_back
 from pipeline.outputs.formats import check_size, decode_image
 
 TURBO = "turbo210"
@@ -51,9 +52,16 @@ def _recompress_440(pixels: NDArray[np.uint8], tables: NDArray[np.int32]) -> byt
 
 
 def count_mismatches(encoded: bytes, bitstream: Bitstream) -> int:
-    """How many coefficients of an output file, of any format, differ from the input's when it is compressed again.
-    Raises ValueError as `mismatches_of` does, and what decoding the file raises."""
-    return mismatches_of(decode_image(encoded, bitstream.coefficients.size), bitstream)
+    """How many coefficients of an output file, of any format, differ from the input's when it is compressed again: as
+    it is, or turned back from what EXIF's orientation of the input calls upright. Raises ValueError as `mismatches_of`
+    does, and what decoding the file raises."""
+    size, orientation = bitstream.coefficients.size, orientation_of(bitstream.metadata.exif)
+    pixels = decode_image(encoded, size, *[size[::-1]] * exchanges_sides(orientation))
+    if orientation == UPRIGHT:
+        return mismatches_of(pixels, bitstream)
+    ways = [x for x in (pixels, turn_back(pixels, orientation)) if x.shape[:2] == size] or [pixels]
+    found = mismatches_of(ways[0], bitstream)
+    return min([found, *(mismatches_of(x, bitstream) for x in ways[1:] if found)])
 
 
 def mismatches_of(pixels: NDArray[np.uint8], bitstream: Bitstream) -> int:

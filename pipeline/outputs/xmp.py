@@ -29,21 +29,23 @@ _REPLACED = (
     ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "DigitalSourceType"),
     (_MEDIA, "InstanceID"),  # of the unchanged image
 )
+_ORIENTATION = ("http://ns.adobe.com/tiff/1.0/", "Orientation")
 _WRAPPER = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{}\n<?xpacket end="w"?>'
 
 
-def xmp_packet(packet: bytes | None, provenance: Provenance | None) -> bytes | None:
+def xmp_packet(packet: bytes | None, provenance: Provenance | None, upright: bool = False) -> bytes | None:
     """An XMP packet in UTF-8, or None if there is nothing to say.
 
     packet: the file's; one that is no XML in UTF-8, declares a document type, or has no RDF counts as None.
-    provenance: None to add nothing."""
+    provenance: None to add nothing.
+    upright: the image has been turned, so its orientation is left out."""
     own = None if provenance is None else provenance.xmp()
     if packet is None:
         return own
     try:
         root = _parse(packet)
         rdf = _rdf(root)
-        for namespace, name in _NOT_CARRIED:
+        for namespace, name in (*_NOT_CARRIED, *[_ORIENTATION] * upright):
             _remove(rdf, namespace, name)
         if own is not None:
             _add(rdf, own)

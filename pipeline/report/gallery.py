@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.inputs.remote import Address
+from pipeline.jpeg.orientation import UPRIGHT, turn_upright
 from pipeline.outputs.files import link_to, read_inputs, read_outputs
 from pipeline.outputs.record import Record
 from pipeline.report.pictures import (
@@ -63,12 +64,16 @@ class GalleryEntry:
 
 @dataclass
 class _Comparison:
-    """A file whose outputs are being read. Only crops of its images are kept."""
+    """A file whose outputs are being read. Only crops of its images, upright, are kept.
+
+    upright: whether the outputs are stored like that; orientation: as which they are stored."""
 
     record: Record
     why: str
     jpeg: bytes
     pixels: int
+    upright: bool
+    orientation: int = UPRIGHT
     box: Box | None = None
     size: tuple[int, int] = (0, 0)
     before: Pixels | None = None
@@ -78,13 +83,16 @@ class _Comparison:
 
     def add(self, name: str, file: bytes) -> None:
         """Adds an output. Raises ValueError and OSError if it is damaged or does not have the input's size."""
-        after = decode_after(file)
+        stored = decode_after(file)
+        after = turn_upright(stored, self.orientation)
         if self.box is None or self.before is None:
-            height, width = after.shape[:2]
-            before = decode_before(self.jpeg, height * width)
+            height, width = stored.shape[:2]
+            before, orientation = decode_before(self.jpeg, height * width)
+            if not self.upright:
+                self.orientation, after = orientation, turn_upright(stored, orientation)
             if before.shape != after.shape:
                 raise ValueError("the output is not of the input's size")
-            self.size, self.jpeg = (height, width), b""
+            self.size, self.jpeg = (after.shape[0], after.shape[1]), b""
             self.box = choose_box(before, after, self.pixels)
             self.before = self.box.of(before).copy()
             if (self.box.height, self.box.width) != self.size:
@@ -129,9 +137,15 @@ def _fit_budget(images: Sequence[Pixels], budget: int) -> tuple[Box, list[bytes]
 
 
 def make_gallery(
-    output: Address, inputs: Sequence[Address], chosen: Sequence[tuple[Record, str]], budget: int = BUDGET
+    output: Address,
+    inputs: Sequence[Address],
+    chosen: Sequence[tuple[Record, str]],
+    budget: int = BUDGET,
+    *,
+    upright: bool = False,
 ) -> tuple[list[GalleryEntry], list[tuple[str, str]]]:
-    """(the entries that can be shown, (source, reason) of the others), in the order of `chosen`.
+    """(the entries that can be shown, (source, reason) of the others), in the order of `chosen`. upright: whether the
+    run turned its outputs.
 
     Does not raise for files that cannot be read any more. In memory are the JPEG files, crops, and one output at a
     time."""
@@ -140,7 +154,7 @@ def make_gallery(
     for record, why in chosen:
         if record.source in jpegs:
             pixels = budget // len(chosen) // (len(record.outputs) + 1)
-            comparisons[record.source] = _Comparison(record, why, jpegs[record.source], pixels)
+            comparisons[record.source] = _Comparison(record, why, jpegs[record.source], pixels, upright)
     owners = {name: found for found in comparisons.values() for name in found.record.outputs}
     for name, file in read_outputs(output, [found.record for found in comparisons.values()]):
         if not owners[name].problem:

@@ -60,7 +60,7 @@ def _page(output: Address, inputs: Sequence[Address], gallery: int) -> str:
     if run is None and not statistics.counts:
         raise SinkError(f"{output}: has no {IDENTITY} and no manifest lines; give the output folder of a run")
     inputs = inputs or inputs_of(run)
-    exhibits, skipped = make_gallery(output, inputs, selection.chosen())
+    exhibits, skipped = make_gallery(output, inputs, selection.chosen(), upright=bool((run or {}).get("upright")))
     return render(output, run or {}, statistics, read_history(output), exhibits=exhibits, skipped=skipped)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.jpeg.fallback import fallback_decode
+from pipeline.jpeg.orientation import orientation_of, turn_upright
 from pipeline.outputs.formats import decode_image
 
 Pixels = NDArray[np.uint8]
@@ -53,13 +54,16 @@ class Box:
         return Box(self.top + (self.height - height) // 2, self.left + (self.width - width) // 2, height, width)
 
 
-def decode_before(jpeg: bytes, pixels: int) -> Pixels:
-    """Decodes a JPEG file of at most `pixels` pixels with Pillow, not rotated: [H, W, 3] uint8. Raises ValueError."""
-    return as_rgb(fallback_decode(jpeg, pixels).pixels.transpose(1, 2, 0))
+def decode_before(jpeg: bytes, pixels: int) -> tuple[Pixels, int]:
+    """Decodes a JPEG file of at most `pixels` pixels with Pillow: ([H, W, 3] uint8, upright, EXIF's orientation of the
+    file). Raises ValueError."""
+    decoded = fallback_decode(jpeg, pixels)
+    orientation = orientation_of(decoded.metadata.exif)
+    return turn_upright(as_rgb(decoded.pixels.transpose(1, 2, 0)), orientation), orientation
 
 
 def decode_after(output: bytes) -> Pixels:
-    """Decodes an output file: [H, W, 3] uint8. Raises ValueError and OSError."""
+    """Decodes an output file, as it is stored: [H, W, 3] uint8. Raises ValueError and OSError."""
     return as_rgb(decode_image(output))
 
 

@@ -11,7 +11,7 @@ import tarfile
 import numpy as np
 import pytest
 from jpegs import encode, photograph
-from PIL import Image
+from PIL import Image, ImageOps
 from reports import Page, page_of, rgb
 from runs import bag, command, exif, fill, lines, run
 from shards import write_tar
@@ -72,10 +72,11 @@ def test_the_gallery_has_the_very_pixels_of_input_and_output(tmp_path, weights, 
     assert len(page.exhibits) == len(files)
     for name, data in files.items():
         exhibit, (output,) = page.exhibit(name.removesuffix(".jpg")), found[name]["outputs"]
-        after = decode_image((out / output).read_bytes())
-        assert np.array_equal(exhibit.before, rgb(data))
+        turns = -1 if name.endswith("metadata.jpg") else 0  # its EXIF says so, and images are shown upright
+        after = np.rot90(decode_image((out / output).read_bytes()), turns)
+        assert np.array_equal(exhibit.before, np.rot90(rgb(data), turns))
         assert np.array_equal(exhibit.images["after"][0], after if after.ndim == 3 else np.dstack([after] * 3))
-        height, width = found[name]["size"]
+        height, width = found[name]["size"][:: turns or 1]
         assert f"{width} \N{MULTIPLICATION SIGN} {height} pixels" in " ".join(exhibit.text.split())
         assert exhibit.links == [f"./{output.replace(' ', '%20')}"]
 
@@ -257,10 +258,17 @@ def test_gallery_begins_with_the_worst_certificates(tmp_path, weights):
     assert [exhibit.text.count("Most mismatches") for exhibit in page.exhibits] == [1, 1, 0, 0, 0, 0]
 
 
-def test_orientation_is_shown_as_stored(tmp_path, weights):
+@pytest.mark.parametrize("options", [(), ("--upright",)])
+def test_images_are_shown_upright(tmp_path, weights, options):
+    """Before and after, however the outputs are stored."""
     data = encode(photograph(90, 60), quality=20, exif=exif(6))
-    run(fill(tmp_path / "in", {"a.jpg": data}), tmp_path / "out", "--weights", weights[0])
-    assert page_of(tmp_path / "out").exhibit("a").before.shape == (90, 60, 3)
+    run(fill(tmp_path / "in", {"a.jpg": data}), tmp_path / "out", "--weights", weights[0], *options)
+    shown = page_of(tmp_path / "out").exhibit("a")
+    with Image.open(tmp_path / "out" / "a.png") as output:
+        after = np.asarray(ImageOps.exif_transpose(output))
+    assert np.array_equal(shown.before, np.rot90(rgb(data), -1))
+    assert np.array_equal(shown.images["after"][0], after)
+    assert after.shape == (60, 90, 3)
 
 
 def test_in_a_store(tmp_path, weights, memory):
