@@ -27,11 +27,13 @@ def update_interval() -> float:
     return 0.1 if sys.stderr.isatty() else LOGGED_EVERY_S
 
 
-def progress_bar(total: int | None, done: int, quiet: bool) -> tqdm[NoReturn]:
-    """total: number of inputs; None if unknown. done: inputs that earlier runs have finished."""
-    where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{n_fmt} images [{elapsed}"
+def progress_bar(total: int | None, done: int, quiet: bool, label: str = "") -> tqdm[NoReturn]:
+    """total: number of inputs; None if unknown. done: inputs that earlier runs have finished. label: of one bar among
+    several."""
+    where = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" if total else "{desc}{n_fmt} images [{elapsed}"
     bar = where + ", {rate_noinv_fmt}{postfix}]"
     return tqdm(
+        desc=f"{label}: " if label else None,
         total=total,
         initial=done,
         unit=" images",
