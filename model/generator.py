@@ -49,7 +49,7 @@ class GeneratorConfig:
     noise_maps: int = 24  # residual: maps of filtered noise in the noise head, 24 in old files that do not say
     trunk: str = "residual"  # or rrdb
     growth: int = 32  # rrdb: channels that a convolution of a dense block adds
-    finest_quality: int = 97  # finer tables condition it as those of this quality: at least the best in training
+    finest_quality: int = 96  # finer tables condition it as those of this quality: at least the best in training
 
     def __post_init__(self) -> None:
         for name in ("features", "inner_features", "embedding", "growth", "noise_maps"):

@@ -232,6 +232,21 @@ def test_restore_many_is_restore_of_each_in_order(noisy, batched, workers):
     assert (max(batches) > 1) == batched
 
 
+def test_a_file_is_given_by_its_bytes_its_path_or_open(weights, tmp_path):
+    data = encode(photograph(24, 40), "4:2:0", 30)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(data)
+    restorer = Restorer.from_pretrained(weights)
+    with path.open("rb") as opened:
+        sources = [bytearray(data), memoryview(data), path, str(path), opened, io.BytesIO(data)]
+        files = [(str(number), source) for number, source in enumerate([data, *sources])]
+        expected, *found = dict(restorer.restore_many(files)).values()
+    for restored in found:
+        assert torch.equal(restored.image, expected.image)
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        restorer.restore(tmp_path / "none.jpg")
+
+
 def test_a_copy_for_another_process_restores_the_same(noisy):
     """A DataLoader sends its dataset to workers that are not forked, Python 3.14's default."""
     restorer = Restorer.from_pretrained(noisy, device="cpu")
