@@ -22,9 +22,10 @@ from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.remote import RemoteError
 from pipeline.inputs.source import Item, ReadPosition, SideMember, read
-from pipeline.jpeg.errors import JpegError, UnsupportedJpeg
+from pipeline.jpeg.errors import BitstreamError, JpegError, UnsupportedJpeg
+from pipeline.jpeg.fallback import fallback_open
 from pipeline.outputs.manifest import finished_inputs
-from pipeline.outputs.record import FinishedInputs, Record, SinkError, Status
+from pipeline.outputs.record import FinishedInputs, Record, SinkError
 from pipeline.report.statistics import Reasons, Statistics
 
 RESERVOIR_FILES = 64
@@ -155,9 +156,15 @@ def expected(job: Job, step: Step) -> Record:
     if file is None:
         return step.record
     record = replace(file.describe(step.record), outputs=("",) * job.restorer.images)
+    if isinstance(file.layout, UnsupportedJpeg):
+        try:
+            if job.filters.passed_through == "decode":
+                fallback_open(file.data, job.restorer.options.max_pixels)
+        except BitstreamError as error:
+            return record.failed(f"{file.layout}; {error}")
+        return replace(record, status="passed_through", reason=str(file.layout))
     if isinstance(file.layout, JpegError):
-        status: Status = "passed_through" if isinstance(file.layout, UnsupportedJpeg) else "failed"
-        record = replace(record, status=status, reason=str(file.layout))
+        return record.failed(str(file.layout))
     return record
 
 

@@ -47,22 +47,39 @@ def pillow_error(data: bytes) -> Exception | None:
     return None
 
 
+def fallback_open(data: bytes, max_pixels: int) -> JpegImageFile:
+    """Reads a file's header with Pillow; the image is not loaded.
+
+    Raises BitstreamError for a file whose header shows that Pillow cannot decode it, or of more than `max_pixels`."""
+    try:
+        image = JpegImageFile(for_pillow(data))
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of {max_pixels}")
+    except MemoryError:
+        raise
+    except Exception as error:  # see pillow_error
+        raise _cannot_load(error) from error
+    return image
+
+
 def fallback_decode(data: bytes, max_pixels: int) -> FallbackImage:
     """Decodes a file to RGB or gray. CMYK is converted by Pillow's formula, without its profile.
 
     Raises BitstreamError for a file that Pillow cannot decode, or of more than `max_pixels`, before memory is
     allocated."""
     metadata = read_header(data).metadata
+    image = fallback_open(data, max_pixels)
     try:
-        image = JpegImageFile(for_pillow(data))
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than the limit of {max_pixels}")
         image.load()
     except MemoryError:
         raise
     except Exception as error:  # see pillow_error
-        raise BitstreamError(f"Pillow cannot load it: {str(error) or type(error).__name__}") from error
+        raise _cannot_load(error) from error
     natural = image.mode in ("L", "RGB")
     pixels = np.asarray(image if natural else image.convert("RGB"))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return FallbackImage(pixels, replace(metadata, icc=image.info.get("icc_profile") if natural else None))
+
+
+def _cannot_load(error: Exception) -> BitstreamError:
+    return BitstreamError(f"Pillow cannot load it: {str(error) or type(error).__name__}")

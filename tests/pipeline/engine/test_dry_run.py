@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from jpegs import encode, photograph
+from jpegs import edit, encode, photograph
 from runs import command, fill, lines, run, weights
 from shards import write_tar
 
@@ -16,10 +16,11 @@ __all__ = ["weights"]
 
 
 def mixed(folder: Path) -> Path:
-    """Eight to restore, three that filters leave out, a broken one, and one of a key that is taken."""
+    """Eight to restore, three that filters leave out, a broken one, one of 12 bits, and one of a key that is taken."""
     small = {f"{n}.jpg": encode(photograph(40, 50, n), "4:2:0", 20 + n) for n in range(5)}
+    twelve_bits = edit(small["0.jpg"], 0xC0, lambda payload: payload.__setitem__(0, 12))
     fine = {f"{n}.jpeg": encode(photograph(40, 50, n), "4:4:4", 86 + n) for n in range(5, 8)}
-    fill(folder, {**small, "broken.jpg": b"text"})
+    fill(folder, {**small, "broken.jpg": b"text", "twelve-bits.jpg": twelve_bits})
     write_tar(folder / "s.tar", {**fine, "8.jpg": encode(photograph(40, 50), "gray", 99), "0.jpg": small["0.jpg"]})
     return folder
 
