@@ -9,8 +9,8 @@
 Objects are written atomically, so outputs are uploaded under their final names. All state is in the store, so a run can
 be continued on another machine. The manifest is described in manifest_objects.py.
 
-An unfinished shard is a file in the local temporary folder (TMPDIR), which must have room for it; `kill -9` leaves it
-there."""
+A shard is a file in the local temporary folder (TMPDIR) until it is uploaded, while the next one is filled: there must
+be room for both. `kill -9` leaves them there."""
 
 import shutil
 import tempfile
@@ -78,7 +78,7 @@ class RemoteStore:
         """See Store; the error is the scratch folder's."""
         return SinkError(
             f"{self.scratch}: cannot be written: {error.strerror} ({name}): shards are built here before they are "
-            "uploaded; start the run again to complete it, with TMPDIR a folder that has room for the largest"
+            "uploaded; start the run again to complete it, with TMPDIR a folder that has room for the two largest"
         )
 
     def close(self) -> None:

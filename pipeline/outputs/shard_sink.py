@@ -1,17 +1,21 @@
 """Tar shards as outputs. A shard and its manifest lines appear together.
 
-An unfinished shard is a file in the store's scratch folder; it is moved to its place when it is complete."""
+An unfinished shard is a file in the store's scratch folder. A complete one is moved to its place, or uploaded, in the
+background while the next one is filled."""
 
 import contextlib
-import gzip
 import io
+import itertools
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+
+from isal import igzip
 
 from pipeline.inputs.listing import Sources
 from pipeline.inputs.remote import RemoteError
@@ -21,7 +25,6 @@ from pipeline.outputs.sink import DEFAULT_NAMES, ManifestWriter, OutputNames
 from pipeline.outputs.store import OutputNameError
 
 LOOSE_SHARD = "files.tar"
-
 
 COPY = 1 << 20
 """Bytes copied into a tar at a time; tarfile's default of 16 KB is slow for images."""
@@ -40,7 +43,7 @@ class _OpenShard:
     late: bool = False
     temporary: Path | None = None
     file: BinaryIO | None = None
-    packed: gzip.GzipFile | None = None
+    packed: igzip.IGzipFile | None = None
     tar: tarfile.TarFile | None = None
 
     def keep(self, record: Record) -> Record:
@@ -51,8 +54,9 @@ class _OpenShard:
 class ShardSink:
     """Writes one tar shard per input shard, of the same name, with members in the order of the calls. Not thread-safe.
 
-    A shard and its lines appear when the next one begins or the sink is closed; one that is incomplete when the run
-    ends is written again by the next run. Loose files of a folder go into a shard `files.tar` in that folder."""
+    A shard and its lines appear some time after the next one has begun, or when the sink is closed; one that is
+    incomplete when the run ends is written again by the next run. Loose files of a folder go into a shard `files.tar`
+    in that folder."""
 
     copies_members = True
 
@@ -60,7 +64,10 @@ class ShardSink:
         self._manifest = manifest
         self._sources = sources
         self._names = names
+        self._numbers = itertools.count()
         self._shard: _OpenShard | None = None
+        self._mover = ThreadPoolExecutor(1, "shard")
+        self._moving: tuple[_OpenShard, Future[None]] | None = None
 
     def finished(self, source: str) -> bool:
         """Whether the source has a line, which implies that its shard is complete."""
@@ -101,18 +108,9 @@ class ShardSink:
         return shard.keep(Record(member.name, member.source, "failed", reason, transient=shard.late or None))
 
     def close(self) -> None:
-        """Completes the last shard."""
-        shard, self._shard = self._shard, None
-        if shard is None:
-            return
-        records = shard.records
-        try:
-            self._put_in_place(shard)
-        except OutputNameError as error:
-            records = [record.failed(str(error)) if record.outputs else record for record in records]
-        if records:
-            whole = None if shard.refusal else len(records)
-            self._manifest.append([*records[:-1], replace(records[-1], shard_lines=whole)])
+        """Completes the last shard, and waits until it is in its place."""
+        self._complete()
+        self._settle()
 
     def __enter__(self) -> Self:
         return self
@@ -120,15 +118,57 @@ class ShardSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.close()
-        elif self._shard is not None:
-            _discard(self._shard)
-            self._shard = None
+        try:
+            if error is None:
+                self.close()
+                return
+            if self._shard is not None:
+                _discard(self._shard)
+                self._shard = None
+            with contextlib.suppress(SinkError):  # complete shards stay; after an interruption, too
+                self._settle()
+        finally:
+            self._mover.shutdown(wait=False)
+
+    def _complete(self) -> None:
+        """Ends the open shard, and moves it to its place once the one before is there."""
+        shard, self._shard = self._shard, None
+        if shard is None:
+            return
+        with self._discarded_on_error(shard):
+            if shard.tar is not None:
+                shard.tar.close()
+            for stream in (shard.packed, shard.file):
+                if stream is not None:
+                    stream.close()
+            self._settle()
+        self._moving = shard, self._mover.submit(self._move, shard)
+
+    def _move(self, shard: _OpenShard) -> None:
+        if shard.temporary is not None:
+            self._manifest.store.publish(shard.temporary, shard.name)
+
+    def _settle(self) -> None:
+        """Waits until the last complete shard is in its place; appends its lines. Raises SinkError."""
+        if self._moving is None:
+            return
+        shard, moved = self._moving
+        error = moved.exception()
+        self._moving = None
+        records = shard.records
+        if isinstance(error, OutputNameError):
+            records = [record.failed(str(error)) if record.outputs else record for record in records]
+        elif error is not None:
+            raise error
+        if records:
+            whole = None if shard.refusal else len(records)
+            self._manifest.append([*records[:-1], replace(records[-1], shard_lines=whole)])
 
     def _turn_to(self, name: str, loose: bool) -> _OpenShard:
+        if self._moving is not None and self._moving[1].done():
+            self._settle()
         if self._shard is None or self._shard.name != name:
-            self.close()
+            self._complete()
             self._shard = _OpenShard(name)
             if loose and self._is_input(name):
                 self._shard.refusal = f"the input has a shard {name!r}, the name for this folder's loose files"
@@ -156,24 +196,14 @@ class ShardSink:
         shard.members.add(name)
 
     def _begin(self, shard: _OpenShard) -> tarfile.TarFile:
-        shard.temporary = self._manifest.store.scratch / "shard"
+        shard.temporary = self._manifest.store.scratch / f"shard-{next(self._numbers)}"
         shard.file = shard.temporary.open("wb")
         stream: BinaryIO = shard.file
         if shard.name.lower().endswith("gz"):
-            shard.packed = gzip.GzipFile("", "wb", 1, shard.file, mtime=0)
+            shard.packed = igzip.IGzipFile("", "wb", 1, shard.file, mtime=0)  # type: ignore[no-untyped-call]
             stream = shard.packed  # type: ignore[assignment]
         shard.tar = tarfile.TarFile(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, copybufsize=COPY)
         return shard.tar
-
-    def _put_in_place(self, shard: _OpenShard) -> None:
-        if shard.tar is None or shard.file is None or shard.temporary is None:
-            return
-        with self._discarded_on_error(shard):
-            shard.tar.close()
-            if shard.packed is not None:
-                shard.packed.close()
-            shard.file.close()
-            self._manifest.store.publish(shard.temporary, shard.name)
 
     @contextlib.contextmanager
     def _discarded_on_error(self, shard: _OpenShard) -> Iterator[None]:
