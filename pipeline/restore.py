@@ -20,7 +20,7 @@ from model.weights import SHIPPED
 from pipeline.command_line import MEAN_SAMPLES, UsageError, filters_of, parse
 from pipeline.console import escape_names
 from pipeline.distributed import cluster
-from pipeline.engine.device import DeviceLostError, dtype_name
+from pipeline.engine.device import DeviceError, dtype_name
 from pipeline.engine.dry_run import dry_run
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m pipeline.res
     except BrokenPipeError:  # of a program that reads what is printed; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (UsageError, SourceError, SinkError, FrontendError, DeviceLostError, cluster.ClusterError) as error:
+    except (UsageError, SourceError, SinkError, FrontendError, DeviceError, cluster.ClusterError) as error:
         print(f"restore: {'; '.join([str(error), *getattr(error, '__notes__', [])])}", file=sys.stderr)
         return STOPPED
     except Exception:

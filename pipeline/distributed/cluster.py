@@ -3,10 +3,10 @@
     driver: inputs → units (a shard, or some loose files) → … → manifest lines, written here only
     worker: a unit → its outputs, put in place as in any run → its manifest lines, sent to the driver
 
-There is one worker per GPU, or per `cpus` cores. If a worker or its node is lost, its unit is given to another, which
-writes the same outputs; the driver writes a unit's lines once. Workers end with their driver; the next run continues
-from the manifest. All nodes must see the inputs and the output under the same names, which each worker checks at its
-start."""
+There is one worker per GPU, or per `cpus` cores. If a worker, its GPU or its node is lost, its unit is given to
+another, which writes the same outputs; the driver writes a unit's lines once. Workers end with their driver; the next
+run continues from the manifest. All nodes must see the inputs and the output under the same names, which each worker
+checks at its start."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from pipeline.distributed.ray_worker import PROBE, TIMEOUT_S, UnitResult, Worker, WorkerReady, WorkerSetup
 from pipeline.distributed.units import InputUnit, split_into_units
+from pipeline.engine.device import DeviceError, DeviceLostError
 from pipeline.engine.job import Job
 from pipeline.engine.progress import keep_history, progress_bar, report_failures, summary
 from pipeline.engine.run import claims_key, list_inputs, name_filter
@@ -92,7 +93,9 @@ class WorkerSet:
                 if (result := self._receive(message)) is not None:
                     self._idle.append(worker)
                     yield result
-                elif unit.attempt + 1 < MAX_ATTEMPTS:
+                    continue
+                self._ray.kill(worker)
+                if unit.attempt + 1 < MAX_ATTEMPTS:
                     again.append(replace(unit, attempt=unit.attempt + 1))
                 else:
                     given_up.append(unit)
@@ -133,7 +136,11 @@ class WorkerSet:
 
     def _register(self, message: Any, worker: Any) -> None:
         ready: WorkerReady | None = self._receive(message)
+        if ready is not None and ready.problem and ready.node in self.nodes:  # it has worked: its GPU or disk is gone
+            self._last_error = f"node {ready.node}: {ready.problem}"
+            ready = None
         if ready is None:
+            self._ray.kill(worker)
             self._lost += 1
             if self._lost >= MAX_ATTEMPTS and not (self._idle or self._busy):
                 raise ClusterError(
@@ -152,12 +159,18 @@ class WorkerSet:
         self._idle.append(worker)
 
     def _receive(self, message: Any) -> Any:
-        """A worker's message; None if the worker is lost. An exception of the worker's own is raised."""
+        """A worker's message; None if the worker or its GPU is lost. Raises ClusterError if its GPU cannot be used as
+        asked, and other exceptions of the worker."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(message)
-        except errors.RayTaskError:
-            raise
+        except errors.RayTaskError as error:
+            if not isinstance(error.cause, DeviceError):
+                raise
+            if not isinstance(error.cause, DeviceLostError):
+                raise ClusterError(str(error.cause)) from error
+            self._last_error = str(error.cause)
+            return None
         except errors.RayError as error:
             self._last_error = str(error)
             return None

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from tqdm import tqdm
 
 from pipeline.distributed.units import InputUnit
-from pipeline.engine.device import dtype_name, one_thread
+from pipeline.engine.device import DeviceLostError, dtype_name, one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.options import Options
 from pipeline.engine.progress import progress_bar
@@ -104,7 +105,7 @@ class Worker:
         self._setup, self._name, self._open = setup, name, ExitStack()
 
     def begin(self) -> WorkerReady:
-        """Loads the weights, and checks that inputs and output are visible."""
+        """Loads the weights, and checks that inputs and output are visible. Raises DeviceLostError, like `restore`."""
         node, setup = socket.gethostname(), self._setup
         try:
             restorer = Restorer.from_pretrained(setup.weights, setup.device, setup.dtype, setup.options)
@@ -121,6 +122,8 @@ class Worker:
             self._resources = self._open.enter_context(open_resources(self._job))
         except (ValueError, OSError, RemoteError, SinkError) as error:
             return WorkerReady(node, problem=f"{type(error).__name__}: {error}")
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(f"{node}: {setup.device} does not work: {error}") from error
         return WorkerReady(node, dtype_name(restorer.dtype))
 
     def _open_store(self, output: Address) -> LocalStore | RemoteStore:

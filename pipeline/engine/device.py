@@ -11,9 +11,13 @@ import torch
 from torch import nn
 
 
-class DeviceLostError(RuntimeError):
-    """A GPU cannot be used, or no longer in this process: after an error inside a kernel nothing runs on it until the
-    process ends. Not a failure of the file at hand."""
+class DeviceError(RuntimeError):
+    """No file can be restored on a GPU as it was asked for. Not a failure of the file at hand."""
+
+
+class DeviceLostError(DeviceError):
+    """A GPU can no longer be used in this process: after an error inside a kernel nothing runs on it until the process
+    ends."""
 
 
 class NetworkMemoryError(torch.OutOfMemoryError):
@@ -64,14 +68,14 @@ def multiplies_bfloat16(gpu: torch.device) -> bool:
 
 def prepare_gpu(device: torch.device, dtype: torch.dtype, processes: int, progress: bool) -> None:
     """Compiles the kernels that a restoration needs. dtype: of the network, for a hint where it is slow. Raises
-    DeviceLostError if they cannot be compiled: no file could be restored."""
+    DeviceError if they cannot be compiled."""
     from kernels.triton_ops.warm_up import compile_kernels  # noqa: PLC0415  # the CPU needs no Triton
 
     if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
         print(f"{device} has no units for bfloat16: --dtype float32 is faster here", file=sys.stderr)
     if failed := compile_kernels(device, processes, progress):
         name, reason = next(iter(failed.items()))
-        raise DeviceLostError(f"{device}: {len(failed)} kernels cannot be compiled, such as {name}: {reason}")
+        raise DeviceError(f"{device}: {len(failed)} kernels cannot be compiled, such as {name}: {reason}")
 
 
 def fix_convolutions() -> None:
@@ -128,10 +132,10 @@ def compile_network(network: nn.Module, device: torch.device, shapes: int, backe
 
 
 def check_gpu(device: torch.device, error: Exception | None = None) -> None:
-    """Raises DeviceLostError if the device is a GPU that does not work any more. error: of a single tile: if the
-    network has too little memory for that, no file can be restored."""
+    """Raises DeviceLostError if the device is a GPU that does not work any more. error: of a single tile: raises
+    DeviceError if the network has too little memory for that."""
     if isinstance(error, NetworkMemoryError):
-        raise DeviceLostError(
+        raise DeviceError(
             f"{device} has too little memory for a batch: start the run again with a smaller --batch, --tile or "
             f"--samples to continue ({error})"
         ) from error

@@ -107,8 +107,8 @@ class Restorer:
 
     def prepare_device(self, processes: int = 0, progress: bool = False) -> None:
         """Compiles a GPU's kernels in so many processes (0: one per core but one), and checks the front end. Must be
-        called after forking, because DALI and CUDA start threads. Raises FrontendError, and DeviceLostError for a GPU
-        on which kernels cannot be compiled."""
+        called after forking, because DALI and CUDA start threads. Raises FrontendError, and DeviceError for a GPU on
+        which kernels cannot be compiled."""
         if self.device.type == "cuda":
             prepare_gpu(self.device, self.dtype, processes, progress)
         if self.dali is not None:

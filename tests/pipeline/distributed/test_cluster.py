@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ from runs import command, fill, lines, outputs, run, tiny_weights
 from shards import write_tar
 
 from pipeline import restore
+from pipeline.distributed import cluster
 from pipeline.distributed.cluster import worker_slots
+from pipeline.distributed.ray_worker import UnitResult, Worker, WorkerReady
+from pipeline.distributed.units import InputUnit
+from pipeline.engine.device import DeviceLostError
 from pipeline.inputs.remote import Remote
 from pipeline.outputs.history import HISTORY, read_history
 from pipeline.outputs.manifest_file import MANIFEST
@@ -182,6 +187,46 @@ def test_interrupted_driver_ends_and_cleans_up(tmp_path, nodes):
     assert "interrupted; run the same command again" in driver.end(128 + signal.SIGTERM)
     assert len(lines(out)) == 16 * len(finished(out)) < 16 * SHARDS
     assert not (out / PARTIAL).exists()
+
+
+class LosesItsGpu(Worker):
+    """One of the workers loses its GPU, and the one that replaces it does not see any."""
+
+    def begin(self) -> WorkerReady:
+        ready = super().begin()
+        if self._file("lost").exists() and self._first("missing"):
+            return replace(ready, problem="PyTorch sees 0 CUDA devices here")
+        return ready
+
+    def restore(self, unit: InputUnit) -> UnitResult:
+        if self._first("lost"):
+            raise DeviceLostError("cuda:0 does not work any more")
+        end = time.monotonic() + 60
+        while not self._file("missing").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return super().restore(unit)
+
+    def _file(self, name: str) -> Path:
+        return self._job.output.parent / name
+
+    def _first(self, name: str) -> bool:
+        try:
+            self._file(name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def test_worker_that_loses_its_gpu_is_replaced(tmp_path, nodes, monkeypatch):
+    """Here the workers are on CPUs, and the GPU's error is raised for them."""
+    import_module("ray").cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(cluster, "Worker", LosesItsGpu)
+    source, weights = shards(tmp_path / "in", 2), ("--weights", tiny_weights(tmp_path), "--output-shards")
+    Driver(command(source, tmp_path / "out", *weights), tmp_path / "log", nodes.address).end(1)
+    assert (tmp_path / "missing").exists()
+    assert not (tmp_path / "out" / PARTIAL).exists()
+    run(source, tmp_path / "one", *weights, code=1)
+    assert comparable(outputs(tmp_path / "out")) == comparable(outputs(tmp_path / "one"))
 
 
 def at_work(raylet: int) -> bool:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kernels.triton_ops.warm_up
-from pipeline.engine.device import DeviceLostError, fix_convolutions, prepare_gpu, prepare_network
+from pipeline.engine.device import DeviceError, fix_convolutions, prepare_gpu, prepare_network
 
 GPU = torch.device("cuda", 0)
 
@@ -23,7 +23,7 @@ def gpu(monkeypatch):
 
 def test_kernels_that_cannot_be_compiled_end_the_run(gpu):
     gpu({"decode gray float32": "RuntimeError: Failed to find C compiler"}, (9, 0))
-    with pytest.raises(DeviceLostError, match=r"1 kernels cannot be compiled, such as decode gray.*C compiler"):
+    with pytest.raises(DeviceError, match=r"1 kernels cannot be compiled, such as decode gray.*C compiler"):
         prepare_gpu(GPU, torch.bfloat16, 0, False)
 
 

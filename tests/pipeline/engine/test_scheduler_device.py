@@ -11,7 +11,7 @@ import pytest
 import torch
 from counted import CountedItem, fail, note, over
 
-from pipeline.engine.device import DeviceLostError, check_gpu, network_memory
+from pipeline.engine.device import DeviceError, DeviceLostError, check_gpu, network_memory
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stage import Stage, item_stage
 
@@ -101,7 +101,7 @@ def test_lack_of_memory_for_a_single_unit_ends_the_run_if_it_is_the_networks(of_
         with network_memory() if of_the_network else nullcontext():
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    ending = pytest.raises(DeviceLostError, match=r"smaller --batch") if of_the_network else nullcontext()
+    ending = pytest.raises(DeviceError, match=r"smaller --batch") if of_the_network else nullcontext()
     with Scheduler([replace(device.stage(), do=full)], fail, workers=3) as scheduler, ending:
         found.extend(scheduler.run(CountedItem(n) for n in range(60)))
     assert min(map(len, device.batches)) == 1
