@@ -21,7 +21,7 @@ from pipeline.engine.options import Options
 from pipeline.engine.progress import progress_bar
 from pipeline.engine.resources import open_resources
 from pipeline.engine.restorer import Restorer
-from pipeline.engine.run import make_tasks, open_sink, write
+from pipeline.engine.run import make_tasks, open_sink, wanted_names, write
 from pipeline.engine.stopwatch import Times
 from pipeline.inputs.keys import Keys, PrecomputedKeys
 from pipeline.inputs.listing import SourceError, Sources
@@ -144,7 +144,8 @@ class Worker:
                 stack.enter_context(one_thread(job.restorer.device))
                 scheduler = stack.enter_context(self._resources.scheduler())
                 progress: tqdm[NoReturn] = stack.enter_context(progress_bar(None, 0, quiet=True))
-                items = watch.each("read", read(unit.entries, sink.finished, side_members=sink.copies_members))
+                items = read(unit.entries, sink.finished, wanted=wanted_names(job), side_members=sink.copies_members)
+                items = watch.each("read", items)
                 megapixels = write(scheduler.run(make_tasks(job, items, keys)), sink, progress, watch)
                 with watch("write"):
                     sink.close()

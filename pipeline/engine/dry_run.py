@@ -17,7 +17,7 @@ from pipeline.engine.device import one_thread
 from pipeline.engine.job import Job
 from pipeline.engine.progress import progress_bar, time_left
 from pipeline.engine.resources import RunResources, open_resources
-from pipeline.engine.run import input_total, list_inputs, make_tasks
+from pipeline.engine.run import input_total, list_inputs, make_tasks, wanted_names
 from pipeline.engine.task import Step, Task
 from pipeline.inputs.keys import Keys
 from pipeline.inputs.remote import RemoteError
@@ -105,7 +105,7 @@ def dry_run(job: Job) -> str:
         stack.enter_context(one_thread(job.restorer.device))
         resources = stack.enter_context(open_resources(job))
         done, position, total = finished_before(job), ReadPosition(), input_total(sources.count, job.limit)
-        items = read(sources, done.finished, position=position)
+        items = read(sources, done.finished, wanted=wanted_names(job), position=position)
         left = time_left(position, None if total is not None else sources.shard_bytes)
         with progress_bar(total, 0, job.quiet) as progress:
             found = survey(job, islice(items, job.limit), Keys(job.shards, done.key_taken), progress, left)

@@ -58,7 +58,12 @@ def run(job: Job, sink_of: SinkOf | None = None) -> int:
         started = time.perf_counter()
         entries = job.share.entries(sources, job.shards)
         position = ReadPosition()
-        items = read(entries, sink.finished, sink.shard_finished, side_members=sink.copies_members, position=position)
+        items = read(
+            *(entries, sink.finished, sink.shard_finished),
+            wanted=wanted_names(job),
+            side_members=sink.copies_members,
+            position=position,
+        )
         items = watch.each("read", islice(items, job.limit))
         tasks = make_tasks(job, items, Keys(per_shard=job.shards, taken=manifest.key_taken))
         left = time_left(position, None if total is not None or job.share.part else sources.shard_bytes)
@@ -99,6 +104,11 @@ def name_filter(job: Job, item: Item) -> str | None:
     """Why the filters leave an item out by its name; None if they do not, and for a folder or tar that could not be
     read, whatever it is called."""
     return None if item.is_container else job.filters.by_name(item.source.removeprefix(item.prefix))
+
+
+def wanted_names(job: Job) -> Callable[[str], bool]:
+    """Whether a file is read, by its path below its input: not if the filters leave it out and it has no output."""
+    return lambda name: job.filters.passed_through != "skip" or job.filters.by_name(name) is None
 
 
 def claims_key(job: Job, reason: str | None) -> bool:

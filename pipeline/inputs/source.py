@@ -36,7 +36,7 @@ class Item:
     key: its path without the extension, below the input folder or inside its tar.
     source: unique in a run: the path below the input folder, a tar counting as a folder; later members of a tar with
         the same name get `#2`, `#3`, ….
-    data: the file; None if it could not be read or was not needed.
+    data: the file; None if it could not be read or is finished; empty if it is not wanted.
     shard: the tar's path below the input folder.
     error: why it could not be read; transient: whether that may pass. Both are unset for a finished file, which is not
         read.
@@ -87,11 +87,22 @@ class ReadPosition:
         self.done, self.within = self.done + (entry.size or 0), 0
 
 
+@dataclass(frozen=True)
+class _Selection:
+    """Which contents are read; the fields are those of `read`."""
+
+    finished: Callable[[str], bool]
+    wanted: Callable[[str], bool]
+    side_members: bool
+    limit: int
+
+
 def read(
     entries: Iterable[Entry],
     finished: Callable[[str], bool] = lambda source: False,
     shard_finished: Callable[[str], bool] = lambda shard: False,
     *,
+    wanted: Callable[[str], bool] = lambda name: True,
     side_members: bool = False,
     limit: int = SIZE_LIMIT,
     position: ReadPosition | None = None,
@@ -100,6 +111,7 @@ def read(
 
     finished: whether a source is finished; its item has no data and no error, but its key is still known.
     shard_finished: whether a shard is finished; it is not opened.
+    wanted: whether the content of a file is needed, by its path below its own input.
     side_members: also yield tar members that are not images, except finished ones.
     limit: larger files and members, in bytes, are error items and are not read.
     position: updated with the progress.
@@ -110,13 +122,14 @@ def read(
     try:
         for entry in entries:
             done = finished if entry.assigned else _finished
+            selection = _Selection(done, wanted, side_members, limit)
             try:
                 if not entry.shard:
-                    file = _read_file(entry, done, limit)
-                    denied *= file.data is None  # the store was not asked for a finished one
+                    file = _read_file(entry, selection)
+                    denied *= not file.data  # the store was not asked for a finished or an unwanted one
                     yield file
                 elif not shard_finished(entry.name):
-                    for item in _read_shard(entry, done, side_members, limit, position):
+                    for item in _read_shard(entry, selection, position):
                         if isinstance(item, Item) and item.error is not None and done(item.source):
                             yield replace(item, error=None)
                         else:
@@ -142,14 +155,16 @@ def _key(name: str) -> str:
     return name.removesuffix(PurePosixPath(name).suffix)
 
 
-def _read_file(entry: Entry, finished: Callable[[str], bool], limit: int) -> Item:
-    name, prefix, done = entry.name, entry.prefix, finished(entry.name)
+def _read_file(entry: Entry, selection: _Selection) -> Item:
+    name, prefix, done = entry.name, entry.prefix, selection.finished(entry.name)
     if entry.error is not None:
         return Item(name, name, None, error=None if done else entry.error, transient=True, prefix=prefix)
     data, error, transient = None, None, False
-    if not done:
+    if not done and not selection.wanted(name.removeprefix(prefix)):
+        data = b""
+    elif not done:
         try:
-            data, error = _contents(entry.path, limit)
+            data, error = _contents(entry.path, selection.limit)
         except OSError as failure:
             error, transient = f"cannot be read: {failure.strerror or failure}", True
         except MemoryError:
@@ -173,18 +188,14 @@ def _too_large(size: int, limit: int) -> str:
     return f"{size} bytes are more than the limit of {limit}"
 
 
-def _read_shard(
-    entry: Entry, finished: Callable[[str], bool], side_members: bool, limit: int, position: ReadPosition
-) -> Iterator[Item | SideMember]:
+def _read_shard(entry: Entry, selection: _Selection, position: ReadPosition) -> Iterator[Item | SideMember]:
     count = 0
     try:
         with open_tar(entry.path) as (archive, file):
             repeats: dict[bytes, int] = {}
             for count, member in enumerate(members_of(archive), 1):  # noqa: B007
                 position.within = file.tell() if entry.size is not None else 0
-                found = _read_member(
-                    archive, member, entry, repeats, finished=finished, side_members=side_members, limit=limit
-                )
+                found = _read_member(archive, member, entry, selection, repeats)
                 if found is not None:
                     yield found
     except RemoteError:
@@ -202,17 +213,10 @@ def _read_shard(
 
 
 def _read_member(
-    archive: tarfile.TarFile,
-    member: tarfile.TarInfo,
-    shard: Entry,
-    repeats: dict[bytes, int],
-    *,
-    finished: Callable[[str], bool],
-    side_members: bool,
-    limit: int,
+    archive: tarfile.TarFile, member: tarfile.TarInfo, shard: Entry, selection: _Selection, repeats: dict[bytes, int]
 ) -> Item | SideMember | None:
     image = shard.kind.includes(member.name)
-    if member.isdir() or not (image or side_members):
+    if member.isdir() or not (image or selection.side_members):
         return None
     error = None
     try:
@@ -223,16 +227,17 @@ def _read_member(
         error = f"unsafe name: {refusal}"
     if not member.isreg():
         error = error or "a link or special file in a tar, which is not followed"
-    elif member.size > limit:
-        error = error or _too_large(member.size, limit)
+    elif member.size > selection.limit:
+        error = error or _too_large(member.size, selection.limit)
     times = repeats[digest(name)] = repeats.get(digest(name), 0) + 1
     source = f"{shard.name}/{name}" + (f"#{times}" if times > 1 else "")
-    done, data, transient = finished(source), None, False
+    done, data, transient = selection.finished(source), None, False
     if not image and error is None and done:
         return None
     if error is None and not done:
         try:
-            data = member_data(archive, member)
+            needed = not image or selection.wanted(source.removeprefix(shard.prefix))
+            data = member_data(archive, member) if needed else b""
         except MemoryError:
             error, transient = NO_MEMORY, True
     if not image and data is not None:

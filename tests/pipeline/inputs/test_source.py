@@ -112,6 +112,21 @@ def test_finished_and_whole_are_not_read(tmp_path):
     ]
 
 
+def test_what_is_not_wanted_is_not_read(tmp_path):
+    write_tar(tmp_path / "x" / "s.tar", [("c.jpg", b"1"), ("d.jpg", b"2"), ("c.json", b"{}")])
+    (tmp_path / "x" / "a.jpg").symlink_to(tmp_path / "nowhere")
+    write_tar(tmp_path / "y" / "s.tar", [("c.jpg", b"3")])
+    sources = list_sources(tmp_path / "x", tmp_path / "y")
+    found = list(read(sources, wanted=lambda name: name == "s.tar/d.jpg", side_members=True))
+    assert [(x.source, x.data) for x in found] == [
+        ("x/a.jpg", b""),
+        ("x/s.tar/c.jpg", b""),
+        ("x/s.tar/d.jpg", b"2"),
+        ("x/s.tar/c.json", b"{}"),
+        ("y/s.tar/c.jpg", b""),
+    ]
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.8])
 def test_tar_cut_off_gives_its_readable_files_and_is_reported(tmp_path, suffix, share):
