@@ -270,7 +270,9 @@ def _probe(output: Address) -> Iterator[str]:
     place = output / PROBE
     try:
         place.write_bytes(token.encode())
-        yield token
-        place.unlink()
+        try:
+            yield token
+        finally:
+            place.unlink()
     except RemoteError as error:
         raise SinkError(f"{output}: cannot be used for output: {error}") from error

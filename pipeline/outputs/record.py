@@ -53,6 +53,9 @@ class RunIdentity:
     upright: bool = False
 
 
+MOST_NAMED = 3
+"""Inputs of each kind that a message names."""
+
 METADATA_FIELDS = ("provenance",)
 """Fields of RunIdentity that do not affect pixels: a run may be resumed with other values, with a message."""
 
@@ -251,7 +254,7 @@ def check_same_run(where: str, found: dict[str, object], run: RunIdentity) -> No
     differing = [name for name in known | wanted if known.get(name) != wanted.get(name)]
 
     def differences(names: Iterable[str]) -> str:
-        return ", ".join(f"{name} {known.get(name)!r} (now {wanted.get(name)!r})" for name in names)
+        return ", ".join(_difference(name, known.get(name), wanted.get(name)) for name in names)
 
     if refused := [name for name in differing if name not in NUMERICAL_FIELDS + METADATA_FIELDS]:
         raise SinkError(
@@ -268,6 +271,21 @@ def check_same_run(where: str, found: dict[str, object], run: RunIdentity) -> No
             "to 50 dB or better, not bit for bit",
             file=sys.stderr,
         )
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    """For a message. Of several inputs only those that differ are named, and of these the first few."""
+    old, new = str(before).splitlines(), str(now).splitlines()
+    if name != "input" or max(len(old), len(new)) < 2:
+        return f"{name} {before!r} (now {now!r})"
+    changes = (("no longer has", set(old).difference(new)), ("has in addition", set(new).difference(old)))
+    told = " and ".join(f"{how} {_named(sorted(which))}" for how, which in changes if which)
+    return f"input (now it {told or 'has another order'})"
+
+
+def _named(names: Sequence[str]) -> str:
+    others = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(repr, names[:MOST_NAMED])) + others
 
 
 def _parse(line: bytes) -> Record | None:

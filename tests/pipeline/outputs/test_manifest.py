@@ -166,6 +166,21 @@ def test_another_run_is_refused_unless_it_may_overwrite(tmp_path, change):
         Manifest.open(tmp_path, RUN)
 
 
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (["/a", "/b"], r"input \(now it no longer has '/c'\)"),
+        (["/b", "/c", "/d"], r"input \(now it no longer has '/a' and has in addition '/d'\)"),
+        ([f"/{n}" for n in "abcdefgh"], r"input \(now it has in addition '/d', '/e', '/f' and 2 more\)"),
+        (["/b", "/a", "/c"], r"input \(now it has another order\)"),
+    ],
+)
+def test_of_several_inputs_those_that_differ_are_named(tmp_path, now, message):
+    Manifest.open(tmp_path, replace(RUN, input="/a\n/b\n/c")).close()
+    with pytest.raises(SinkError, match=message):
+        Manifest.open(tmp_path, replace(RUN, input="\n".join(now)))
+
+
 def test_lines_of_an_unknown_run_are_refused(tmp_path):
     fill(tmp_path, 1)
     (tmp_path / IDENTITY).unlink()
