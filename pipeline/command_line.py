@@ -96,7 +96,7 @@ def parser(prog: str = "python -m pipeline.restore", exit_on_error: bool = True)
     result.add_argument("--version", action="version", version=f"{PROGRAM} {program_version()}")
     _add_places(result.add_argument_group("input and output").add_argument)
     _add_restoration(result.add_argument_group("restoration").add_argument)
-    _add_filters(result.add_argument_group("filters (files that do not match are passed through)").add_argument)
+    _add_filters(result.add_argument_group("which inputs (files that do not match are passed through)").add_argument)
     _add_machine(result.add_argument_group("machine").add_argument)
     _add_processes(result.add_argument_group("several processes and machines").add_argument)
     return result
@@ -135,7 +135,7 @@ def _add_restoration(add: Add) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="0: smooth, with the smallest error; 1: a sample, with natural texture [1]",
+        help="0: the weights' regression, which is smooth; 1: a sample, with natural texture [1]",
     )
 
 
@@ -144,11 +144,11 @@ def _add_filters(add: Add) -> None:
     add("--max-quality", type=int, metavar="Q", help="restore files of at most this quality (libjpeg's, 1 to 100)")
     add("--min-quality", type=int, metavar="Q", help="restore files of at least this quality")
     add("--min-size", type=int, metavar="N", help="restore files with at least N pixels on the shorter side")
-    add("--include", **several, help="restore files whose path below the input matches; repeatable")
+    add("--include", **several, help="restore files that match, as in --exclude; repeatable")
     add(
         "--exclude",
         **several,
-        help="pass through files that match (a pattern without a slash: whose name matches); "
+        help="pass through files whose path below the input matches (a pattern without a slash: whose name); "
         "for no output, add --passed-through skip",
     )
     add(
@@ -159,8 +159,8 @@ def _add_filters(add: Add) -> None:
         "JPEG file, or none [%(default)s]",
     )
     add("--dry-run", action="store_true", help="print what would be done and an estimate of the time; write nothing")
-    add("--limit", type=int, metavar="N", help="stop after N inputs")
-    add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="refuse larger images [%(default)s]")
+    add("--limit", type=int, metavar="N", help="only the first N inputs")
+    add("--max-pixels", type=int, default=Options.max_pixels, metavar="N", help="larger images fail [%(default)s]")
 
 
 def _add_machine(add: Add) -> None:
