@@ -108,7 +108,7 @@ def name_filter(job: Job, item: Item) -> str | None:
 
 def wanted_names(job: Job) -> Callable[[str], bool]:
     """Whether a file is read, by its path below its input: not if the filters leave it out and it has no output."""
-    return lambda name: job.filters.passed_through != "skip" or job.filters.by_name(name) is None
+    return lambda name: claims_key(job, job.filters.by_name(name))
 
 
 def claims_key(job: Job, reason: str | None) -> bool:

@@ -24,6 +24,7 @@ from pipeline.engine.stage import Stage, finish_batch, run_stages, run_unit, sta
 from pipeline.engine.work_queue import ScheduledItem, WorkQueue, WorkUnit
 from pipeline.engine.worker import WorkerLauncher
 from pipeline.engine.worker_pool import WorkerPool
+from pipeline.inputs.names import first_names
 
 T = TypeVar("T")
 JOIN_TIMEOUT_S = 8.0
@@ -319,9 +320,7 @@ class Scheduler(Generic[T]):
 
     def _names(self, units: Sequence[WorkUnit[T]]) -> str:
         """Those of the units' items, the first MOST_NAMED."""
-        names = list(dict.fromkeys(self._name(unit.entry.item) for unit in units))
-        others = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        return ", ".join(names[:MOST_NAMED]) + others
+        return first_names(list(dict.fromkeys(self._name(unit.entry.item) for unit in units)), MOST_NAMED)
 
     def _run_sequentially(self, item: T) -> T:
         try:

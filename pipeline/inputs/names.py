@@ -1,5 +1,6 @@
-"""Names of input files: recognises JPEG files and tars, and refuses unsafe names."""
+"""Names of input files: recognises JPEG files and tars, refuses unsafe names, and shortens lists of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePosixPath
@@ -50,3 +51,9 @@ def safe_name(name: str) -> str:
 def digest(text: str) -> bytes:
     """A 12-byte hash of a name. Millions fit in a set; a collision among ten million has a probability of 1e-15."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """The first `most` names and the number of the others, for a message: `a, b and 3 more`."""
+    others = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + others

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
-from pipeline.inputs.names import digest
+from pipeline.inputs.names import digest, first_names
 from pipeline.inputs.remote import Address
 
 Status = Literal["restored", "passed_through", "failed"]
@@ -279,13 +279,8 @@ def _difference(name: str, before: object, now: object) -> str:
     if name != "input" or max(len(old), len(new)) < 2:
         return f"{name} {before!r} (now {now!r})"
     changes = (("no longer has", set(old).difference(new)), ("has in addition", set(new).difference(old)))
-    told = " and ".join(f"{how} {_named(sorted(which))}" for how, which in changes if which)
+    told = " and ".join(f"{how} {first_names(sorted(map(repr, which)), MOST_NAMED)}" for how, which in changes if which)
     return f"input (now it {told or 'has another order'})"
-
-
-def _named(names: Sequence[str]) -> str:
-    others = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(map(repr, names[:MOST_NAMED])) + others
 
 
 def _parse(line: bytes) -> Record | None:
